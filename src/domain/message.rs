@@ -1,0 +1,268 @@
+//! A message and its delivery options. Immutable once accepted.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::id::MessageId;
+use super::time::Timestamp;
+
+/// The methods a message may be delivered with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Method {
+    Get,
+    #[default]
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+impl Method {
+    /// All of them, in the order that error texts list them.
+    pub const ALL: [Self; 5] = [Self::Get, Self::Post, Self::Put, Self::Patch, Self::Delete];
+
+    /// The method as RFC 9110 spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+        }
+    }
+
+    /// Reads a method in any case; `None` for one that is not allowed.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| method.as_str().eq_ignore_ascii_case(text))
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Header fields in the order they came; names in canonical form (`X-Api-Key`), repeated names repeated.
+///
+/// Values are text without control characters other than tab.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Headers(pub Vec<(String, String)>);
+
+impl Headers {
+    /// No fields.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The fields in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Appends a field; the name is brought into canonical form.
+    pub fn append(&mut self, name: &str, value: impl Into<String>) {
+        self.0.push((canonical_name(name), value.into()));
+    }
+
+    /// Removes every field of that name, in any case.
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|(have, _)| !have.eq_ignore_ascii_case(name));
+    }
+
+    /// The first value of that name, in any case.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// Bytes that the fields take in memory, roughly.
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.len() + 48).sum()
+    }
+}
+
+/// Go's MIME form of a header name: each part between dashes capitalised, the rest lower case.
+///
+/// A name with a character outside RFC 9110's token set is left as it is, as Go does.
+pub fn canonical_name(name: &str) -> String {
+    if !name.bytes().all(is_token_byte) {
+        return name.to_owned();
+    }
+    let mut start_of_part = true;
+    name.chars()
+        .map(|c| {
+            let c = if start_of_part { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() };
+            start_of_part = c == '-';
+            c
+        })
+        .collect()
+}
+
+/// Whether a byte may stand in a header name (RFC 9110, 5.6.2).
+pub const fn is_token_byte(byte: u8) -> bool {
+    matches!(
+        byte,
+        b'!' | b'#'
+            | b'$'
+            | b'%'
+            | b'&'
+            | b'\''
+            | b'*'
+            | b'+'
+            | b'-'
+            | b'.'
+            | b'^'
+            | b'_'
+            | b'`'
+            | b'|'
+            | b'~'
+    ) || byte.is_ascii_alphanumeric()
+}
+
+/// Which parts of a message the API hides.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Redact {
+    /// The body.
+    pub body: bool,
+    /// All headers.
+    pub all_headers: bool,
+    /// Single headers, canonical names.
+    pub headers: Vec<String>,
+}
+
+impl Redact {
+    /// Whether nothing is hidden.
+    pub fn is_none(&self) -> bool {
+        !self.body && !self.all_headers && self.headers.is_empty()
+    }
+
+    /// Whether the header of that (canonical) name is hidden.
+    pub fn hides_header(&self, name: &str) -> bool {
+        self.all_headers || self.headers.iter().any(|have| have == name)
+    }
+}
+
+/// Limits that messages share through a key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FlowControl {
+    /// The key; free text.
+    pub key: String,
+    /// At most that many attempts at once; `None`: no limit.
+    pub parallelism: Option<u32>,
+    /// At most that many attempts started in a period; `None`: no limit.
+    pub rate: Option<u32>,
+    /// The period of `rate`, whole seconds, at least 1.
+    pub period_s: u32,
+}
+
+/// How a message is delivered, beyond where to and what. Callbacks have the same options.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Limit for one attempt; `None`: the server's maximum.
+    pub timeout: Option<Duration>,
+    /// The expression that gives the delay before a retry; `None`: back-off.
+    pub retry_delay: Option<String>,
+    /// A message to send after every attempt.
+    pub callback: Option<Box<CallbackSpec>>,
+    /// A message to send after the final failure.
+    pub failure_callback: Option<Box<CallbackSpec>>,
+    /// What the API hides.
+    pub redact: Redact,
+    /// Limits shared through a key.
+    pub flow_control: Option<FlowControl>,
+    /// `llm` for messages to the configured language model.
+    pub api: Option<String>,
+}
+
+/// How the message of a callback is made: `Upstash-Callback` with its whole family.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CallbackSpec {
+    /// Where to; http or https.
+    pub url: String,
+    /// The method.
+    pub method: Method,
+    /// Headers for the callback request, canonical names. `Content-Type` here overrides JSON's.
+    pub headers: Headers,
+    /// Retries; `None`: as many as the source message has.
+    pub retries: Option<u32>,
+    /// How long after the outcome it is due.
+    pub delay: Option<Duration>,
+    /// Labels.
+    pub labels: Vec<String>,
+    /// Timeout, retry delay, flow control; a nested callback one level deep.
+    pub options: Options,
+}
+
+/// One request to be made to one destination.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    pub id: MessageId,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When its first attempt is due: `created_at` without a delay.
+    pub due_at: Timestamp,
+    pub method: Method,
+    /// The destination exactly as published; also the signature's `sub`.
+    pub url: String,
+    /// `Content-Type` (if any) and the forwarded headers; nothing else.
+    pub headers: Headers,
+    pub body: Bytes,
+    /// SHA-256 of the body, taken at acceptance.
+    pub body_sha256: [u8; 32],
+    /// Attempts = 1 + retries.
+    pub max_retries: u32,
+    /// The publisher's address, as text.
+    pub caller_ip: Option<String>,
+    pub labels: Vec<String>,
+    /// The queue that it is a member of.
+    pub queue: Option<String>,
+    /// The URL group it was published to.
+    pub url_group: Option<String>,
+    /// The name of its endpoint in that group.
+    pub endpoint: Option<String>,
+    /// The schedule that made it.
+    pub schedule_id: Option<String>,
+    /// The message whose outcome made this one, for callbacks.
+    pub source_id: Option<MessageId>,
+    pub options: Options,
+}
+
+impl Message {
+    /// Bytes that it takes in memory, roughly: what the bounds on memory count.
+    pub fn size(&self) -> usize {
+        512 + self.url.len() + self.body.len() + self.headers.size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_names_are_canonical() {
+        for (given, expected) in [
+            ("x-api-key", "X-Api-Key"),
+            ("ETAG", "Etag"),
+            ("www-authenticate", "Www-Authenticate"),
+            ("bypass-tunnel-reminder", "Bypass-Tunnel-Reminder"),
+            ("x--y", "X--Y"),
+            ("a b", "a b"),
+        ] {
+            assert_eq!(canonical_name(given), expected);
+        }
+    }
+
+    #[test]
+    fn methods_are_read_in_any_case() {
+        assert_eq!(Method::parse("patch"), Some(Method::Patch));
+        assert_eq!(Method::parse("HEAD"), None);
+    }
+}

@@ -1,0 +1,9 @@
+//! What a message is and what may happen to it.
+//!
+//! Nothing here does I/O, awaits, reads a clock or knows SQL or HTTP servers, so every rule is tested with a table.
+//! [`message`] has the words; [`outcome`] turns what an attempt came to into the message's next state.
+
+pub mod id;
+pub mod message;
+pub mod outcome;
+pub mod time;

@@ -1,0 +1,3 @@
+//! Homing: a self-hosted HTTP message queue, wire-compatible with `QStash`.
+
+pub mod domain;
