@@ -1,0 +1,24 @@
+//! The black-box suite: the real binary, a real database of each kind, HTTP in, a scripted receiver out.
+//!
+//! Every test is an `async fn(Test)` named in its file's `engines!` list, which runs it on SQLite and on PostgreSQL.
+//! `./scripts/test` brings up what they need. Nothing here sleeps to let something happen: tests wait on a condition
+//! with a deadline (`support::wait`), or on a gate that they open themselves (`support::receiver::Gate`).
+
+#![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
+#![allow(clippy::print_stderr, reason = "a failed test shows the server's output; libtest captures the rest")]
+#![allow(clippy::disallowed_methods, reason = "the bans are about the server; the tests look at it from outside")]
+
+#[macro_use]
+mod support;
+
+mod auth;
+mod callbacks;
+mod crash;
+mod delivery;
+mod egress;
+mod errors;
+mod lifecycle;
+mod publish;
+mod resources;
+mod sdk;
+mod signing;

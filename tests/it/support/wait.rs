@@ -1,0 +1,39 @@
+//! Waiting on conditions, always with a deadline.
+
+use std::time::{Duration, Instant};
+
+/// How long anything that should happen soon may take. Generous: a busy machine is no failure.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// Asks again and again until there is an answer; panics, naming `what`, when there is none [`SOON`].
+#[track_caller]
+pub(crate) fn eventually<T, F>(what: &str, ask: impl FnMut() -> F) -> impl Future<Output = T>
+where
+    F: Future<Output = Option<T>>,
+{
+    within(SOON, what, ask)
+}
+
+/// [`eventually`] with a deadline of its own.
+#[track_caller]
+pub(crate) fn within<T, F>(limit: Duration, what: &str, mut ask: impl FnMut() -> F) -> impl Future<Output = T>
+where
+    F: Future<Output = Option<T>>,
+{
+    let caller = std::panic::Location::caller();
+    async move {
+        let start = Instant::now();
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            assert!(start.elapsed() < limit, "{caller}: not within {limit:?}: {what}");
+            pause(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// The pause between two looks at a condition, or between two requests of a client that should not flood.
+pub(crate) async fn pause(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
