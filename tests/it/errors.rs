@@ -1,1 +1,191 @@
-//! TBD
+//! What is refused, with which status, and that nothing comes of it.
+
+use serde_json::json;
+
+use crate::support::{Receiver, Server, Test};
+
+engines! {
+    bad_destinations_are_refused,
+    bad_options_are_refused,
+    control_characters_are_refused,
+    bodies_over_the_limit_are_refused,
+    unknown_routes_are_not_found,
+    known_routes_name_their_methods,
+    malformed_json_is_refused,
+}
+
+const INVALID_SCHEME: &str = "invalid destination url: endpoint has invalid scheme, add http:// or https://";
+
+/// Fails unless the log is empty: a refused publish leaves no trace.
+async fn assert_nothing_stored(server: &Server) {
+    assert_eq!(server.get_json("/v2/events").await, json!({"events": []}));
+}
+
+async fn bad_destinations_are_refused(t: Test) {
+    let server = t.server().await;
+    for (destination, status, text) in [
+        ("", 400, "a non-empty destination must be provided"),
+        ("ftp://example.com/x", 400, INVALID_SCHEME),
+        ("example.com/path", 400, INVALID_SCHEME),
+        ("undefined/api/hook", 400, INVALID_SCHEME),
+        ("v2/publish/https://example.com", 400, INVALID_SCHEME),
+        ("javascript:alert(1)", 400, INVALID_SCHEME),
+        ("ftp%3A%2F%2Fexample.com", 400, INVALID_SCHEME),
+        ("https%3A%2F%2F", 400, ""),
+        ("https%3A%2F%2F%zz", 400, ""),
+        ("https%3A%2F%2F%FF%FE", 400, ""),
+        ("https%3A%2F%2Fexample.com%2F%0d%0ax", 400, ""),
+        ("https://", 400, ""),
+        ("http://:80/", 400, ""),
+        ("http://exa mple.com/".replace(' ', "%20").as_str(), 400, ""),
+        ("http://example.com:99999/", 400, ""),
+        ("http://[::1/", 400, ""),
+        ("api/unknown", 400, ""),
+        ("no-such-group", 404, "topic no-such-group not found"),
+    ] {
+        let answer = server.call("POST", &format!("/v2/publish/{destination}")).body("x").send().await;
+        assert_eq!(answer.status, status, "{destination:?}: {}", answer.text());
+        let error = answer.error(status);
+        assert!(error.contains(text), "{destination:?}: {error}");
+    }
+    server.call("POST", "/v2/publish").send().await.error(400);
+    assert_nothing_stored(&server).await;
+}
+
+async fn bad_options_are_refused(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let target = format!("/v2/publish/{}", receiver.url("/"));
+    let long = format!("{}1{}", "(".repeat(100), ")".repeat(100));
+    for (name, value) in [
+        ("Upstash-Delay", "5x"),
+        ("Upstash-Delay", "-5s"),
+        ("Upstash-Delay", "s"),
+        ("Upstash-Delay", "1h 30m"),
+        ("Upstash-Delay", "99999999999999999999d"),
+        ("Upstash-Not-Before", "tomorrow"),
+        ("Upstash-Not-Before", "-1"),
+        ("Upstash-Retries", "-1"),
+        ("Upstash-Retries", "1.5"),
+        ("Upstash-Retries", "many"),
+        ("Upstash-Retries", "99999999999"),
+        ("Upstash-Retry-Delay", "1000 *"),
+        ("Upstash-Retry-Delay", "retries * 5"),
+        ("Upstash-Retry-Delay", "system(1)"),
+        ("Upstash-Retry-Delay", "pow(2)"),
+        ("Upstash-Retry-Delay", long.as_str()),
+        ("Upstash-Timeout", "soon"),
+        ("Upstash-Timeout", "-1"),
+        ("Upstash-Method", "HEAD"),
+        ("Upstash-Method", "BREW"),
+        ("Upstash-Callback", "example.com/hook"),
+        ("Upstash-Callback", "ftp://example.com"),
+        ("Upstash-Failure-Callback", "/relative"),
+        ("Upstash-Redact-Fields", "everything"),
+        ("Upstash-Content-Based-Deduplication", "perhaps"),
+        ("Upstash-Flow-Control-Key", "key-without-value"),
+        ("Upstash-Flow-Control-Value", "parallelism=1"),
+    ] {
+        let answer = server.call("POST", &target).header(name, value).body("x").send().await;
+        assert_eq!(answer.status, 400, "{name}: {value}: {}", answer.text());
+        answer.error(400);
+    }
+    for value in
+        ["parallelism=0", "rate=-1", "speed=5", "period=1m", "rate=1,period=8d", "rate", "rate=1 period=2"]
+    {
+        let call = server.call("POST", &target).header("Upstash-Flow-Control-Key", "k");
+        let answer = call.header("Upstash-Flow-Control-Value", value).send().await;
+        assert_eq!(answer.status, 400, "{value}: {}", answer.text());
+        answer.error(400);
+    }
+    // The options of a callback are checked when the message is published, not when it is too late.
+    for (name, value) in [
+        ("Upstash-Callback-Retries", "-1"),
+        ("Upstash-Callback-Method", "HEAD"),
+        ("Upstash-Callback-Timeout", "soon"),
+        ("Upstash-Callback-Retry-Delay", "1 +"),
+        ("Upstash-Callback-Callback", "nowhere"),
+    ] {
+        let call = server.call("POST", &target).header("Upstash-Callback", receiver.url("/"));
+        call.header(name, value).send().await.error(400);
+    }
+    assert_nothing_stored(&server).await;
+    assert_eq!(receiver.requests().len(), 0);
+}
+
+async fn control_characters_are_refused(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    // The HTTP parser refuses these before anything of ours sees them.
+    for value in [&b"a\x01b"[..], b"a\x00b", b"a\x7fb", b"a\rb"] {
+        let call = server.call("POST", &format!("/v2/publish/{}", receiver.url("/")));
+        assert_eq!(call.header("Upstash-Forward-X", value).send().await.status, 400, "{value:?}");
+    }
+    // In a parameter they can be written.
+    for parameter in
+        ["upstash-forward-x=a%0d%0ab:c", "upstash-forward-x=a%00b", "upstash-callback-forward-x=a%0ab"]
+    {
+        let url = receiver.url(&format!("/?upstash-callback=http://127.0.0.1:9/&{parameter}"));
+        server.call("POST", &format!("/v2/publish/{url}")).send().await.error(400);
+    }
+    assert_nothing_stored(&server).await;
+    assert_eq!(receiver.requests().len(), 0);
+}
+
+async fn bodies_over_the_limit_are_refused(t: Test) {
+    let server = t.server_with(&[("HOMING_MAX_MESSAGE_SIZE", "1KiB")]).await;
+    let receiver = Receiver::start().await;
+    let target = format!("/v2/publish/{}", receiver.url("/"));
+    server.call("POST", &target).body(vec![b'x'; 1025]).send().await.error(413);
+    server.call("POST", &target).chunked().body(vec![b'x'; 1025]).send().await.error(413);
+    assert_nothing_stored(&server).await;
+    server.call("POST", &target).body(vec![b'x'; 1024]).send().await.json(200);
+    assert_eq!(receiver.next_request().await.body.len(), 1024);
+}
+
+async fn unknown_routes_are_not_found(t: Test) {
+    let server = t.server().await;
+    for target in
+        ["/v2", "/v2/", "/v2/nothing", "/v1/publish/https://example.com", "/v3/keys", "/v2/keys/nothing"]
+    {
+        for method in ["GET", "POST"] {
+            let answer = server.call(method, target).send().await;
+            assert_eq!(answer.status, 404, "{method} {target}: {}", answer.text());
+            answer.error(404);
+        }
+    }
+}
+
+async fn known_routes_name_their_methods(t: Test) {
+    let server = t.server().await;
+    for (method, target, allowed) in [
+        ("GET", "/v2/publish/https://example.com", "POST"),
+        ("PUT", "/v2/messages/msg_a", "DELETE"),
+        ("DELETE", "/v2/keys", "GET"),
+        ("GET", "/v2/keys/rotate", "POST"),
+        ("POST", "/v2/events", "GET"),
+        ("PUT", "/v2/dlq/1-0", "DELETE"),
+    ] {
+        let answer = server.call(method, target).send().await;
+        assert_eq!(answer.status, 405, "{method} {target}: {}", answer.text());
+        answer.error(405);
+        let allow = answer.header("allow").unwrap_or_else(|| panic!("{method} {target}: no Allow"));
+        assert!(allow.split(',').any(|method| method.trim() == allowed), "{target}: {allow}");
+    }
+    // Never a redirect, with or without the last slash.
+    assert_eq!(server.get("/v2/dlq/").await.status, 200);
+    assert_eq!(server.get("/v2/keys/").await.status, 200);
+}
+
+async fn malformed_json_is_refused(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let id = server.publish(&receiver.url("/"), &[("Upstash-Delay", "1h")], "x").await;
+    for body in ["{", "[]", "{\"messageIds\":\"", "{\"messageIds\":[1]}", "\u{0}"] {
+        let call =
+            server.call("DELETE", "/v2/messages").header("Content-Type", "application/json").body(body);
+        let answer = call.send().await;
+        assert_eq!(answer.status, 400, "{body:?}: {}", answer.text());
+        answer.error(400);
+    }
+    server.call("DELETE", "/v2/dlq").body("{").send().await.error(400);
+    server.call("DELETE", "/v2/messages?labeel=x").send().await.error(400);
+    assert_eq!(server.states(&id).await, ["CREATED"], "nothing was cancelled");
+}

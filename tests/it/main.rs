@@ -6,7 +6,10 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 #![allow(clippy::print_stderr, reason = "a failed test shows the server's output; libtest captures the rest")]
-#![allow(clippy::disallowed_methods, reason = "the bans are about the server; the tests look at it from outside")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the bans are about the server; the tests look at it from outside"
+)]
 
 #[macro_use]
 mod support;

@@ -40,10 +40,6 @@ impl Database {
         Self { engine, url, dir, name }
     }
 
-    pub(crate) fn engine(&self) -> Engine {
-        self.engine
-    }
-
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
@@ -63,7 +59,9 @@ impl Database {
 /// The cluster's base URL. Without one the test fails: a skipped test looks like a passed one.
 fn cluster() -> String {
     let url = std::env::var(CLUSTER).unwrap_or_else(|_| {
-        panic!("{CLUSTER} is not set, so there is no PostgreSQL to test on; run the tests with ./scripts/test")
+        panic!(
+            "{CLUSTER} is not set, so there is no PostgreSQL to test on; run the tests with ./scripts/test"
+        )
     });
     url.trim_end_matches('/').to_owned()
 }

@@ -20,12 +20,13 @@ pub(crate) struct Call {
     target: String,
     headers: Vec<(String, Vec<u8>)>,
     body: Vec<u8>,
+    chunked: bool,
 }
 
 impl Call {
     pub(crate) fn new(address: SocketAddr, method: &str, target: &str) -> Self {
         let (method, target) = (method.to_owned(), target.to_owned());
-        Self { address, method, target, headers: Vec::new(), body: Vec::new() }
+        Self { address, method, target, headers: Vec::new(), body: Vec::new(), chunked: false }
     }
 
     /// Adds a header; the value goes out as it is, whatever its bytes.
@@ -49,6 +50,12 @@ impl Call {
         self
     }
 
+    /// Sends the body in chunks, without saying its length, as streaming clients do.
+    pub(crate) fn chunked(mut self) -> Self {
+        self.chunked = true;
+        self
+    }
+
     /// Sends it; an answer there must be.
     pub(crate) async fn send(self) -> Answer {
         let what = format!("{} {}", self.method, self.target);
@@ -66,7 +73,11 @@ impl Call {
     async fn exchange(self) -> io::Result<Answer> {
         let mut request = format!("{} {} HTTP/1.1\r\n", self.method, self.target).into_bytes();
         request.extend_from_slice(format!("Host: {}\r\nConnection: close\r\n", self.address).as_bytes());
-        request.extend_from_slice(format!("Content-Length: {}\r\n", self.body.len()).as_bytes());
+        if self.chunked {
+            request.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        } else {
+            request.extend_from_slice(format!("Content-Length: {}\r\n", self.body.len()).as_bytes());
+        }
         for (name, value) in &self.headers {
             request.extend_from_slice(name.as_bytes());
             request.extend_from_slice(b": ");
@@ -74,7 +85,16 @@ impl Call {
             request.extend_from_slice(b"\r\n");
         }
         request.extend_from_slice(b"\r\n");
-        request.extend_from_slice(&self.body);
+        if self.chunked {
+            for chunk in self.body.chunks(7) {
+                request.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+                request.extend_from_slice(chunk);
+                request.extend_from_slice(b"\r\n");
+            }
+            request.extend_from_slice(b"0\r\n\r\n");
+        } else {
+            request.extend_from_slice(&self.body);
+        }
 
         let stream = TcpStream::connect(self.address).await?;
         let (mut reader, mut writer) = stream.into_split();
@@ -152,7 +172,8 @@ fn dechunk(mut rest: &[u8]) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {
         let end = rest.windows(2).position(|window| window == b"\r\n")?;
-        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).ok()?.split(';').next()?, 16).ok()?;
+        let size =
+            usize::from_str_radix(std::str::from_utf8(&rest[..end]).ok()?.split(';').next()?, 16).ok()?;
         rest = &rest[end + 2..];
         if size == 0 {
             return Some(body);

@@ -9,6 +9,7 @@ pub(crate) mod wait;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 
+use base64::Engine as _;
 use futures_util::FutureExt;
 
 use database::Database;
@@ -34,6 +35,18 @@ macro_rules! engines {
             }
         }
     )*};
+}
+
+/// Lower-case hex, as redacted values show it.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// Decodes standard base64 with padding.
+#[track_caller]
+pub(crate) fn base64_text(value: &serde_json::Value) -> Vec<u8> {
+    let text = value.as_str().unwrap_or_else(|| panic!("no text: {value}"));
+    base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_else(|e| panic!("{e}: {text}"))
 }
 
 /// The API token of every server under test.
@@ -73,21 +86,21 @@ impl Test {
         }
         test.shared.database.drop_it().await;
         let allowed = test.shared.allowed_errors.lock().unwrap().clone();
-        let leftovers: Vec<String> = servers.iter().flat_map(|server| server.log().faults(&allowed)).collect();
+        let leftovers: Vec<String> =
+            servers.iter().flat_map(|server| server.log().faults(&allowed)).collect();
         if result.is_err() || !leftovers.is_empty() {
             for server in &servers {
-                eprintln!("--- output of the server on {} ---\n{}", server.last_address(), server.log().text());
+                eprintln!(
+                    "--- output of the server on {} ---\n{}",
+                    server.last_address(),
+                    server.log().text()
+                );
             }
         }
         if let Err(panic) = result {
             std::panic::resume_unwind(panic);
         }
         assert!(leftovers.is_empty(), "the server panicked or logged errors:\n{}", leftovers.join("\n"));
-    }
-
-    /// Which database this run is on.
-    pub(crate) fn engine(&self) -> Engine {
-        self.shared.database.engine()
     }
 
     /// A server on this test's database, ready.

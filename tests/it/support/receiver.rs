@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -14,7 +15,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -152,6 +153,19 @@ impl Received {
         serde_json::from_slice(&self.body).expect("a JSON body")
     }
 
+    /// As JSON, for programs outside: header names in lower case, the body in base64.
+    fn shown(&self) -> Value {
+        let headers = self.headers.iter();
+        let headers =
+            headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()));
+        json!({
+            "method": self.method,
+            "target": self.target,
+            "headers": headers.collect::<serde_json::Map<String, Value>>(),
+            "body": base64::engine::general_purpose::STANDARD.encode(&self.body),
+        })
+    }
+
     pub(crate) fn path(&self) -> &str {
         self.target.split('?').next().expect("the first part")
     }
@@ -160,6 +174,8 @@ impl Received {
 #[derive(Default)]
 struct State {
     scripts: HashMap<String, VecDeque<Reply>>,
+    /// Where programs outside of this process can read what has arrived.
+    shown_on: Option<String>,
     requests: Vec<Received>,
     /// Which of them `next_request` has handed out.
     taken: Vec<bool>,
@@ -201,6 +217,11 @@ impl Receiver {
         let replies: VecDeque<Reply> = replies.into_iter().collect();
         assert!(!replies.is_empty(), "a script needs a reply");
         self.state.lock().unwrap().scripts.insert(path.to_owned(), replies);
+    }
+
+    /// Answers requests for that path with what has arrived so far, as JSON; they are not recorded.
+    pub(crate) fn show_requests_on(&self, path: &str) {
+        self.state.lock().unwrap().shown_on = Some(path.to_owned());
     }
 
     /// The next request that no earlier call has returned, in the order of arrival.
@@ -281,9 +302,14 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>, arrived: Arc<No
         let (stream, _) = listener.accept().await.expect("accepting a connection");
         let (state, arrived) = (Arc::clone(&state), Arc::clone(&arrived));
         connections.spawn(async move {
-            let service = service_fn(move |request| answer(Arc::clone(&state), Arc::clone(&arrived), request));
+            let service =
+                service_fn(move |request| answer(Arc::clone(&state), Arc::clone(&arrived), request));
             // An error here is a connection that was closed, by a killed server or by a script.
-            drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+            drop(
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await,
+            );
         });
         while connections.try_join_next().is_some() {}
     }
@@ -310,6 +336,10 @@ async fn answer(
     let (head, body) = request.into_parts();
     // A request that breaks off never arrived.
     let body = body.collect().await.map_err(|_| Hangup)?.to_bytes();
+    if state.lock().unwrap().shown_on.as_deref() == Some(head.uri.path()) {
+        let requests: Vec<Value> = state.lock().unwrap().requests.iter().map(Received::shown).collect();
+        return Ok(Response::new(Full::from(Value::from(requests).to_string()).boxed_unsync()));
+    }
     let received = Received {
         method: head.method.as_str().to_owned(),
         target: head.uri.to_string(),

@@ -169,7 +169,12 @@ impl Server {
     }
 
     /// Publishes to a URL and returns the message's id.
-    pub(crate) async fn publish(&self, url: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> String {
+    pub(crate) async fn publish(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: impl AsRef<[u8]>,
+    ) -> String {
         let call = self.call("POST", &format!("/v2/publish/{url}")).headers(headers).body(body);
         let json = call.send().await.json(200);
         json["messageId"].as_str().unwrap_or_else(|| panic!("no messageId in {json}")).to_owned()
@@ -264,7 +269,8 @@ impl Log {
         let lines = self.lines.lock().unwrap();
         lines.all[lines.begin..].iter().find_map(|line| {
             let rest = line.split_once("listening on http://")?.1;
-            let end = rest.find(|c: char| !(c.is_ascii_hexdigit() || ".:[]".contains(c))).unwrap_or(rest.len());
+            let end =
+                rest.find(|c: char| !(c.is_ascii_hexdigit() || ".:[]".contains(c))).unwrap_or(rest.len());
             rest[..end].parse().ok()
         })
     }
@@ -277,7 +283,8 @@ impl Log {
     pub(super) fn faults(&self, allowed: &[String]) -> Vec<String> {
         let lines = self.lines.lock().unwrap();
         let is_fault = |line: &&String| {
-            let error = line.split_whitespace().any(|word| word == "ERROR") || line.contains(r#""level":"ERROR""#);
+            let error =
+                line.split_whitespace().any(|word| word == "ERROR") || line.contains(r#""level":"ERROR""#);
             let panic = line.contains("panicked at");
             (error || panic) && !allowed.iter().any(|text| line.contains(text))
         };

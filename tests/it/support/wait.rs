@@ -7,19 +7,17 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Asks again and again until there is an answer; panics, naming `what`, when there is none [`SOON`].
 #[track_caller]
-pub(crate) fn eventually<T, F>(what: &str, ask: impl FnMut() -> F) -> impl Future<Output = T>
-where
-    F: Future<Output = Option<T>>,
-{
+pub(crate) fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> impl Future<Output = T> {
     within(SOON, what, ask)
 }
 
 /// [`eventually`] with a deadline of its own.
 #[track_caller]
-pub(crate) fn within<T, F>(limit: Duration, what: &str, mut ask: impl FnMut() -> F) -> impl Future<Output = T>
-where
-    F: Future<Output = Option<T>>,
-{
+pub(crate) fn within<T>(
+    limit: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Option<T>,
+) -> impl Future<Output = T> {
     let caller = std::panic::Location::caller();
     async move {
         let start = Instant::now();
