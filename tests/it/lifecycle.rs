@@ -74,7 +74,8 @@ async fn delayed_messages_outlive_a_stop(t: Test) {
 }
 
 async fn delayed_messages_outlive_a_crash(t: Test) {
-    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let server = t.server_with(&[("HOMING_NODE_NAME", "the-only-node")]).await;
+    let receiver = Receiver::start().await;
     let id = server.publish(&receiver.url("/"), &[("Upstash-Delay", "2s")], "x").await;
     server.kill9();
     server.restart().await;
