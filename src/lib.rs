@@ -1,3 +1,5 @@
 //! Homing: a self-hosted HTTP message queue, wire-compatible with `QStash`.
 
+pub mod clock;
 pub mod domain;
+pub mod store;

@@ -51,6 +51,12 @@ impl MessageId {
         let uuid = uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid();
         Self(base58("msg_", uuid))
     }
+
+    /// The least id that a message accepted at `time` can have: a bound for ranges.
+    pub fn earliest_at(time: Timestamp) -> Self {
+        let ms = u128::try_from(time.as_millis()).unwrap_or(0);
+        Self(base58("msg_", Uuid::from_u128(ms << 80)))
+    }
 }
 
 impl DeadLetterId {
@@ -86,6 +92,17 @@ mod tests {
                 last = id.as_str().to_owned();
             }
         }
+    }
+
+    #[test]
+    fn ids_of_a_time_lie_between_the_bounds_of_that_time_and_the_next() {
+        let time = |ms| Timestamp::from_millis(ms);
+        for random in [[0; 10], [0xff; 10]] {
+            let id = MessageId::generate(time(1_764_000_000_000), random);
+            assert!(MessageId::earliest_at(time(1_764_000_000_000)) <= id);
+            assert!(id < MessageId::earliest_at(time(1_764_000_000_001)));
+        }
+        assert!(MessageId::earliest_at(time(0)) < MessageId::earliest_at(time(1_764_000_000_000)));
     }
 
     #[test]
