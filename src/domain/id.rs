@@ -9,6 +9,9 @@ use uuid::Uuid;
 
 use super::time::Timestamp;
 
+/// Names are keys of indexes, and databases limit those; far above what anybody types.
+const MAX_NAME: usize = 256;
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -64,6 +67,12 @@ impl DeadLetterId {
     pub fn generate(now: Timestamp, sequence: u32) -> Self {
         Self(format!("{}-{sequence}", now.as_millis()))
     }
+}
+
+/// Whether a text may name a queue, a URL group or a schedule: letters, digits, `-`, `_`, `.`, at most 256 of them.
+pub fn is_name(text: &str) -> bool {
+    (1..=MAX_NAME).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 fn base58(prefix: &str, uuid: Uuid) -> String {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::id::DeadLetterId;
+use super::id::{DeadLetterId, MessageId};
 use super::message::{Headers, Message};
 use super::time::Timestamp;
 
@@ -99,4 +99,27 @@ pub struct Finish {
     pub error: Option<String>,
     /// Callback and failure callback messages.
     pub callbacks: Vec<Message>,
+}
+
+/// Where the ids of new messages and dead letters come from.
+pub trait Ids {
+    /// An id for a message made at `now`.
+    fn message(&mut self, now: Timestamp) -> MessageId;
+    /// An id for a dead letter made at `now`.
+    fn dead_letter(&mut self, now: Timestamp) -> DeadLetterId;
+}
+
+/// What a decision depends on besides the message and the attempt.
+pub struct Context<'a> {
+    /// Whether a user asked to cancel the message while the attempt ran.
+    pub cancel_requested: bool,
+    /// Bytes of the response body that callbacks carry; the rest is cut off.
+    pub max_body: usize,
+    /// Ids for callbacks and dead letters.
+    pub ids: &'a mut dyn Ids,
+}
+
+/// What follows from an attempt.
+pub fn decide(_message: &Message, _attempt: Attempt, _context: &mut Context<'_>) -> Finish {
+    todo!()
 }
