@@ -2,5 +2,9 @@
 
 pub mod api;
 pub mod clock;
+pub mod config;
 pub mod domain;
+pub mod egress;
+pub mod engine;
+pub mod server;
 pub mod store;
