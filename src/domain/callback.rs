@@ -21,6 +21,7 @@ use super::time::Timestamp;
 ///
 /// It is accepted at `now`. Of the response body, `max_body` bytes are carried. Retries are the source's unless `spec`
 /// says otherwise; queue, flow control, labels and callbacks are only what `spec` says.
+#[expect(clippy::missing_panics_doc, reason = "serialising strings and integers cannot fail")]
 pub fn make(
     source: &Message,
     attempt: &Attempt,
@@ -30,8 +31,9 @@ pub fn make(
     now: Timestamp,
     max_body: usize,
 ) -> Message {
-    let body = Body::new(source, attempt, dead_letter, max_body);
-    let body = Bytes::from(serde_json::to_vec(&body).expect("strings, integers and maps of them serialise"));
+    let notice = Notice::new(source, attempt, dead_letter, max_body);
+    let body =
+        Bytes::from(serde_json::to_vec(&notice).expect("strings, integers and maps of them serialise"));
     let mut headers = spec.headers.clone();
     if headers.get("Content-Type").is_none() {
         headers.append("Content-Type", "application/json");
@@ -82,7 +84,7 @@ fn options(source: &Message, spec: &CallbackSpec) -> Options {
 /// The body on the wire.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Body<'a> {
+struct Notice<'a> {
     /// 0 without a response.
     status: u16,
     header: BTreeMap<&'a str, Vec<&'a str>>,
@@ -125,7 +127,7 @@ struct Body<'a> {
     error: Option<&'a str>,
 }
 
-impl<'a> Body<'a> {
+impl<'a> Notice<'a> {
     fn new(
         source: &'a Message,
         attempt: &'a Attempt,
@@ -348,7 +350,7 @@ mod tests {
             method: Method::Get,
             headers: headers(&[("content-type", "text/plain")]),
             retries: Some(0),
-            delay: Some(Duration::from_secs(60)),
+            delay: Some(Duration::from_mins(1)),
             labels: vec!["b".to_owned()],
             options: Options {
                 timeout: Some(Duration::from_secs(2)),
@@ -368,7 +370,7 @@ mod tests {
         assert_eq!(message.method, Method::Get);
         assert_eq!(message.headers, spec.headers);
         assert_eq!((message.max_retries, message.labels), (0, spec.labels));
-        assert_eq!(message.due_at, NOW.after(Duration::from_secs(60)));
+        assert_eq!(message.due_at, NOW.after(Duration::from_mins(1)));
         assert_eq!(message.options.timeout, spec.options.timeout);
         assert_eq!(message.options.retry_delay, spec.options.retry_delay);
         assert_eq!(message.options.flow_control, spec.options.flow_control);

@@ -383,8 +383,14 @@ mod tests {
                 attempts += 1;
                 match finish.next {
                     Next::Retry { due_at } => prop_assert!(due_at >= END && attempts <= max_retries),
-                    Next::Delivered => return Ok(prop_assert!((200..300).contains(&status))),
-                    Next::Failed { .. } => return Ok(prop_assert_eq!(attempts, max_retries + 1)),
+                    Next::Delivered => {
+                        prop_assert!((200..300).contains(&status));
+                        return Ok(());
+                    }
+                    Next::Failed { .. } => {
+                        prop_assert_eq!(attempts, max_retries + 1);
+                        return Ok(());
+                    }
                     Next::Cancelled => prop_assert!(false, "nobody cancelled it"),
                 }
             }

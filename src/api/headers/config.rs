@@ -13,7 +13,7 @@ use crate::domain::{destination, duration, redact};
 const MAX_RETRIES: u32 = i32::MAX.unsigned_abs();
 
 /// Words after `Upstash-` that we know. For a callback any other word is a header of its request.
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 16] = [
     "method",
     "delay",
     "not-before",
@@ -29,6 +29,7 @@ const KNOWN: [&str; 15] = [
     "redact-fields",
     "cron",
     "schedule-id",
+    "queue-name",
 ];
 
 /// What a message and a callback have in common.
@@ -160,7 +161,7 @@ fn read_callback(
     family: Option<&Family<'_>>,
     limits: &Limits,
 ) -> Result<Option<Box<CallbackSpec>>, HeaderError> {
-    let Some((family, url)) = family.and_then(|family| Some((family, family.url.as_ref()?))) else {
+    let Some((family, url)) = family.and_then(|family| Some((family, family.url?))) else {
         return Ok(None);
     };
     destination::validate_url(&url.value).map_err(|problem| invalid(url, problem))?;
@@ -186,7 +187,7 @@ fn read_callback(
 }
 
 fn is_known(word: &str) -> bool {
-    KNOWN.contains(&word) || word == "queue-name" || word.starts_with("telemetry-")
+    KNOWN.contains(&word) || word.starts_with("telemetry-")
 }
 
 fn read_flow_control(family: &Family<'_>, limits: &Limits) -> Result<Option<FlowControl>, HeaderError> {

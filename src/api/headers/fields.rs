@@ -12,7 +12,7 @@ use crate::domain::message::is_token_byte;
 const MAX_FIELDS: usize = 256;
 
 /// A field with its value as text.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Field<'a> {
     /// The name as sent, for error texts and forwarding.
     pub(super) written: &'a str,
@@ -27,10 +27,10 @@ const MAX_DEPTH: u32 = 2;
 /// The fields that configure one message or callback, and in turn its callbacks.
 #[derive(Default, Debug)]
 pub(super) struct Family<'a> {
-    /// For callbacks: the URL, with the field that it came in.
-    pub(super) url: Option<Field<'a>>,
+    /// For callbacks: the field with the URL.
+    pub(super) url: Option<&'a Field<'a>>,
     /// Fields by what follows the family's prefix, lower case.
-    pub(super) config: Vec<(String, Field<'a>)>,
+    pub(super) config: Vec<(&'a str, &'a Field<'a>)>,
     pub(super) callback: Option<Box<Self>>,
     pub(super) failure_callback: Option<Box<Self>>,
 }
@@ -44,18 +44,18 @@ pub(super) fn collect<'a>(
 ) -> Result<Vec<Field<'a>>, HeaderError> {
     let mut fields = Vec::new();
     for (written, value) in headers {
-        push(&mut fields, written, read_value(written, value)?)?;
+        push(&mut fields, written, &read_value(written, value)?)?;
     }
     let from_headers = fields.len();
     for (written, value) in params.iter().filter(|(name, _)| name.starts_with("upstash-")) {
         if !fields[..from_headers].iter().any(|field| field.name == *written) {
-            push(&mut fields, written, read_value(written, value.as_bytes())?)?;
+            push(&mut fields, written, &read_value(written, value.as_bytes())?)?;
         }
     }
     Ok(fields)
 }
 
-fn push<'a>(fields: &mut Vec<Field<'a>>, written: &'a str, value: Cow<'_, str>) -> Result<(), HeaderError> {
+fn push<'a>(fields: &mut Vec<Field<'a>>, written: &'a str, value: &str) -> Result<(), HeaderError> {
     if fields.len() == MAX_FIELDS {
         return Err(HeaderError::TooMany { limit: MAX_FIELDS });
     }
@@ -82,7 +82,7 @@ fn read_value<'a>(name: &str, value: &'a [u8]) -> Result<Cow<'a, str>, HeaderErr
 
 impl<'a> Family<'a> {
     /// Sorts the `Upstash-*` fields among `fields`.
-    pub(super) fn sort(fields: &[Field<'a>]) -> Self {
+    pub(super) fn sort(fields: &'a [Field<'a>]) -> Self {
         let mut family = Self::default();
         for field in fields {
             if let Some(rest) = field.name.strip_prefix("upstash-") {
@@ -92,32 +92,32 @@ impl<'a> Family<'a> {
         family
     }
 
-    fn insert(&mut self, rest: &str, field: &Field<'a>, depth: u32) {
+    fn insert(&mut self, rest: &'a str, field: &'a Field<'a>, depth: u32) {
         // `failure-callback` first: it ends in the other's name.
         let (slot, rest_of_callback) = if let Some(rest) = rest.strip_prefix("failure-callback") {
             (&mut self.failure_callback, rest)
         } else if let Some(rest) = rest.strip_prefix("callback") {
             (&mut self.callback, rest)
         } else {
-            self.config.push((rest.to_owned(), field.clone()));
+            self.config.push((rest, field));
             return;
         };
         if depth == MAX_DEPTH {
             return;
         }
         if rest_of_callback.is_empty() {
-            slot.get_or_insert_default().url = Some(field.clone());
+            slot.get_or_insert_default().url = Some(field);
         } else if let Some(rest) = rest_of_callback.strip_prefix('-') {
             slot.get_or_insert_default().insert(rest, field, depth + 1);
         } else {
             // Another word, such as `Upstash-Callbacks`.
-            self.config.push((rest.to_owned(), field.clone()));
+            self.config.push((rest, field));
         }
     }
 
     /// The last field of that name.
-    pub(super) fn get(&self, name: &str) -> Option<&Field<'a>> {
-        self.config.iter().rev().find(|(have, _)| have == name).map(|(_, field)| field)
+    pub(super) fn get(&self, name: &str) -> Option<&'a Field<'a>> {
+        self.config.iter().rev().find(|(have, _)| *have == name).map(|(_, field)| *field)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The headers that say what a publish, an enqueue, a batch item or a schedule wants.
 //!
-//! Pure: names and bytes in, one [`Publish`] or the error for the user out. [`fields`] sorts the fields by what they
-//! configure, [`config`] reads what messages and callbacks share, and this file reads what is the message's alone.
+//! Pure: names and bytes in, one [`Publish`] or the error for the user out. `fields` sorts the fields by what they
+//! configure, `config` reads what messages and callbacks share, and this file reads what is the message's alone.
 
 mod config;
 mod fields;

@@ -10,7 +10,7 @@ fn limits() -> Limits {
         default_retries: 3,
         max_retries: None,
         max_delay: None,
-        max_flow_control_period: Duration::from_secs(7 * 86_400),
+        max_flow_control_period: Duration::from_hours(7 * 24),
     }
 }
 
@@ -219,17 +219,17 @@ fn all_headers_are_forwarded_on_request() {
     assert_eq!(in_batch.headers, headers(&[("Content-Type", "text/plain"), ("X-Other", "explicit")]));
 }
 
-fn callback(change: impl FnOnce(&mut CallbackSpec)) -> Option<Box<CallbackSpec>> {
+fn callback(change: impl FnOnce(&mut CallbackSpec)) -> Box<CallbackSpec> {
     let mut spec = CallbackSpec { url: "https://e.com/cb".to_owned(), ..CallbackSpec::default() };
     change(&mut spec);
-    Some(Box::new(spec))
+    Box::new(spec)
 }
 
 #[test]
 fn callbacks() {
-    check(&[("Upstash-Callback", "https://e.com/cb")], |p| p.options.callback = callback(|_| ()));
+    check(&[("Upstash-Callback", "https://e.com/cb")], |p| p.options.callback = Some(callback(|_| ())));
     check(&[("Upstash-Failure-Callback", "https://e.com/cb")], |p| {
-        p.options.failure_callback = callback(|_| ());
+        p.options.failure_callback = Some(callback(|_| ()));
     });
     check(
         &[
@@ -251,9 +251,9 @@ fn callbacks() {
             ("Upstash-Failure-Callback", "http://f.com"),
         ],
         |p| {
-            p.options.callback = callback(|spec| {
+            let each = callback(|spec| {
                 spec.retries = Some(0);
-                spec.delay = Some(Duration::from_secs(60));
+                spec.delay = Some(Duration::from_mins(1));
                 spec.labels = vec!["a".to_owned(), "b".to_owned()];
                 spec.headers = headers(&[
                     ("X-Api-Key", "1"),
@@ -273,10 +273,12 @@ fn callbacks() {
                     ..Options::default()
                 };
             });
-            p.options.failure_callback = callback(|spec| {
+            let failure = callback(|spec| {
                 spec.url = "http://f.com".to_owned();
                 spec.method = Method::Get;
             });
+            p.options.callback = Some(each);
+            p.options.failure_callback = Some(failure);
         },
     );
 }
@@ -293,7 +295,7 @@ fn callbacks_of_callbacks_go_one_level_deep() {
         ],
         |p| {
             let nested = callback(|spec| spec.retries = Some(1));
-            p.options.callback = callback(|spec| spec.options.failure_callback = nested);
+            p.options.callback = Some(callback(|spec| spec.options.failure_callback = Some(nested)));
         },
     );
 }
@@ -372,7 +374,7 @@ fn malformed() {
 
 #[test]
 fn quotas() {
-    let limits = Limits { max_retries: Some(5), max_delay: Some(Duration::from_secs(604_800)), ..limits() };
+    let limits = Limits { max_retries: Some(5), max_delay: Some(Duration::from_hours(7 * 24)), ..limits() };
     let read = |name, value: &'static str| {
         parse(
             Kind::Publish,
