@@ -128,16 +128,11 @@ pub fn parse_literal(text: &str) -> Result<Destination, DestinationError> {
 /// The scheme is http or https; the host is not empty; there are no spaces, control or non-ASCII characters, which the
 /// publisher has to percent-encode, since only they know in which form the receiver verifies the signature.
 pub fn validate_url(url: &str) -> Result<Origin, DestinationError> {
-    let parts = split(url)?;
-    if url.parse::<http::Uri>().is_err() {
-        return Err(invalid("it contains a character that must be percent-encoded, or it is too long"));
-    }
-    Ok(parts.origin)
+    split(url).map(|parts| parts.origin)
 }
 
 /// Takes a URL apart for sending. Errs exactly where [`validate_url`] does.
 pub fn request_target(url: &str) -> Result<RequestTarget, DestinationError> {
-    validate_url(url)?;
     let parts = split(url)?;
     let userinfo = parts.userinfo.filter(|text| !text.is_empty()).map(|text| {
         let (user, password) = text.split_once(':').unwrap_or((text, ""));
@@ -193,6 +188,10 @@ fn split(url: &str) -> Result<Parts<'_>, DestinationError> {
         None => 80,
     };
     let origin = Origin { https, host: read_host(host)?, port };
+    // What hyper would refuse to send must not be accepted.
+    if url.parse::<http::Uri>().is_err() {
+        return Err(invalid("it contains a character that must be percent-encoded, or it is too long"));
+    }
     Ok(Parts { origin, userinfo, authority, rest })
 }
 

@@ -8,7 +8,7 @@ use super::retry_delay::Expression;
 use super::time::Timestamp;
 
 /// The longest delay before a retry, whoever asks for it.
-pub const MAX_DELAY: Duration = Duration::from_secs(86_400);
+pub const MAX_DELAY: Duration = Duration::from_hours(24);
 
 /// Headers of rate-limited APIs that say when to come back; less binding than `Retry-After`.
 const RESETS: [&str; 3] = ["X-RateLimit-Reset", "X-RateLimit-Reset-Requests", "X-RateLimit-Reset-Tokens"];
@@ -46,14 +46,12 @@ pub fn delay(options: &Options, headers: Option<&Headers>, retried: u32, now: Ti
 
 /// Reads seconds, a Go duration or an HTTP date.
 fn read_wish(value: &str, now: Timestamp) -> Option<Duration> {
-    let delay = match duration::parse_go(value) {
-        Ok(delay) => delay,
-        Err(_) => {
-            let date = httpdate::parse_http_date(value).ok()?;
-            let since_epoch = date.duration_since(std::time::UNIX_EPOCH).ok()?;
-            Timestamp::from_millis(0).after(since_epoch).since(now)
-        }
+    let until_date = || {
+        let date = httpdate::parse_http_date(value).ok()?;
+        let since_epoch = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(Timestamp::from_millis(0).after(since_epoch).since(now))
     };
+    let delay = duration::parse_go(value).ok().or_else(until_date)?;
     (delay <= MAX_DELAY).then_some(delay)
 }
 

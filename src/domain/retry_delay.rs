@@ -11,7 +11,7 @@ use super::retry::MAX_DELAY;
 /// Bytes that an expression may have. It is evaluated after every failed attempt, so it stays small.
 const MAX_LENGTH: usize = 1024;
 
-/// Levels of parentheses, calls and signs; the parser's recursion.
+/// Levels of parentheses, calls and signs. With the three levels of precedence it bounds the parser's recursion.
 const MAX_NESTING: u32 = 64;
 
 /// What binds tighter than `* / %`.
@@ -208,10 +208,6 @@ const OPERAND: &str = "a number, retried, a function, - or (";
 impl<'a> Parser<'a> {
     /// Reads an operand and all operators behind it that bind tighter than `above`.
     fn operand_and_operators(&mut self, above: u8) -> Result<(), ExpressionError> {
-        self.nesting += 1;
-        if self.nesting > MAX_NESTING {
-            return Err(self.error_at(self.at, format!("more than {MAX_NESTING} levels of nesting")));
-        }
         self.operand()?;
         while let Some(operator) = self.peek().and_then(Operator::read) {
             if operator.precedence() <= above {
@@ -221,6 +217,16 @@ impl<'a> Parser<'a> {
             self.operand_and_operators(operator.precedence())?;
             self.program.push(Op::Operator(operator));
         }
+        Ok(())
+    }
+
+    /// The same, one level deeper.
+    fn nested(&mut self, above: u8) -> Result<(), ExpressionError> {
+        if self.nesting == MAX_NESTING {
+            return Err(self.error_at(self.at, format!("more than {MAX_NESTING} levels of nesting")));
+        }
+        self.nesting += 1;
+        self.operand_and_operators(above)?;
         self.nesting -= 1;
         Ok(())
     }
@@ -229,13 +235,13 @@ impl<'a> Parser<'a> {
         match self.peek() {
             Some('-') => {
                 self.at += 1;
-                self.operand_and_operators(UNARY)?;
+                self.nested(UNARY)?;
                 self.program.push(Op::Negate);
                 Ok(())
             }
             Some('(') => {
                 self.at += 1;
-                self.operand_and_operators(0)?;
+                self.nested(0)?;
                 self.expect(')', "an operator (+ - * / %) or )")
             }
             Some(c) if c.is_ascii_digit() || c == '.' => self.number(),
@@ -268,7 +274,7 @@ impl<'a> Parser<'a> {
         self.expect('(', "(")?;
         let mut arguments = 0;
         loop {
-            self.operand_and_operators(0)?;
+            self.nested(0)?;
             arguments += 1;
             match self.peek() {
                 Some(',') => self.at += 1,
@@ -397,12 +403,14 @@ mod tests {
         check_error("min(1)", 1, "min takes at least 2 arguments, not 1");
         check_error("max()", 5, "unexpected ')', expected a number");
         check_error(&"1".repeat(1025), 1025, "an expression longer than 1024 bytes");
-        check_error(&format!("{}1", "-".repeat(64)), 65, "more than 64 levels of nesting");
+        check_error(&format!("{}1", "-".repeat(65)), 66, "more than 64 levels of nesting");
     }
 
     #[test]
     fn nesting_up_to_the_limit() {
-        check(&format!("{}1{}", "(".repeat(63), ")".repeat(63)), 0, 1);
+        check(&format!("{}1{}", "(".repeat(64), ")".repeat(64)), 0, 1);
+        check(&format!("{}1{}", "1+1*(".repeat(64), ")".repeat(64)), 0, 65);
+        check(&format!("{}1{}", "max(1,".repeat(64), ")".repeat(64)), 0, 1);
         check(&format!("1{}", "+1".repeat(511)), 0, 512);
     }
 
