@@ -56,3 +56,8 @@ pub fn since_boot() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
+
+/// Waits; for back-off after faults and for timers, never for something that an event could tell.
+pub async fn pause(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}

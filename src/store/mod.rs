@@ -27,6 +27,9 @@ pub enum StoreError {
     /// The database refused the statement: a defect of ours, or of the schema.
     #[error("the database refused a statement")]
     Refused(#[source] sqlx::Error),
+    /// Another message of the same batch could not be stored.
+    #[error("the batch could not be stored")]
+    BatchFailed,
     /// Others changed the same rows again and again meanwhile; nothing is stored.
     #[error("others changed the same rows meanwhile")]
     Contended,
@@ -49,7 +52,10 @@ pub enum StoreError {
 impl StoreError {
     /// Whether trying again may help.
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Deadline(_) | Self::Contended)
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Deadline(_) | Self::Contended | Self::BatchFailed
+        )
     }
 }
 
