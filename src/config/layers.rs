@@ -182,7 +182,7 @@ impl Merge {
     /// Adds a value written as text, unless a stronger layer has set it. It is checked all the same.
     fn add_text(&mut self, name: &'static str, text: &str, origin: Origin) -> Result<(), ConfigError> {
         let entry = MapDeserializer::new(std::iter::once((name, Text(text))));
-        let value = Layer::deserialize(entry).map_err(|e: TextError| e.to_string());
+        let value = Layer::deserialize(entry).map_err(|e: TextError| describe(name, &e.to_string(), text));
         self.add(name, value, origin)
     }
 
@@ -191,17 +191,20 @@ impl Merge {
             .map_err(|source| ConfigError::ReadFile { path: path.to_owned(), source })?;
         let table: toml::Table = toml::from_str(&text).map_err(|e| ConfigError::Syntax {
             path: path.to_owned(),
-            line: e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1),
+            line: e
+                .span()
+                .map_or(1, |span| text.bytes().take(span.start).filter(|b| *b == b'\n').count() + 1),
             message: e.message().to_owned(),
         })?;
         for (key, value) in table {
             let origin = Origin::File(path.to_owned());
             let Some(name) = setting_names().find(|name| *name == key) else {
-                let nearest = nearest(&key, setting_names());
+                let nearest = nearest_setting(&key).map(str::to_owned);
                 return Err(ConfigError::Unknown { name: key, origin, nearest });
             };
+            let written = value.to_string();
             let entry = toml::Table::from_iter([(key, value)]);
-            let value = Layer::deserialize(entry).map_err(|e| e.message().to_owned());
+            let value = Layer::deserialize(entry).map_err(|e| describe(name, e.message(), &written));
             self.add(name, value, origin)?;
         }
         Ok(())
@@ -220,7 +223,7 @@ impl Merge {
                 self.origins.entry(name).or_insert(origin);
                 Ok(())
             }
-            Err(reason) => Err(ConfigError::Invalid { name, origin, reason: describe(name, &reason) }),
+            Err(reason) => Err(ConfigError::Invalid { name, origin, reason }),
         }
     }
 
@@ -230,9 +233,9 @@ impl Merge {
         let mut config = Config::from_layer(layer).expect("every required setting has a default");
         if !self.origins.contains_key("database_url") {
             config.database_url = DatabaseUrl::Sqlite(config.data_dir.join("homing.db"));
-        }
-        if let Some(url) = &mut config.public_url {
-            url.truncate(url.trim_end_matches('/').len());
+            if let Some(origin) = self.origins.get("data_dir").cloned() {
+                self.origins.insert("database_url", origin);
+            }
         }
         if config.dev {
             fill_in_dev(&mut config, &mut self.origins);
@@ -266,29 +269,16 @@ impl Loaded {
     /// What no single setting can say.
     fn check(&self) -> Result<(), ConfigError> {
         let c = &self.config;
-        let ordered = [
-            ("concurrency_per_origin", c.concurrency_per_origin, "concurrency", c.concurrency),
-            ("concurrency", c.concurrency, "prefetch", c.prefetch),
-            ("max_message_size", c.max_message_size.get(), "max_batch_size", c.max_batch_size.get()),
-            ("max_message_size", c.max_message_size.get(), "prefetch_bytes", c.prefetch_bytes.get()),
-            (
-                "max_batch_size",
-                c.max_batch_size.get(),
-                "max_inflight_request_bytes",
-                c.max_inflight_request_bytes.get(),
-            ),
-        ];
-        for (small, small_value, large, large_value) in ordered {
-            if small_value > large_value {
-                let large_origin = self.origin(large);
-                let reason =
-                    format!("{small_value} is above {large}, which is {large_value} ({large_origin})");
-                return Err(self.invalid(small, reason));
-            }
-        }
-        if let Some(max) = c.max_retries.filter(|max| c.default_retries > *max) {
-            let reason = format!("{} is above max_retries, which is {max}", c.default_retries);
-            return Err(self.invalid("default_retries", reason));
+        self.ordered(("concurrency_per_origin", c.concurrency_per_origin), ("concurrency", c.concurrency))?;
+        self.ordered(("concurrency", c.concurrency), ("prefetch", c.prefetch))?;
+        self.ordered(("max_message_size", c.max_message_size), ("max_batch_size", c.max_batch_size))?;
+        self.ordered(("max_message_size", c.max_message_size), ("prefetch_bytes", c.prefetch_bytes))?;
+        self.ordered(
+            ("max_batch_size", c.max_batch_size),
+            ("max_inflight_request_bytes", c.max_inflight_request_bytes),
+        )?;
+        if let Some(max) = c.max_retries {
+            self.ordered(("default_retries", c.default_retries), ("max_retries", max))?;
         }
         match (&c.current_signing_key, &c.next_signing_key) {
             (Some(_), None) => {
@@ -315,19 +305,36 @@ impl Loaded {
         Ok(())
     }
 
+    /// Checks that a setting isn't above another one.
+    fn ordered<T: PartialOrd + fmt::Display>(
+        &self,
+        (small, small_value): (&'static str, T),
+        (large, large_value): (&'static str, T),
+    ) -> Result<(), ConfigError> {
+        if small_value <= large_value {
+            return Ok(());
+        }
+        let large_origin = self.origin(large);
+        let reason = format!("{small_value} is above {large}, which is {large_value} ({large_origin})");
+        Err(self.invalid(small, reason))
+    }
+
     fn invalid(&self, name: &'static str, reason: impl Into<String>) -> ConfigError {
         ConfigError::Invalid { name, origin: self.origin(name).clone(), reason: reason.into() }
     }
 }
 
-/// What a parser said about a value, or what is allowed in general where its words could hold a secret.
-fn describe(name: &str, reason: &str) -> String {
+/// What is wrong with a value, by what its parser said. A secret's value is not shown, nor are a parser's words that
+/// could hold it; our own, which start with "allowed", can't.
+fn describe(name: &str, reason: &str, value: &str) -> String {
     let reason = reason.strip_prefix("validation failed: ").unwrap_or(reason).trim_end();
-    let safe = reason.starts_with("allowed: ");
-    match name {
-        "read_only_tokens" if !safe => "must be a list of strings".to_owned(),
-        _ if SECRETS.contains(&name) && !safe => "must be a string".to_owned(),
-        _ => reason.to_owned(),
+    let ours = reason.starts_with("allowed: ");
+    match (SECRETS.contains(&name), ours) {
+        (true, true) => format!("can't be used; {reason}"),
+        (true, false) if name == "read_only_tokens" => "can't be used; allowed: a list of strings".to_owned(),
+        (true, false) => "can't be used; allowed: a string".to_owned(),
+        (false, true) => format!("{value} can't be used; {reason}"),
+        (false, false) => reason.to_owned(),
     }
 }
 
@@ -336,13 +343,18 @@ pub(super) fn setting_names() -> impl Iterator<Item = &'static str> {
     Config::META.fields.iter().map(|field| field.name)
 }
 
-/// The most similar of some names, if any is similar enough to be a likely typo.
-fn nearest(name: &str, known: impl Iterator<Item = impl AsRef<str>>) -> Option<String> {
-    known
-        .map(|known| (strsim::jaro_winkler(name, known.as_ref()), known))
+/// The setting that was probably meant: the most similar one, by its whole name or by its last words.
+fn nearest_setting(name: &str) -> Option<&'static str> {
+    let similarity = |setting: &'static str| {
+        let last_words = setting.match_indices('_').map(|(i, _)| &setting[i + 1..]);
+        let by_end = last_words.map(|words| 0.95 * strsim::jaro_winkler(name, words));
+        by_end.fold(strsim::jaro_winkler(name, setting), f64::max)
+    };
+    setting_names()
+        .map(|setting| (similarity(setting), setting))
         .filter(|(similarity, _)| *similarity > 0.75)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, known)| known.as_ref().to_owned())
+        .map(|(_, setting)| setting)
 }
 
 /// Our variables, read and told apart.
@@ -376,8 +388,8 @@ impl Environment {
             let plain = variable.strip_suffix("_FILE").and_then(|plain| Some((plain, setting_of(plain)?)));
             let Some((plain, name)) = plain else {
                 let origin = Origin::Environment(variable.to_owned());
-                let known = setting_names().map(variable_of).chain([FILE_VARIABLE.to_owned()]);
-                let nearest = nearest(variable, known);
+                let name = variable[PREFIX.len()..].to_ascii_lowercase();
+                let nearest = nearest_setting(name.trim_end_matches("_file")).map(variable_of);
                 return Err(ConfigError::Unknown { name: variable.to_owned(), origin, nearest });
             };
             if ours.contains_key(plain) {

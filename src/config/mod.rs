@@ -2,13 +2,13 @@
 //!
 //! The struct is the only place where a setting is described: `config.example.toml`, the environment variables' names
 //! and `homing config` are derived from it. After [`load`] nothing reads a file or a variable again, and what
-//! [`load`] returned is consistent. The layers are in [`load`]'s module, the types of the values in `values`.
+//! [`load`] returned is consistent. How the layers meet is in `layers`, the types of the values in `values`.
 
 mod layers;
 mod print;
 mod values;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use confique::{Config as _, Layer as _};
@@ -44,19 +44,19 @@ const DEV_NEXT_SIGNING_KEY: &str = "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs";
 pub struct Config {
     // Who we are and who may call.
     /// Address and port to listen on. 0.0.0.0:8080 is every IPv4 interface,
-    /// [::]:8080 every interface. Flag --listen.
-    #[config(default = "127.0.0.1:8080")]
+    /// `[::]:8080` every interface. Flag --listen.
+    #[config(default = "127.0.0.1:8080", deserialize_with = values::listen)]
     pub listen: SocketAddr,
 
     /// What clients call this server when it is behind a proxy, such as
-    /// https://queue.example.com. Not set: the address that is listened on.
+    /// `https://queue.example.com`. Not set: the address that is listened on.
     /// Flag --public-url.
-    #[config(validate = check::public_url)]
+    #[config(deserialize_with = values::public_url)]
     pub public_url: Option<String>,
 
     /// Name of this server among those that share a database, at most 200
     /// characters. Not set: host name and port.
-    #[config(validate = check::node_name)]
+    #[config(deserialize_with = values::node_name)]
     pub node_name: Option<String>,
 
     /// The API token, for reading and writing. Not set: one is made at the first
@@ -203,7 +203,7 @@ pub struct Config {
     #[config(default = "30s", validate(header_timeout.is_within(1, 3600), "allowed: 1s to 1h"))]
     pub header_timeout: TimeSpan,
 
-    /// How long a connection without a request stays open; longer than the proxy's
+    /// How long a connection without a request stays open; longer than the proxy
     /// in front keeps its own. 1s to 24h.
     #[config(default = "75s", validate(idle_timeout.is_within(1, DAY), "allowed: 1s to 24h"))]
     pub idle_timeout: TimeSpan,
@@ -271,34 +271,13 @@ impl Config {
     /// `listen` as an address that a client on this machine can connect to: loopback in place of "any address".
     pub fn local_addr(&self) -> SocketAddr {
         let mut addr = self.listen;
-        match addr.ip() {
-            std::net::IpAddr::V4(ip) if ip.is_unspecified() => addr.set_ip(Ipv4Addr::LOCALHOST.into()),
-            std::net::IpAddr::V6(ip) if ip.is_unspecified() => {
-                addr.set_ip(std::net::Ipv6Addr::LOCALHOST.into())
-            }
-            _ => {}
+        if addr.ip().is_unspecified() {
+            let is_v4 = addr.is_ipv4();
+            addr.set_ip(if is_v4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
         }
         addr
     }
 }
 
-/// Checks of single settings; their text follows "setting from layer: ".
-mod check {
-    use std::str::FromStr;
-
-    pub(super) fn public_url(url: &String) -> Result<(), String> {
-        let allowed = "allowed: http:// or https://, a host, and maybe a port and a path";
-        let uri = http::Uri::from_str(url).map_err(|e| format!("`{url}` is not a URL ({e}); {allowed}"))?;
-        let http = matches!(uri.scheme_str(), Some("http" | "https"));
-        if !http || uri.host().is_none_or(str::is_empty) || uri.query().is_some() || url.contains(['#', '@'])
-        {
-            return Err(format!("`{url}` can't be this server's URL; {allowed}"));
-        }
-        Ok(())
-    }
-
-    pub(super) fn node_name(name: &String) -> Result<(), &'static str> {
-        let fits = (1..=200).contains(&name.len()) && name.chars().all(|c| !c.is_control());
-        if fits { Ok(()) } else { Err("allowed: 1 to 200 printable characters") }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ pub fn example_toml() -> String {
 
 impl Loaded {
     /// All settings in effect as TOML, each with its origin; secrets and passwords are hidden.
+    #[expect(clippy::missing_panics_doc, reason = "it doesn't panic: see the texts of `expect`")]
     pub fn effective_toml(&self) -> String {
         let table =
             toml::Table::try_from(&self.config).expect("settings are strings, numbers and lists of strings");

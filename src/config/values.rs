@@ -1,11 +1,46 @@
 //! The types of settings that need more than a number or a string: each reads what a person writes, and prints it back.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Reads an address to listen on, with an error that shows how one looks.
+pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        de::Error::custom("allowed: an IP address and a port, like 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080")
+    })
+}
+
+/// Reads an absolute http(s) URL without user, query and fragment, and drops its final slash.
+pub(super) fn public_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let fits = text.parse().is_ok_and(|uri: http::Uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.query().is_none()
+    });
+    // `Uri` would drop a fragment.
+    if fits && !text.contains(['#', '@']) {
+        Ok(text.trim_end_matches('/').to_owned())
+    } else {
+        Err(de::Error::custom("allowed: http:// or https://, a host, and maybe a port and a path"))
+    }
+}
+
+/// Reads the name of a server.
+pub(super) fn node_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if (1..=200).contains(&text.len()) && !text.contains(char::is_control) {
+        Ok(text)
+    } else {
+        Err(de::Error::custom("allowed: 1 to 200 printable characters"))
+    }
+}
 
 /// A duration as settings write it: `30s`, `10m`, `2h`, `7d`, `1h30m`, `250ms`; a bare number is seconds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -275,22 +310,20 @@ impl fmt::Display for DatabaseUrl {
     }
 }
 
-/// Hides a Postgres URL's password, in the authority as well as in the parameters. Where the two readings of a
-/// malformed URL differ it hides too much rather than too little.
+/// Hides a Postgres URL's password, in the authority as well as in the parameters. A password that should have been
+/// percent-encoded makes a URL ambiguous; this hides too much then, rather than too little.
 fn hide_password(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let (rest, parameters) = match rest.split_once('?') {
-        Some((rest, parameters)) => (rest, Some(parameters)),
-        None => (rest, None),
-    };
-    let rest = match rest.rsplit_once('@') {
-        Some((user, host)) => match user.split_once(':') {
-            Some((user, _)) => format!("{user}:{HIDDEN}@{host}"),
-            None => format!("{user}@{host}"),
+    let (user, rest) = match rest.rsplit_once('@') {
+        Some((user, rest)) => match user.find([':', '/', '?']) {
+            Some(end) => (format!("{}:{HIDDEN}@", &user[..end]), rest),
+            None => (format!("{user}@"), rest),
         },
-        None => rest.to_owned(),
+        None => (String::new(), rest),
     };
-    let Some(parameters) = parameters else { return format!("{scheme}://{rest}") };
+    let Some((host, parameters)) = rest.split_once(['?', '&']) else {
+        return format!("{scheme}://{user}{rest}");
+    };
     // Not a list of names to hide but one of names to show: what it doesn't know may hold a key.
     let shown = ["host", "hostaddr", "port", "dbname", "user", "sslmode", "application_name", "options"];
     let parameters: Vec<String> = parameters
@@ -301,7 +334,7 @@ fn hide_password(url: &str) -> String {
             None => HIDDEN.to_owned(),
         })
         .collect();
-    format!("{scheme}://{rest}?{}", parameters.join("&"))
+    format!("{scheme}://{user}{host}?{}", parameters.join("&"))
 }
 
 impl fmt::Debug for DatabaseUrl {
@@ -359,4 +392,111 @@ pub enum LogFormat {
     Text,
     /// A JSON object for machines.
     Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations() {
+        #[track_caller]
+        fn check(text: &str, expected_ms: Option<u64>) {
+            let parsed = text.parse::<TimeSpan>().ok().map(TimeSpan::get);
+            assert_eq!(parsed, expected_ms.map(Duration::from_millis), "{text}");
+        }
+        check("30s", Some(30_000));
+        check("10m", Some(600_000));
+        check("2h", Some(7_200_000));
+        check("7d", Some(604_800_000));
+        check("1h30m", Some(5_400_000));
+        check("1h 30m", Some(5_400_000));
+        check("250ms", Some(250));
+        check("45", Some(45_000));
+        check("0", Some(0));
+        check(" 5 s ", Some(5000));
+        for bad in [
+            "",
+            " ",
+            "s",
+            "5x",
+            "5w",
+            "-5s",
+            "1.5h",
+            "5s3",
+            "5S",
+            "99999999999999999999s",
+            "9999999999999999d",
+        ] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        #[track_caller]
+        fn check(text: &str, expected: Option<usize>) {
+            assert_eq!(text.parse::<ByteSize>().ok().map(ByteSize::get), expected, "{text}");
+        }
+        check("10MiB", Some(10 << 20));
+        check("512KiB", Some(512 << 10));
+        check("1GB", Some(1_000_000_000));
+        check("1 gib", Some(1 << 30));
+        check("5kb", Some(5000));
+        check("17", Some(17));
+        check("17B", Some(17));
+        for bad in ["", "MiB", "1.5MiB", "-1", "5M", "99999999999GiB", "5MiB3"] {
+            check(bad, None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(number: u64, bytes: usize) {
+            let span = TimeSpan::new(Duration::from_millis(number));
+            prop_assert_eq!(span.to_string().parse(), Ok(span));
+            let size = ByteSize::new(bytes);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+        }
+
+        #[test]
+        fn no_text_panics(text: String) {
+            drop(text.parse::<TimeSpan>());
+            drop(text.parse::<ByteSize>());
+            drop(text.parse::<DatabaseUrl>());
+        }
+
+        #[test]
+        fn a_database_password_is_never_shown(password in "[a-z@:/?&=]{0,8}SECRET[a-z@:/?&=]{0,8}") {
+            let url: DatabaseUrl = format!("postgres://user:{password}@host/db").parse().unwrap();
+            prop_assert!(!url.to_string().contains("SECRET"), "{}", url);
+            let debug = format!("{url:?}");
+            prop_assert!(!debug.contains("SECRET"));
+        }
+    }
+
+    #[test]
+    fn database_urls() {
+        #[track_caller]
+        fn check(text: &str, shown: Option<&str>) {
+            let parsed = text.parse::<DatabaseUrl>().ok().map(|url| url.to_string());
+            assert_eq!(parsed.as_deref(), shown, "{text}");
+        }
+        check("sqlite://data/homing.db", Some("sqlite://data/homing.db"));
+        check("sqlite:///data/homing.db", Some("sqlite:///data/homing.db"));
+        check("postgres://db/homing", Some("postgres://db/homing"));
+        check("postgres://me@db/homing", Some("postgres://me@db/homing"));
+        check("postgresql://me:pw@db:5432/homing", Some("postgresql://me:<hidden>@db:5432/homing"));
+        check(
+            "postgres:///homing?host=/run&password=pw&sslmode=require",
+            Some("postgres:///homing?host=/run&password=<hidden>&sslmode=require"),
+        );
+        for bad in
+            ["", "sqlite://", "sqlite:x.db", "sqlite://x.db?mode=ro", "postgres://", "mysql://x", "data/x.db"]
+        {
+            check(bad, None);
+        }
+    }
 }

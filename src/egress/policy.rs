@@ -163,3 +163,6 @@ impl Policy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
