@@ -1,3 +1,10 @@
 //! Homing: a self-hosted HTTP message queue, wire-compatible with `QStash`.
 
+pub mod api;
+pub mod clock;
+pub mod config;
 pub mod domain;
+pub mod egress;
+pub mod engine;
+pub mod server;
+pub mod store;

@@ -9,6 +9,9 @@ use uuid::Uuid;
 
 use super::time::Timestamp;
 
+/// Names are keys of indexes, and databases limit those; far above what anybody types.
+const MAX_NAME: usize = 256;
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -51,6 +54,12 @@ impl MessageId {
         let uuid = uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid();
         Self(base58("msg_", uuid))
     }
+
+    /// The least id that a message accepted at `time` can have: a bound for ranges.
+    pub fn earliest_at(time: Timestamp) -> Self {
+        let ms = u128::try_from(time.as_millis()).unwrap_or(0);
+        Self(base58("msg_", Uuid::from_u128(ms << 80)))
+    }
 }
 
 impl DeadLetterId {
@@ -58,6 +67,12 @@ impl DeadLetterId {
     pub fn generate(now: Timestamp, sequence: u32) -> Self {
         Self(format!("{}-{sequence}", now.as_millis()))
     }
+}
+
+/// Whether a text may name a queue, a URL group or a schedule: letters, digits, `-`, `_`, `.`, at most 256 of them.
+pub fn is_name(text: &str) -> bool {
+    (1..=MAX_NAME).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 fn base58(prefix: &str, uuid: Uuid) -> String {
@@ -86,6 +101,17 @@ mod tests {
                 last = id.as_str().to_owned();
             }
         }
+    }
+
+    #[test]
+    fn ids_of_a_time_lie_between_the_bounds_of_that_time_and_the_next() {
+        let time = |ms| Timestamp::from_millis(ms);
+        for random in [[0; 10], [0xff; 10]] {
+            let id = MessageId::generate(time(1_764_000_000_000), random);
+            assert!(MessageId::earliest_at(time(1_764_000_000_000)) <= id);
+            assert!(id < MessageId::earliest_at(time(1_764_000_000_001)));
+        }
+        assert!(MessageId::earliest_at(time(0)) < MessageId::earliest_at(time(1_764_000_000_000)));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
-use super::id::DeadLetterId;
-use super::message::{Headers, Message};
+use super::id::{DeadLetterId, MessageId};
+use super::message::{CallbackSpec, Headers, Message};
 use super::time::Timestamp;
+use super::{callback, retry};
 
 /// A destination's answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -99,4 +100,301 @@ pub struct Finish {
     pub error: Option<String>,
     /// Callback and failure callback messages.
     pub callbacks: Vec<Message>,
+}
+
+/// Where the ids of new messages and dead letters come from: the engine's clock and random numbers, or a test's counter.
+pub trait Ids {
+    /// A fresh id for a message made at `now`.
+    fn message(&mut self, now: Timestamp) -> MessageId;
+    /// A fresh id for a dead letter made at `now`.
+    fn dead_letter(&mut self, now: Timestamp) -> DeadLetterId;
+}
+
+/// What a decision depends on besides the message and the attempt.
+pub struct Context<'a> {
+    /// Whether a user asked to cancel the message while the attempt ran.
+    pub cancel_requested: bool,
+    /// Bytes of a response body that callbacks carry; the rest is cut off.
+    pub max_body: usize,
+    /// Ids for callbacks and dead letters.
+    pub ids: &'a mut dyn Ids,
+}
+
+/// Decides what follows from an attempt; everything happens at its `ended_at`.
+///
+/// A success is delivered even if a user wanted to cancel: it has happened. A failure with a cancel requested is the
+/// message's end, and nobody is told. Else a failure is retried while attempts are left, unless the destination refused
+/// for good (status 489 and `Upstash-NonRetryable-Error: true`) or the message can't be sent at all.
+pub fn decide(message: &Message, attempt: Attempt, context: &mut Context<'_>) -> Finish {
+    let now = attempt.ended_at;
+    let error = error_of(&attempt.outcome);
+    let next = if error.is_none() {
+        Next::Delivered
+    } else if context.cancel_requested {
+        Next::Cancelled
+    } else if is_final(&attempt.outcome) || attempt.retried >= message.max_retries {
+        Next::Failed { dead_letter: context.ids.dead_letter(now) }
+    } else {
+        let headers = match &attempt.outcome {
+            Outcome::Response(response) => Some(&response.headers),
+            Outcome::NoResponse { .. } | Outcome::Unsendable { .. } => None,
+        };
+        let delay = retry::delay(&message.options, headers, attempt.retried, now);
+        Next::Retry { due_at: now.after(delay) }
+    };
+    let callbacks = callbacks(message, &attempt, &next, context);
+    Finish { attempt, next, error, callbacks }
+}
+
+/// Why an attempt failed, in one sentence; `None` when it did not.
+fn error_of(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Outcome::Response(response) if (200..=299).contains(&response.status) => None,
+        Outcome::Response(response) => Some(format!("destination answered {}", response.status)),
+        Outcome::NoResponse { error, .. } | Outcome::Unsendable { error, .. } => Some(error.clone()),
+    }
+}
+
+/// Whether a failure rules out another attempt.
+fn is_final(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Response(response) => {
+            let refused = response.headers.get("Upstash-NonRetryable-Error");
+            response.status == 489 && refused.is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
+        }
+        Outcome::NoResponse { .. } => false,
+        Outcome::Unsendable { .. } => true,
+    }
+}
+
+/// The callback after every attempt, then the failure callback after the last; none for a cancelled message.
+fn callbacks(message: &Message, attempt: &Attempt, next: &Next, context: &mut Context<'_>) -> Vec<Message> {
+    let (callback, failure_callback, dead_letter) = match next {
+        Next::Cancelled => return Vec::new(),
+        Next::Delivered | Next::Retry { .. } => (&message.options.callback, &None, None),
+        Next::Failed { dead_letter } => {
+            (&message.options.callback, &message.options.failure_callback, Some(dead_letter))
+        }
+    };
+    let now = attempt.ended_at;
+    let mut make = |spec: &CallbackSpec, dead_letter| {
+        let id = context.ids.message(now);
+        callback::make(message, attempt, spec, dead_letter, id, now, context.max_body)
+    };
+    let callback = callback.as_deref().map(|spec| make(spec, None));
+    let failure_callback = failure_callback.as_deref().map(|spec| make(spec, dead_letter));
+    callback.into_iter().chain(failure_callback).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::super::message::{Method, Options};
+    use super::super::signature::body_sha256;
+    use super::*;
+
+    const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+    const END: Timestamp = Timestamp::from_millis(1_700_000_001_000);
+
+    /// Counts, so that a test sees the order in which ids were taken.
+    struct Counter(u32);
+
+    impl Ids for Counter {
+        fn message(&mut self, _: Timestamp) -> MessageId {
+            self.0 += 1;
+            MessageId::new(format!("msg_{}", self.0))
+        }
+
+        fn dead_letter(&mut self, now: Timestamp) -> DeadLetterId {
+            self.0 += 1;
+            DeadLetterId::generate(now, self.0)
+        }
+    }
+
+    fn message(max_retries: u32) -> Message {
+        let spec =
+            |url: &str| Some(Box::new(CallbackSpec { url: url.to_owned(), ..CallbackSpec::default() }));
+        Message {
+            id: MessageId::new("msg_source"),
+            created_at: START,
+            due_at: START,
+            method: Method::Post,
+            url: "https://e.com".to_owned(),
+            headers: Headers::new(),
+            body: Bytes::new(),
+            body_sha256: body_sha256(b""),
+            max_retries,
+            caller_ip: None,
+            labels: Vec::new(),
+            queue: None,
+            url_group: None,
+            endpoint: None,
+            schedule_id: None,
+            source_id: None,
+            options: Options {
+                callback: spec("https://e.com/each"),
+                failure_callback: spec("https://e.com/failure"),
+                ..Options::default()
+            },
+        }
+    }
+
+    fn answer(status: u16, fields: &[(&str, &str)]) -> Outcome {
+        let mut headers = Headers::new();
+        for (name, value) in fields {
+            headers.append(name, *value);
+        }
+        Outcome::Response(Response { status, headers, body: Bytes::new() })
+    }
+
+    fn no_response() -> Outcome {
+        Outcome::NoResponse { class: FailureClass::Connect, error: "connection refused".to_owned() }
+    }
+
+    fn unsendable() -> Outcome {
+        Outcome::Unsendable { class: FailureClass::Message, error: "claimed too often".to_owned() }
+    }
+
+    fn run(message: &Message, retried: u32, outcome: Outcome, cancel_requested: bool) -> Finish {
+        let attempt = Attempt { retried, started_at: START, ended_at: END, outcome };
+        let mut context = Context { cancel_requested, max_body: 100, ids: &mut Counter(0) };
+        decide(message, attempt, &mut context)
+    }
+
+    /// Checks an attempt of a message with 3 retries and both callbacks.
+    #[track_caller]
+    fn check(retried: u32, outcome: Outcome, next: &Next, error: Option<&str>, callbacks: &[&str]) {
+        let finish = run(&message(3), retried, outcome, false);
+        assert_eq!((&finish.next, finish.error.as_deref()), (next, error));
+        let urls: Vec<_> = finish.callbacks.iter().map(|callback| callback.url.as_str()).collect();
+        assert_eq!(urls, callbacks);
+    }
+
+    fn failed() -> Next {
+        Next::Failed { dead_letter: DeadLetterId::new("1700000001000-1") }
+    }
+
+    fn retry_after(seconds: u64) -> Next {
+        Next::Retry { due_at: END.after(Duration::from_secs(seconds)) }
+    }
+
+    const EACH: &str = "https://e.com/each";
+    const FAILURE: &str = "https://e.com/failure";
+
+    #[test]
+    fn any_2xx_is_delivered() {
+        check(0, answer(200, &[]), &Next::Delivered, None, &[EACH]);
+        check(3, answer(299, &[]), &Next::Delivered, None, &[EACH]);
+        check(9, answer(204, &[("Retry-After", "5")]), &Next::Delivered, None, &[EACH]);
+    }
+
+    #[test]
+    fn other_answers_are_retried_while_attempts_are_left() {
+        for status in [101, 199, 300, 302, 400, 404, 429, 500, 999] {
+            let error = format!("destination answered {status}");
+            check(0, answer(status, &[]), &retry_after(12), Some(&error), &[EACH]);
+            check(2, answer(status, &[]), &retry_after(1808), Some(&error), &[EACH]);
+            check(3, answer(status, &[]), &failed(), Some(&error), &[EACH, FAILURE]);
+            check(4, answer(status, &[]), &failed(), Some(&error), &[EACH, FAILURE]);
+        }
+        let error = Some("destination answered 503");
+        check(0, answer(503, &[("Retry-After", "5")]), &retry_after(5), error, &[EACH]);
+        check(3, answer(503, &[("Retry-After", "5")]), &failed(), error, &[EACH, FAILURE]);
+    }
+
+    #[test]
+    fn no_answer_is_a_failure_like_any() {
+        check(0, no_response(), &retry_after(12), Some("connection refused"), &[EACH]);
+        check(3, no_response(), &failed(), Some("connection refused"), &[EACH, FAILURE]);
+    }
+
+    #[test]
+    fn a_final_refusal_takes_status_and_header() {
+        let refused = |status, value| answer(status, &[("upstash-nonretryable-error", value)]);
+        let error = Some("destination answered 489");
+        check(0, refused(489, "true"), &failed(), error, &[EACH, FAILURE]);
+        check(0, refused(489, " True"), &failed(), error, &[EACH, FAILURE]);
+        check(0, refused(489, "false"), &retry_after(12), error, &[EACH]);
+        check(0, answer(489, &[]), &retry_after(12), error, &[EACH]);
+        check(0, refused(488, "true"), &retry_after(12), Some("destination answered 488"), &[EACH]);
+        check(0, refused(200, "true"), &Next::Delivered, None, &[EACH]);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_fails_at_once() {
+        check(0, unsendable(), &failed(), Some("claimed too often"), &[EACH, FAILURE]);
+    }
+
+    #[test]
+    fn a_cancel_ends_failures_silently_but_not_successes() {
+        for (retried, outcome) in [
+            (0, answer(500, &[])),
+            (3, answer(500, &[])),
+            (0, no_response()),
+            (0, unsendable()),
+            (0, answer(489, &[("Upstash-NonRetryable-Error", "true")])),
+        ] {
+            let finish = run(&message(3), retried, outcome, true);
+            assert_eq!((finish.next, finish.callbacks.len()), (Next::Cancelled, 0));
+            assert!(finish.error.is_some());
+        }
+        let finish = run(&message(3), 0, answer(200, &[]), true);
+        assert_eq!((finish.next, finish.callbacks.len()), (Next::Delivered, 1));
+    }
+
+    #[test]
+    fn only_the_failure_callback_names_the_dead_letter() {
+        let finish = run(&message(0), 0, answer(500, &[]), false);
+        let [each, failure] = finish.callbacks.try_into().unwrap();
+        let body = |message: &Message| String::from_utf8(message.body.to_vec()).unwrap();
+        assert!(!body(&each).contains("dlqId"));
+        assert!(body(&failure).contains(r#""dlqId":"1700000001000-1""#));
+        assert_ne!(each.id, failure.id);
+        assert_eq!((each.created_at, failure.created_at), (END, END));
+    }
+
+    #[test]
+    fn without_callbacks_there_are_none() {
+        let message = Message { options: Options::default(), ..message(0) };
+        assert_eq!(run(&message, 0, answer(500, &[]), false).callbacks, []);
+        assert_eq!(run(&message, 0, answer(200, &[]), false).callbacks, []);
+    }
+
+    #[test]
+    fn the_expression_gives_the_delay() {
+        let mut message = message(3);
+        message.options.retry_delay = Some("1000 * (1 + retried)".to_owned());
+        assert_eq!(run(&message, 1, no_response(), false).next, retry_after(2));
+    }
+
+    proptest! {
+        #[test]
+        fn every_message_ends_after_its_last_attempt(
+            max_retries in 0_u32..50,
+            statuses in proptest::collection::vec(100_u16..1000, 50),
+        ) {
+            let message = message(max_retries);
+            let mut attempts = 0;
+            for status in statuses {
+                let finish = run(&message, attempts, answer(status, &[]), false);
+                attempts += 1;
+                match finish.next {
+                    Next::Retry { due_at } => prop_assert!(due_at >= END && attempts <= max_retries),
+                    Next::Delivered => {
+                        prop_assert!((200..300).contains(&status));
+                        return Ok(());
+                    }
+                    Next::Failed { .. } => {
+                        prop_assert_eq!(attempts, max_retries + 1);
+                        return Ok(());
+                    }
+                    Next::Cancelled => prop_assert!(false, "nobody cancelled it"),
+                }
+            }
+            prop_assert!(false, "it never ended");
+        }
+    }
 }

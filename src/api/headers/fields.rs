@@ -1,0 +1,156 @@
+//! Collects header fields and sorts them into the families that configure one message each.
+//!
+//! `Upstash-Callback-<X>` means for the callback what `Upstash-<X>` means for the message, so a message's configuration
+//! is a small tree. What the fields say is read in [`super::config`].
+
+use std::borrow::Cow;
+
+use super::HeaderError;
+use crate::domain::message::is_token_byte;
+
+/// Header fields that one message may have; far beyond what receivers accept.
+const MAX_FIELDS: usize = 256;
+
+/// A field with its value as text.
+#[derive(Debug)]
+pub(super) struct Field<'a> {
+    /// The name as sent, for error texts and forwarding.
+    pub(super) written: &'a str,
+    /// The name in lower case.
+    pub(super) name: String,
+    pub(super) value: String,
+}
+
+/// How deep callbacks are configured: those of the message, and those of its callbacks.
+const MAX_DEPTH: u32 = 2;
+
+/// The fields that configure one message or callback, and in turn its callbacks.
+#[derive(Default, Debug)]
+pub(super) struct Family<'a> {
+    /// For callbacks: the field with the URL.
+    pub(super) url: Option<&'a Field<'a>>,
+    /// Fields by what follows the family's prefix, lower case.
+    pub(super) config: Vec<(&'a str, &'a Field<'a>)>,
+    pub(super) callback: Option<Box<Self>>,
+    pub(super) failure_callback: Option<Box<Self>>,
+}
+
+/// Reads names and values; query parameters stand in for headers that are absent.
+///
+/// Fields that are empty are dropped, except those to be forwarded, where empty is a value.
+pub(super) fn collect<'a>(
+    headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+    params: &'a [(String, String)],
+) -> Result<Vec<Field<'a>>, HeaderError> {
+    let mut fields = Vec::new();
+    for (written, value) in headers {
+        push(&mut fields, written, &read_value(written, value)?)?;
+    }
+    let from_headers = fields.len();
+    for (written, value) in params.iter().filter(|(name, _)| name.starts_with("upstash-")) {
+        if !fields[..from_headers].iter().any(|field| field.name == *written) {
+            push(&mut fields, written, &read_value(written, value.as_bytes())?)?;
+        }
+    }
+    Ok(fields)
+}
+
+fn push<'a>(fields: &mut Vec<Field<'a>>, written: &'a str, value: &str) -> Result<(), HeaderError> {
+    if fields.len() == MAX_FIELDS {
+        return Err(HeaderError::TooMany { limit: MAX_FIELDS });
+    }
+    let name = written.to_ascii_lowercase();
+    let value = value.trim_matches([' ', '\t']);
+    if !value.is_empty() || name.starts_with("upstash-") && name.contains("forward-") {
+        fields.push(Field { written, name, value: value.to_owned() });
+    }
+    Ok(())
+}
+
+/// UTF-8, or else Latin-1 as header values once were.
+fn read_value<'a>(name: &str, value: &'a [u8]) -> Result<Cow<'a, str>, HeaderError> {
+    if let Some(byte) = value.iter().find(|byte| byte.is_ascii_control() && **byte != b'\t') {
+        let problem =
+            format!("it contains the control character 0x{byte:02x}; of those, only tab is allowed");
+        return Err(HeaderError::Invalid { header: name.to_owned(), problem });
+    }
+    Ok(match std::str::from_utf8(value) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => Cow::Owned(value.iter().map(|byte| char::from(*byte)).collect()),
+    })
+}
+
+impl<'a> Family<'a> {
+    /// Sorts the `Upstash-*` fields among `fields`.
+    pub(super) fn sort(fields: &'a [Field<'a>]) -> Self {
+        let mut family = Self::default();
+        for field in fields {
+            if let Some(rest) = field.name.strip_prefix("upstash-") {
+                family.insert(rest, field, 0);
+            }
+        }
+        family
+    }
+
+    fn insert(&mut self, rest: &'a str, field: &'a Field<'a>, depth: u32) {
+        // `failure-callback` first: it ends in the other's name.
+        let (slot, rest_of_callback) = if let Some(rest) = rest.strip_prefix("failure-callback") {
+            (&mut self.failure_callback, rest)
+        } else if let Some(rest) = rest.strip_prefix("callback") {
+            (&mut self.callback, rest)
+        } else {
+            self.config.push((rest, field));
+            return;
+        };
+        if depth == MAX_DEPTH {
+            return;
+        }
+        if rest_of_callback.is_empty() {
+            slot.get_or_insert_default().url = Some(field);
+        } else if let Some(rest) = rest_of_callback.strip_prefix('-') {
+            slot.get_or_insert_default().insert(rest, field, depth + 1);
+        } else {
+            // Another word, such as `Upstash-Callbacks`.
+            self.config.push((rest, field));
+        }
+    }
+
+    /// The last field of that name.
+    pub(super) fn get(&self, name: &str) -> Option<&'a Field<'a>> {
+        self.config.iter().rev().find(|(have, _)| *have == name).map(|(_, field)| *field)
+    }
+}
+
+/// Whether a header is left out even when the user asks to forward it.
+///
+/// Those that belong to the connection or frame the body, and those in which we speak ourselves.
+pub(super) fn is_never_forwarded(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.starts_with("proxy-")
+        || matches!(
+            name.as_str(),
+            "host"
+                | "content-length"
+                | "transfer-encoding"
+                | "connection"
+                | "keep-alive"
+                | "upgrade"
+                | "te"
+                | "trailer"
+                | "upstash-message-id"
+                | "upstash-retried"
+                | "upstash-signature"
+                | "upstash-schedule-id"
+                | "upstash-topic-name"
+                | "upstash-caller-ip"
+        )
+}
+
+/// Checks that a forwarded name can stand in a request.
+pub(super) fn check_name(name: &str, field: &Field<'_>) -> Result<(), HeaderError> {
+    if !name.is_empty() && name.bytes().all(is_token_byte) {
+        return Ok(());
+    }
+    let problem = format!("{name:?} is not a header name; letters, digits and !#$%&'*+-.^_`|~ are allowed");
+    Err(HeaderError::Invalid { header: field.written.to_owned(), problem })
+}

@@ -1,0 +1,476 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::message::{CallbackSpec, FlowControl, Redact};
+
+const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_500);
+
+fn limits() -> Limits {
+    Limits {
+        default_retries: 3,
+        max_retries: None,
+        max_delay: None,
+        max_flow_control_period: Duration::from_hours(7 * 24),
+    }
+}
+
+fn headers(fields: &[(&str, &str)]) -> Headers {
+    let mut headers = Headers::new();
+    for (name, value) in fields {
+        headers.append(name, *value);
+    }
+    headers
+}
+
+fn read(kind: Kind, fields: &[(&str, &str)]) -> Result<Publish, HeaderError> {
+    parse(kind, fields.iter().map(|(name, value)| (*name, value.as_bytes())), &[], &limits(), NOW)
+}
+
+/// What no headers at all come to.
+fn nothing() -> Publish {
+    Publish {
+        method: Method::Post,
+        headers: Headers::new(),
+        retries: 3,
+        due: Due::Now,
+        labels: Vec::new(),
+        options: Options::default(),
+        deduplication: None,
+        queue: None,
+        schedule_id: None,
+        cron: None,
+    }
+}
+
+#[track_caller]
+fn check(fields: &[(&str, &str)], change: impl FnOnce(&mut Publish)) {
+    let mut expected = nothing();
+    change(&mut expected);
+    assert_eq!(read(Kind::Publish, fields), Ok(expected), "{fields:?}");
+}
+
+#[track_caller]
+fn check_error(fields: &[(&str, &str)], expected: &str) {
+    let error = read(Kind::Publish, fields).unwrap_err();
+    assert!(error.to_string().starts_with(expected), "{fields:?}: {error}");
+    assert!(!error.is_quota());
+}
+
+#[test]
+fn stray_headers_mean_nothing() {
+    check(&[], |_| ());
+    check(
+        &[
+            ("Upstash-Telemetry-Sdk", "upstash-qstash-js@2.12.0"),
+            ("User-Agent", "node"),
+            ("Host", "localhost"),
+            ("Authorization", "Bearer x"),
+            ("Upstash-Unknown", "1"),
+            ("Upstash-Callbacks", "x"),
+            ("Upstash-Callback-Retries", "x"),
+            ("Upstash-Feature-Set", "x"),
+        ],
+        |_| (),
+    );
+}
+
+#[test]
+fn plain_options() {
+    check(&[("upstash-method", "put")], |p| p.method = Method::Put);
+    check(&[("Upstash-Delay", "1m30s")], |p| p.due = Due::After(Duration::from_secs(90)));
+    check(&[("Upstash-Delay", "0s")], |_| ());
+    check(&[("Upstash-Not-Before", "1700000001"), ("Upstash-Delay", "1d")], |p| {
+        p.due = Due::At(Timestamp::from_millis(1_700_000_001_000));
+    });
+    check(&[("Upstash-Not-Before", "1700000000")], |_| ());
+    check(&[("UPSTASH-RETRIES", "0")], |p| p.retries = 0);
+    check(&[("Upstash-Retries", "5"), ("upstash-retries", " 7 ")], |p| p.retries = 7);
+    check(&[("Upstash-Retries", "5"), ("Upstash-Retries", "")], |p| p.retries = 5);
+    check(&[("Upstash-Retry-Delay", "1000 * (1 + retried)")], |p| {
+        p.options.retry_delay = Some("1000 * (1 + retried)".to_owned());
+    });
+    check(&[("Upstash-Timeout", "30")], |p| p.options.timeout = Some(Duration::from_secs(30)));
+    check(&[("Upstash-Timeout", "0")], |_| ());
+    check(&[("Upstash-Label", " a ,, b,")], |p| p.labels = vec!["a".to_owned(), "b".to_owned()]);
+    check(&[("Upstash-Queue-Name", "q-1")], |p| p.queue = Some("q-1".to_owned()));
+    check(&[("Upstash-Cron", "* * * * *"), ("Upstash-Schedule-Id", "s.1")], |p| {
+        p.cron = Some("* * * * *".to_owned());
+        p.schedule_id = Some("s.1".to_owned());
+    });
+    check(&[("Upstash-Redact-Fields", "body, header[authorization]")], |p| {
+        p.options.redact =
+            Redact { body: true, all_headers: false, headers: vec!["Authorization".to_owned()] };
+    });
+}
+
+#[test]
+fn deduplication() {
+    let id = || Some(Deduplication::Id("a b/\u{e9}".to_owned()));
+    check(&[("Upstash-Deduplication-Id", "a b/\u{e9}")], |p| p.deduplication = id());
+    check(&[("Upstash-Content-Based-Deduplication", "True")], |p| {
+        p.deduplication = Some(Deduplication::Content);
+    });
+    check(&[("Upstash-Content-Based-Deduplication", "False")], |_| ());
+    check(
+        &[("Upstash-Content-Based-Deduplication", "true"), ("Upstash-Deduplication-Id", "a b/\u{e9}")],
+        |p| {
+            p.deduplication = id();
+        },
+    );
+}
+
+#[test]
+fn flow_control() {
+    let flow = |parallelism, rate, period_s| {
+        move |p: &mut Publish| {
+            p.options.flow_control =
+                Some(FlowControl { key: "k/1 :".to_owned(), parallelism, rate, period_s });
+        }
+    };
+    let with = |value| [("Upstash-Flow-Control-Key", "k/1 :"), ("Upstash-Flow-Control-Value", value)];
+    check(&with("parallelism=3, rate=5, period=1m"), flow(Some(3), Some(5), 60));
+    check(&with("Rate = 10"), flow(None, Some(10), 1));
+    check(&with("parallelism=1,period=1.5"), flow(Some(1), None, 2));
+    check(&with("rate=1,period=1h30m3s"), flow(None, Some(1), 5403));
+    check(&with("rate=1,period=7d"), flow(None, Some(1), 604_800));
+    let name = "invalid header Upstash-Flow-Control-Value: ";
+    check_error(&with("rate=0"), &format!("{name}rate \"0\" is not an integer from 1"));
+    check_error(&with("parallelism=x"), &format!("{name}parallelism \"x\" is not an integer from 1"));
+    check_error(&with("rate=1,period=0"), &format!("{name}period \"0\" is not from 1 second to 604800"));
+    check_error(&with("rate=1,period=8d"), &format!("{name}period \"8d\" is not from 1 second"));
+    check_error(&with("rate=1,period=1w"), &format!("{name}period: unknown unit \"w\""));
+    check_error(&with("rate=1,burst=2"), &format!("{name}unknown key \"burst\"; allowed are parallelism"));
+    check_error(&with("period=1s"), &format!("{name}at least one of parallelism and rate"));
+    check_error(&with("rate=1")[..1], "invalid header Upstash-Flow-Control-Key: it requires");
+    check_error(&with("rate=1")[1..], &format!("{name}it requires Upstash-Flow-Control-Key"));
+}
+
+#[test]
+fn delivery_headers() {
+    check(&[("content-type", "text/plain")], |p| p.headers = headers(&[("Content-Type", "text/plain")]));
+    check(&[("Content-Type", "text/plain"), ("Upstash-Forward-Content-Type", "text/html")], |p| {
+        p.headers = headers(&[("Content-Type", "text/html")]);
+    });
+    check(
+        &[
+            ("upstash-forward-x-api-key", "1"),
+            ("Upstash-Forward-Upstash-Forward-X", "2"),
+            ("Upstash-Forward-Upstash-X", "3"),
+            ("Upstash-Forward-X-Api-Key", "4"),
+            ("Upstash-Forward-Empty", ""),
+            ("Upstash-Forward-Authorization", "Bearer mine"),
+            ("Upstash-Forward-User-Agent", "me"),
+        ],
+        |p| {
+            p.headers = headers(&[
+                ("X-Api-Key", "1"),
+                ("Upstash-Forward-X", "2"),
+                ("Upstash-X", "3"),
+                ("X-Api-Key", "4"),
+                ("Empty", ""),
+                ("Authorization", "Bearer mine"),
+                ("User-Agent", "me"),
+            ]);
+        },
+    );
+    check(
+        &[
+            ("Upstash-Forward-Host", "x"),
+            ("Upstash-Forward-Content-Length", "x"),
+            ("Upstash-Forward-TE", "x"),
+            ("Upstash-Forward-Proxy-Anything", "x"),
+            ("Upstash-Forward-Upstash-Signature", "x"),
+            ("Upstash-Forward-Upstash-Message-Id", "x"),
+        ],
+        |_| (),
+    );
+}
+
+#[test]
+fn all_headers_are_forwarded_on_request() {
+    let request = [
+        ("Upstash-Header-Forward", "True"),
+        ("Host", "localhost"),
+        ("Authorization", "bearer token"),
+        ("Content-Length", "3"),
+        ("Connection", "keep-alive, X-Hop"),
+        ("X-Hop", "1"),
+        ("Expect", "100-continue"),
+        ("Content-Type", "text/plain"),
+        ("User-Agent", "GitHub-Hookshot"),
+        ("X-Hub-Signature", "sha1=1"),
+        ("X-Other", "plain"),
+        ("Upstash-Forward-X-Other", "explicit"),
+        ("Upstash-Retries", "1"),
+    ];
+    check(&request, |p| {
+        p.retries = 1;
+        p.headers = headers(&[
+            ("Content-Type", "text/plain"),
+            ("User-Agent", "GitHub-Hookshot"),
+            ("X-Hub-Signature", "sha1=1"),
+            ("X-Other", "explicit"),
+        ]);
+    });
+    check(&[("Upstash-Header-Forward", "true"), ("Authorization", "Basic dTpw")], |p| {
+        p.headers = headers(&[("Authorization", "Basic dTpw")]);
+    });
+    let in_batch = read(Kind::BatchItem, &request).unwrap();
+    assert_eq!(in_batch.headers, headers(&[("Content-Type", "text/plain"), ("X-Other", "explicit")]));
+}
+
+fn callback(change: impl FnOnce(&mut CallbackSpec)) -> Box<CallbackSpec> {
+    let mut spec = CallbackSpec { url: "https://e.com/cb".to_owned(), ..CallbackSpec::default() };
+    change(&mut spec);
+    Box::new(spec)
+}
+
+#[test]
+fn callbacks() {
+    check(&[("Upstash-Callback", "https://e.com/cb")], |p| p.options.callback = Some(callback(|_| ())));
+    check(&[("Upstash-Failure-Callback", "https://e.com/cb")], |p| {
+        p.options.failure_callback = Some(callback(|_| ()));
+    });
+    check(
+        &[
+            ("Upstash-Failure-Callback-Method", "GET"),
+            ("upstash-callback-retries", "0"),
+            ("Upstash-Callback", "https://e.com/cb"),
+            ("Upstash-Callback-Delay", "1m"),
+            ("Upstash-Callback-Timeout", "2s"),
+            ("Upstash-Callback-Retry-Delay", "5"),
+            ("Upstash-Callback-Label", "a,b"),
+            ("Upstash-Callback-Flow-Control-Key", "k"),
+            ("Upstash-Callback-Flow-Control-Value", "rate=1"),
+            ("Upstash-Callback-Forward-X-Api-Key", "1"),
+            ("Upstash-Callback-Forward-Empty", ""),
+            ("Upstash-Callback-Schedule-Id", "ignored"),
+            ("Upstash-Callback-Telemetry-Sdk", "ignored"),
+            ("Upstash-Callback-My-KEY", "2"),
+            ("Upstash-Callback-Content-Type", "text/plain"),
+            ("Upstash-Failure-Callback", "http://f.com"),
+        ],
+        |p| {
+            let each = callback(|spec| {
+                spec.retries = Some(0);
+                spec.delay = Some(Duration::from_mins(1));
+                spec.labels = vec!["a".to_owned(), "b".to_owned()];
+                spec.headers = headers(&[
+                    ("X-Api-Key", "1"),
+                    ("Empty", ""),
+                    ("My-Key", "2"),
+                    ("Content-Type", "text/plain"),
+                ]);
+                spec.options = Options {
+                    timeout: Some(Duration::from_secs(2)),
+                    retry_delay: Some("5".to_owned()),
+                    flow_control: Some(FlowControl {
+                        key: "k".to_owned(),
+                        parallelism: None,
+                        rate: Some(1),
+                        period_s: 1,
+                    }),
+                    ..Options::default()
+                };
+            });
+            let failure = callback(|spec| {
+                spec.url = "http://f.com".to_owned();
+                spec.method = Method::Get;
+            });
+            p.options.callback = Some(each);
+            p.options.failure_callback = Some(failure);
+        },
+    );
+}
+
+#[test]
+fn callbacks_of_callbacks_go_one_level_deep() {
+    check(
+        &[
+            ("Upstash-Callback", "https://e.com/cb"),
+            ("Upstash-Callback-Failure-Callback", "https://e.com/cb"),
+            ("Upstash-Callback-Failure-Callback-Retries", "1"),
+            ("Upstash-Callback-Failure-Callback-Callback", "https://e.com/cb"),
+            ("Upstash-Callback-Failure-Callback-Callback-Retries", "x"),
+        ],
+        |p| {
+            let nested = callback(|spec| spec.retries = Some(1));
+            p.options.callback = Some(callback(|spec| spec.options.failure_callback = Some(nested)));
+        },
+    );
+}
+
+#[test]
+fn malformed() {
+    check_error(
+        &[("Upstash-Method", "HEAD")],
+        "invalid header Upstash-Method: unknown method \"HEAD\"; allowed",
+    );
+    check_error(&[("Upstash-Delay", "-1s")], "invalid header Upstash-Delay: a negative duration; expected");
+    check_error(&[("upstash-delay", "1x")], "invalid header upstash-delay: unknown unit \"x\"");
+    for value in ["-1", "+1", "1.0", "x", "2147483648", "1 2"] {
+        check_error(
+            &[("Upstash-Retries", value)],
+            &format!("invalid header Upstash-Retries: {value:?} is not an integer from 0"),
+        );
+    }
+    for value in ["1.5", "-1", "99999999999999999999", "tomorrow"] {
+        check_error(&[("Upstash-Not-Before", value)], "invalid header Upstash-Not-Before: ");
+    }
+    check_error(
+        &[("Upstash-Not-Before", "9999999999999")],
+        "invalid header Upstash-Not-Before: 9999999999999 is too far in the future",
+    );
+    check_error(
+        &[("Upstash-Retry-Delay", "1 +")],
+        "invalid header Upstash-Retry-Delay: unexpected end, expected",
+    );
+    check_error(&[("Upstash-Timeout", "1ms")], "invalid header Upstash-Timeout: unknown unit \"ms\"");
+    check_error(
+        &[("Upstash-Callback", "e.com")],
+        "invalid header Upstash-Callback: invalid destination url: endpoint has invalid scheme",
+    );
+    check_error(
+        &[("Upstash-Failure-Callback", "https://")],
+        "invalid header Upstash-Failure-Callback: invalid destination url: it has no host",
+    );
+    check_error(
+        &[("Upstash-Callback", "https://e.com"), ("Upstash-Callback-Retries", "x")],
+        "invalid header Upstash-Callback-Retries: ",
+    );
+    check_error(
+        &[("Upstash-Redact-Fields", "url")],
+        "invalid header Upstash-Redact-Fields: unknown field \"url\"",
+    );
+    check_error(&[("Upstash-Queue-Name", "a/b")], "invalid header Upstash-Queue-Name: \"a/b\" is not a name");
+    check_error(
+        &[("Upstash-Schedule-Id", "a b")],
+        "invalid header Upstash-Schedule-Id: \"a b\" is not a name",
+    );
+    check_error(
+        &[("Upstash-Header-Forward", "1")],
+        "invalid header Upstash-Header-Forward: \"1\" is neither",
+    );
+    check_error(
+        &[("Upstash-Content-Based-Deduplication", "yes")],
+        "invalid header Upstash-Content-Based-Dedup",
+    );
+    check_error(&[("Upstash-Forward-", "x")], "invalid header Upstash-Forward-: \"\" is not a header name");
+    check_error(
+        &[("Upstash-Forward-a b", "x")],
+        "invalid header Upstash-Forward-a b: \"a b\" is not a header name",
+    );
+    check_error(&[("X-Any", "a\rb")], "invalid header X-Any: it contains the control character 0x0d");
+    check_error(
+        &[("Upstash-Forward-X", "\u{7f}")],
+        "invalid header Upstash-Forward-X: it contains the control",
+    );
+    check_error(
+        &[("Upstash-Workflow-RunId", "wfr_1")],
+        "invalid header Upstash-Workflow-RunId: workflows are not",
+    );
+    check_error(&[("X", "1"); 257], "more than 256 headers");
+}
+
+#[test]
+fn quotas() {
+    let limits = Limits { max_retries: Some(5), max_delay: Some(Duration::from_hours(7 * 24)), ..limits() };
+    let read = |name, value: &'static str| {
+        parse(
+            Kind::Publish,
+            [("Upstash-Callback", "https://e.com".as_bytes()), (name, value.as_bytes())],
+            &[],
+            &limits,
+            NOW,
+        )
+    };
+    for (name, value) in [
+        ("Upstash-Delay", "8d"),
+        ("Upstash-Not-Before", "1700604801"),
+        ("Upstash-Not-Before", "9223372036854775807"),
+        ("Upstash-Callback-Delay", "8d"),
+    ] {
+        let error = read(name, value).unwrap_err();
+        assert_eq!(error.to_string(), "quota maxDelay exceeded, current limit: 604800");
+        assert!(error.is_quota());
+    }
+    for name in ["Upstash-Retries", "Upstash-Callback-Retries"] {
+        let error = read(name, "6").unwrap_err();
+        assert_eq!(error.to_string(), "quota maxRetries exceeded, current limit: 5");
+        assert!(error.is_quota());
+        assert!(read(name, "5").is_ok());
+    }
+    assert!(read("Upstash-Delay", "7d").is_ok());
+}
+
+#[test]
+fn parameters_stand_in_for_headers() {
+    let params: Vec<_> = [
+        ("upstash-retries", "1"),
+        ("upstash-delay", "10s"),
+        ("upstash-forward-x", "1"),
+        ("upstash-forward-y", "2"),
+        ("qstash_token", "secret"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    let given = [("Upstash-Retries", "2".as_bytes()), ("Upstash-Forward-X", b""), ("Upstash-Delay", b"")];
+    let publish = parse(Kind::Publish, given, &params, &limits(), NOW).unwrap();
+    assert_eq!(publish.retries, 2);
+    assert_eq!(publish.due, Due::After(Duration::from_secs(10)));
+    assert_eq!(publish.headers, headers(&[("X", ""), ("Y", "2")]));
+}
+
+#[test]
+fn some_headers_belong_to_some_requests() {
+    let fields = [
+        ("Upstash-Not-Before", "1800000000"),
+        ("Upstash-Delay", "1s"),
+        ("Upstash-Deduplication-Id", "d"),
+        ("Upstash-Queue-Name", "q"),
+        ("Upstash-Cron", "@daily"),
+        ("Upstash-Schedule-Id", "s"),
+    ];
+    let schedule = read(Kind::Schedule, &fields).unwrap();
+    assert_eq!(schedule.due, Due::After(Duration::from_secs(1)));
+    assert_eq!(schedule.deduplication, None);
+    assert_eq!((schedule.queue.as_deref(), schedule.cron.as_deref()), (Some("q"), Some("@daily")));
+    assert_eq!(schedule.schedule_id.as_deref(), Some("s"));
+    let item = read(Kind::BatchItem, &fields).unwrap();
+    assert_eq!((item.queue.as_deref(), item.cron, item.schedule_id), (Some("q"), None, None));
+    let enqueued = read(Kind::Enqueue, &fields).unwrap();
+    assert_eq!((enqueued.queue, enqueued.cron), (None, None));
+}
+
+#[test]
+fn values_are_utf8_or_latin1() {
+    let read = |value: &'static [u8]| {
+        let publish = parse(Kind::Publish, [("Upstash-Forward-X", value)], &[], &limits(), NOW).unwrap();
+        publish.headers.get("x").unwrap().to_owned()
+    };
+    assert_eq!(read("caf\u{e9}".as_bytes()), "caf\u{e9}");
+    assert_eq!(read(b"caf\xe9"), "caf\u{e9}");
+    assert_eq!(read(b"a\tb"), "a\tb");
+}
+
+proptest! {
+    #[test]
+    fn never_panics_and_delivers_nothing_of_ours(
+        fields in proptest::collection::vec(
+            (
+                "(upstash-)?((failure-)?callback-){0,3}(forward-)?(upstash-)?[a-zA-Z-]{0,12}|\\PC{0,20}",
+                "(https://e.com)?[0-9smhd=,. true]{0,10}|\\PC{0,10}",
+            ),
+            0..8,
+        ),
+    ) {
+        let given = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        if let Ok(publish) = parse(Kind::BatchItem, given, &[], &limits(), NOW) {
+            for (name, value) in publish.headers.iter() {
+                prop_assert!(http::HeaderName::from_bytes(name.as_bytes()).is_ok());
+                prop_assert!(http::HeaderValue::from_str(value).is_ok());
+                prop_assert!(!is_never_forwarded(name));
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The wire contract, inbound.
+
+pub mod headers;

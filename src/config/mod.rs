@@ -1,0 +1,283 @@
+//! Every setting, read once at the start and checked once.
+//!
+//! The struct is the only place where a setting is described: `config.example.toml`, the environment variables' names
+//! and `homing config` are derived from it. After [`load`] nothing reads a file or a variable again, and what
+//! [`load`] returned is consistent. How the layers meet is in `layers`, the types of the values in `values`.
+
+mod layers;
+mod print;
+mod values;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use confique::{Config as _, Layer as _};
+use serde::Serialize;
+
+pub use self::layers::{ConfigError, Loaded, Origin, Sources, load};
+pub use self::print::example_toml;
+pub use self::values::{ByteSize, DatabaseUrl, LogFormat, LogLevel, Secret, TimeSpan};
+use crate::egress::policy::{Mode, Policy, PolicyError};
+
+/// The API token of development mode: user 1 of the official development server, public by design.
+const DEV_TOKEN: &str = "eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0=";
+/// The current signing key that belongs to [`DEV_TOKEN`].
+const DEV_CURRENT_SIGNING_KEY: &str = "sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r";
+/// The next signing key that belongs to [`DEV_TOKEN`].
+const DEV_NEXT_SIGNING_KEY: &str = "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs";
+
+/// Settings of Homing, each with its default.
+///
+/// Nothing here has to be set. Each setting is also the environment variable
+/// HOMING_ and its name in capitals (HOMING_MAX_RETRIES); with _FILE added
+/// (HOMING_TOKEN_FILE) the value is read from that file. A list in a variable
+/// is separated by commas, and an empty variable counts as not set. A flag beats
+/// a variable, a variable beats this file. `homing config` shows what is in effect.
+///
+/// Durations are written 30s, 10m, 2h, 7d or 1h30m; a bare number is seconds.
+/// Sizes are written 512KiB, 10MiB, 1GB; a bare number is bytes.
+#[derive(Debug, Clone, confique::Config, Serialize)]
+#[expect(
+    clippy::doc_markdown,
+    reason = "the text is also the head of config.example.toml, where backticks are noise"
+)]
+pub struct Config {
+    // Who we are and who may call.
+    /// Address and port to listen on. 0.0.0.0:8080 is every IPv4 interface,
+    /// `[::]:8080` every interface. Flag --listen.
+    #[config(default = "127.0.0.1:8080", deserialize_with = values::listen)]
+    pub listen: SocketAddr,
+
+    /// What clients call this server when it is behind a proxy, such as
+    /// `https://queue.example.com`. Not set: the address that is listened on.
+    /// Flag --public-url.
+    #[config(deserialize_with = values::public_url)]
+    pub public_url: Option<String>,
+
+    /// Name of this server among those that share a database, at most 200
+    /// characters. Not set: host name and port.
+    #[config(deserialize_with = values::node_name)]
+    pub node_name: Option<String>,
+
+    /// The API token, for reading and writing. Not set: one is made at the first
+    /// start, shown once and kept in the database. Flag --token, though arguments
+    /// are visible to every user of the machine; prefer HOMING_TOKEN_FILE.
+    pub token: Option<Secret>,
+
+    /// Tokens that may read but not change anything.
+    #[config(default = [])]
+    pub read_only_tokens: Vec<Secret>,
+
+    /// The key that requests are signed with, and the one that will follow it.
+    /// Set both or none. Not set: made at the first start and kept in the database.
+    pub current_signing_key: Option<Secret>,
+
+    /// See current_signing_key.
+    pub next_signing_key: Option<Secret>,
+
+    /// Development mode: the token and signing keys that the official development
+    /// server uses, which everybody knows. Refused unless `listen` is a loopback
+    /// address. Flag --dev.
+    #[config(default = false)]
+    pub dev: bool,
+
+    /// Allows development mode on an address that others can reach. Flag --dev-force.
+    #[config(default = false)]
+    pub dev_force: bool,
+
+    // Where the data is.
+    /// Directory for the database file, unless database_url says otherwise.
+    #[config(default = "data")]
+    pub data_dir: PathBuf,
+
+    /// sqlite://PATH (relative, or absolute as sqlite:///var/lib/homing.db) or
+    /// postgres://USER:PASSWORD@HOST/DATABASE. The default is homing.db in data_dir.
+    /// Flag --database-url.
+    #[config(default = "sqlite://data/homing.db")]
+    pub database_url: DatabaseUrl,
+
+    /// Postgres connections for lists and the other calls beside the hot ones.
+    /// 1 to 1000. SQLite ignores it.
+    #[config(default = 10, validate((1..=1000).contains(postgres_connections), "allowed: 1 to 1000"))]
+    pub postgres_connections: u32,
+
+    /// Postgres connections that write accepted and finished messages, many in one
+    /// transaction. 1 to 64. SQLite has one writer.
+    #[config(default = 2, validate((1..=64).contains(writers), "allowed: 1 to 64"))]
+    pub writers: usize,
+
+    /// How long a finished message and its attempts can be read. 1m to 3650d.
+    #[config(default = "7d", validate(log_retention.is_within(60, 3650 * DAY), "allowed: 1m to 3650d"))]
+    pub log_retention: TimeSpan,
+
+    /// How long a dead letter is kept. 1m to 3650d.
+    #[config(default = "30d", validate(dlq_retention.is_within(60, 3650 * DAY), "allowed: 1m to 3650d"))]
+    pub dlq_retention: TimeSpan,
+
+    // What is logged.
+    /// error, warn, info, debug or trace. RUST_LOG, when set, wins. Flag --log-level.
+    #[config(default = "info")]
+    pub log_level: LogLevel,
+
+    /// text or json.
+    #[config(default = "text")]
+    pub log_format: LogFormat,
+
+    // Where messages may go.
+    /// private: public addresses and private networks (loopback, RFC 1918,
+    /// unique-local, carrier-grade NAT). public: public addresses only. Neither
+    /// allows link-local, cloud metadata, multicast or reserved addresses. Flag --egress.
+    #[config(default = "private")]
+    pub egress: Mode,
+
+    /// Addresses (10.1.2.3), networks (10.0.0.0/8) and host names (hooks.internal,
+    /// *.internal) that are allowed whatever `egress` says. An allowed host name may
+    /// resolve to any address.
+    #[config(default = [])]
+    pub egress_allow: Vec<String>,
+
+    /// Addresses, networks and host names that are refused, even if egress_allow has
+    /// them too.
+    #[config(default = [])]
+    pub egress_deny: Vec<String>,
+
+    /// PEM file with certificates of authorities to trust beside the system's.
+    pub extra_ca_file: Option<PathBuf>,
+
+    // How much a request and its message may hold.
+    /// Largest body of a message. 1KiB to 1GiB.
+    #[config(default = "10MiB", validate(max_message_size.is_within(KIB, GIB), "allowed: 1KiB to 1GiB"))]
+    pub max_message_size: ByteSize,
+
+    /// Largest body of a batch request. 1KiB to 4GiB, not below max_message_size.
+    #[config(default = "100MiB", validate(max_batch_size.is_within(KIB, 4 * GIB), "allowed: 1KiB to 4GiB"))]
+    pub max_batch_size: ByteSize,
+
+    /// How much of a destination's response is kept and given to callbacks; the rest
+    /// is discarded. 0 to 1GiB.
+    #[config(default = "10MiB", validate(max_response_size.is_within(0, GIB), "allowed: 0 to 1GiB"))]
+    pub max_response_size: ByteSize,
+
+    /// Request bodies in memory at once, all callers together; whoever exceeds it
+    /// waits. Not below max_batch_size.
+    #[config(
+        default = "256MiB",
+        validate(max_inflight_request_bytes.is_within(KIB, 1024 * GIB), "allowed: 1KiB to 1024GiB")
+    )]
+    pub max_inflight_request_bytes: ByteSize,
+
+    // What a message may ask for.
+    /// Retries of a message that doesn't say how many. 0 to 1000, not above max_retries.
+    #[config(default = 3, validate(*default_retries <= 1000, "allowed: 0 to 1000"))]
+    pub default_retries: u32,
+
+    /// Most retries that a message may ask for. Not set: no limit.
+    pub max_retries: Option<u32>,
+
+    /// Longest delay that a message may ask for, at least 1s. Not set: no limit.
+    #[config(validate(max_delay.is_within(1, u64::MAX), "allowed: 1s and more"))]
+    pub max_delay: Option<TimeSpan>,
+
+    /// Time for one attempt, from connecting to the last byte of the response; also
+    /// the default. 1s to 24h.
+    #[config(default = "2h", validate(max_timeout.is_within(1, DAY), "allowed: 1s to 24h"))]
+    pub max_timeout: TimeSpan,
+
+    /// Time to reach a destination, TLS included. 100ms to 5m.
+    #[config(
+        default = "10s",
+        validate(connect_timeout.is_within_ms(100, 300_000), "allowed: 100ms to 5m")
+    )]
+    pub connect_timeout: TimeSpan,
+
+    /// How long a deduplication id is remembered. 1s to 90d.
+    #[config(default = "10m", validate(dedup_window.is_within(1, 90 * DAY), "allowed: 1s to 90d"))]
+    pub dedup_window: TimeSpan,
+
+    // How many callers at once, and how slow they may be.
+    /// Connections open at once. 1 to 1000000.
+    #[config(default = 10_000, validate((1..=1_000_000).contains(max_connections), "allowed: 1 to 1000000"))]
+    pub max_connections: usize,
+
+    /// Time for the headers of a request to arrive. 1s to 1h.
+    #[config(default = "30s", validate(header_timeout.is_within(1, 3600), "allowed: 1s to 1h"))]
+    pub header_timeout: TimeSpan,
+
+    /// How long a connection without a request stays open; longer than the proxy
+    /// in front keeps its own. 1s to 24h.
+    #[config(default = "75s", validate(idle_timeout.is_within(1, DAY), "allowed: 1s to 24h"))]
+    pub idle_timeout: TimeSpan,
+
+    /// Time for the body of a request to arrive. 1s to 24h.
+    #[config(default = "5m", validate(body_timeout.is_within(1, DAY), "allowed: 1s to 24h"))]
+    pub body_timeout: TimeSpan,
+
+    // How much is delivered at once.
+    /// Attempts that run at once. 1 to 100000.
+    #[config(default = 512, validate((1..=100_000).contains(concurrency), "allowed: 1 to 100000"))]
+    pub concurrency: usize,
+
+    /// Attempts at once to one origin (scheme, host, port), so that a slow one can't
+    /// take all. 1 to `concurrency`.
+    #[config(default = 128, validate((1..=100_000).contains(concurrency_per_origin), "allowed: 1 to 100000"))]
+    pub concurrency_per_origin: usize,
+
+    /// Deliveries that this server holds, waiting or running. From `concurrency` to
+    /// 1000000.
+    #[config(default = 8192, validate((1..=1_000_000).contains(prefetch), "allowed: 1 to 1000000"))]
+    pub prefetch: usize,
+
+    /// Memory for the bodies of those deliveries. 64KiB to 1024GiB, not below
+    /// max_message_size.
+    #[config(
+        default = "64MiB",
+        validate(prefetch_bytes.is_within(64 * KIB, 1024 * GIB), "allowed: 64KiB to 1024GiB")
+    )]
+    pub prefetch_bytes: ByteSize,
+
+    /// Time that attempts get to end when the server is told to stop; below the 10s
+    /// after which Docker kills it. 0s to 1h.
+    #[config(default = "9s", validate(shutdown_grace.is_within(0, 3600), "allowed: 0s to 1h"))]
+    pub shutdown_grace: TimeSpan,
+}
+
+/// Seconds in a day.
+const DAY: u64 = 24 * 60 * 60;
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+
+impl Default for Config {
+    /// All defaults, as if nothing was set anywhere.
+    fn default() -> Self {
+        let defaults = <Self as confique::Config>::Layer::default_values();
+        Self::from_layer(defaults).expect("every required setting has a default")
+    }
+}
+
+impl Config {
+    /// The address policy of `egress`, `egress_allow` and `egress_deny`. It doesn't fail for a config from [`load`].
+    pub fn egress_policy(&self) -> Result<Policy, PolicyError> {
+        Policy::new(self.egress, &self.egress_allow, &self.egress_deny)
+    }
+
+    /// This server's name: `node_name`, else host name and the port of `listen`.
+    pub fn node_name(&self) -> String {
+        self.node_name.clone().unwrap_or_else(|| {
+            let host = rustix::system::uname();
+            format!("{}:{}", host.nodename().to_string_lossy(), self.listen.port())
+        })
+    }
+
+    /// `listen` as an address that a client on this machine can connect to: loopback in place of "any address".
+    pub fn local_addr(&self) -> SocketAddr {
+        let mut addr = self.listen;
+        if addr.ip().is_unspecified() {
+            let is_v4 = addr.is_ipv4();
+            addr.set_ip(if is_v4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+        }
+        addr
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! One request: checked, signed, sent; what it came to goes to the finisher.
+//!
+//! Invariant: nothing of the database is held while the request is out, and whatever happens here, a panic included, ends
+//! as an outcome.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::FutureExt as _;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::{Uri, uri};
+use rand::RngExt as _;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Shared, finisher};
+use crate::domain::destination::{RequestTarget, request_target};
+use crate::domain::message::{Message, Method};
+use crate::domain::outcome::{Attempt, FailureClass, Outcome};
+use crate::domain::signature;
+use crate::domain::time::Timestamp;
+use crate::egress::client::Outgoing;
+use crate::store::Delivery;
+
+/// Leases taken for one attempt before the message is given up: it may be what kills its nodes.
+const MAX_CLAIMS: u32 = 20;
+/// The client that destinations see, unless the message says otherwise.
+const AGENT: HeaderValue = HeaderValue::from_static("Upstash-QStash");
+
+const MESSAGE_ID: HeaderName = HeaderName::from_static("upstash-message-id");
+const RETRIED: HeaderName = HeaderName::from_static("upstash-retried");
+const SIGNATURE: HeaderName = HeaderName::from_static("upstash-signature");
+const SCHEDULE_ID: HeaderName = HeaderName::from_static("upstash-schedule-id");
+const TOPIC_NAME: HeaderName = HeaderName::from_static("upstash-topic-name");
+const ENDPOINT_NAME: HeaderName = HeaderName::from_static("upstash-endpoint-name");
+const CALLER_IP: HeaderName = HeaderName::from_static("upstash-caller-ip");
+
+/// Starts the attempts of deliveries that the dispatcher let go.
+pub(super) fn start(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
+    for delivery in deliveries {
+        shared.attempts.spawn(run(Arc::clone(shared), delivery));
+    }
+}
+
+async fn run(shared: Arc<Shared>, delivery: Delivery) {
+    let done = attempt(&shared, &delivery).await;
+    start(&shared, shared.dispatcher.attempt_ended(&delivery.lane));
+    match done {
+        Some((attempt, memory)) => finisher::submit(&shared, delivery, attempt, memory).await,
+        // The lease can't be trusted: the delivery is left to whoever finds it free.
+        None => {
+            shared.dispatcher.forget(&delivery);
+            shared.doubt_leases();
+        }
+    }
+}
+
+/// `None`: it was not made.
+async fn attempt(
+    shared: &Shared,
+    delivery: &Delivery,
+) -> Option<(Attempt, Option<OwnedSemaphorePermit>)> {
+    if !shared.leases_hold() {
+        return None;
+    }
+    let message = &*delivery.message;
+    let started_at = shared.clock.now().max(message.due_at);
+    let made = AssertUnwindSafe(send(shared, delivery, started_at)).catch_unwind().await;
+    let (outcome, memory) = made.unwrap_or_else(|_| {
+        tracing::error!(message.id = %message.id, "an attempt's task failed");
+        let error = "the server failed while it made the attempt".to_owned();
+        (Outcome::NoResponse { class: FailureClass::Internal, error }, None)
+    });
+    let ended_at = shared.clock.now().max(started_at);
+    Some((Attempt { retried: delivery.retried, started_at, ended_at, outcome }, memory))
+}
+
+async fn send(
+    shared: &Shared,
+    delivery: &Delivery,
+    now: Timestamp,
+) -> (Outcome, Option<OwnedSemaphorePermit>) {
+    let message = &*delivery.message;
+    let unsendable =
+        |error: String| (Outcome::Unsendable { class: FailureClass::Message, error }, None);
+    if delivery.claims > MAX_CLAIMS {
+        return unsendable(format!(
+            "given up after {} attempts that ended with the server itself",
+            delivery.claims - 1
+        ));
+    }
+    if signature::body_sha256(&message.body) != message.body_sha256 {
+        return unsendable("the stored body does not match its hash".to_owned());
+    }
+    let outgoing = match outgoing(shared, delivery, now) {
+        Ok(outgoing) => outgoing,
+        Err(error) => return unsendable(error),
+    };
+    let limit = timeout(message, shared.settings.max_timeout);
+    match tokio::time::timeout(limit, shared.client.send(outgoing)).await {
+        Ok(Ok(received)) => (Outcome::Response(received.response), received.memory),
+        Ok(Err(failure)) => {
+            (Outcome::NoResponse { class: failure.class, error: failure.error }, None)
+        }
+        Err(_) => {
+            let error = format!("no complete response within {limit:?}");
+            (Outcome::NoResponse { class: FailureClass::Timeout, error }, None)
+        }
+    }
+}
+
+/// The limit for one attempt: a message shortens the server's, a zero means that it doesn't.
+fn timeout(message: &Message, max: Duration) -> Duration {
+    message.options.timeout.filter(|timeout| !timeout.is_zero()).map_or(max, |timeout| timeout.min(max))
+}
+
+fn outgoing(shared: &Shared, delivery: &Delivery, now: Timestamp) -> Result<Outgoing, String> {
+    let message = &*delivery.message;
+    let target = request_target(&message.url).map_err(|error| error.to_string())?;
+    let headers = headers(shared, delivery, &target, now)
+        .map_err(|error| format!("a header can't be sent: {error}"))?;
+    let uri = uri(target).map_err(|error| format!("the URL can't be sent: {error}"))?;
+    Ok(Outgoing { method: message.method, uri, headers, body: message.body.clone() })
+}
+
+fn uri(target: RequestTarget) -> Result<Uri, http::Error> {
+    let scheme = if target.origin.https { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
+    Uri::builder()
+        .scheme(scheme)
+        .authority(target.authority)
+        .path_and_query(target.path_and_query)
+        .build()
+}
+
+fn headers(
+    shared: &Shared,
+    delivery: &Delivery,
+    target: &RequestTarget,
+    now: Timestamp,
+) -> Result<HeaderMap, http::Error> {
+    let message = &*delivery.message;
+    let mut headers = HeaderMap::with_capacity(message.headers.0.len() + 12);
+    headers.insert(HOST, HeaderValue::try_from(target.authority.as_str())?);
+    for (name, value) in message.headers.iter() {
+        headers.append(HeaderName::try_from(name)?, HeaderValue::from_bytes(value.as_bytes())?);
+    }
+    headers.entry(USER_AGENT).or_insert(AGENT);
+    if let Some((user, password)) = &target.userinfo
+        && !headers.contains_key(AUTHORIZATION)
+    {
+        let basic = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+        headers.insert(AUTHORIZATION, HeaderValue::try_from(basic)?);
+    }
+    // An empty body has no length of its own on the wire (RFC 9110, 8.6).
+    if message.body.is_empty() && matches!(message.method, Method::Post | Method::Put | Method::Patch) {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+    headers.insert(MESSAGE_ID, HeaderValue::try_from(message.id.as_str())?);
+    headers.insert(RETRIED, HeaderValue::from(delivery.retried));
+    let jti = signature::generate_jti(rand::rng().random());
+    let token = signature::sign(
+        &shared.keys.current(),
+        &message.url,
+        &message.body_sha256,
+        now.as_secs(),
+        &jti,
+    );
+    headers.insert(SIGNATURE, HeaderValue::try_from(token)?);
+    let optional = [
+        (SCHEDULE_ID, &message.schedule_id),
+        (TOPIC_NAME, &message.url_group),
+        (ENDPOINT_NAME, &message.endpoint),
+        (CALLER_IP, &message.caller_ip),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            headers.insert(name, HeaderValue::from_bytes(value.as_bytes())?);
+        }
+    }
+    Ok(headers)
+}

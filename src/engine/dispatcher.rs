@@ -1,0 +1,303 @@
+//! Who goes next: the leased deliveries in memory, fair across lanes, within this node's limits.
+//!
+//! A lane here is what the store calls one; for a message in no queue it is the destination's origin. Room is shared by
+//! dynamic thresholds: a lane may hold as much as is still free. One busy lane thus gets half of the room, and n lanes
+//! that hang leave a share of 1/(n + 1) to the others, whatever their number.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::Settings;
+use crate::domain::id::MessageId;
+use crate::store::{Delivery, Lease, Want};
+
+/// Lanes that are looked at in vain before the search for a next delivery ends. Whatever ends later looks again.
+const LOOKS: usize = 8;
+/// Deliveries that a claim takes for one lane, as a multiple of what may run there: enough for two more rounds while
+/// the next claim is on its way.
+const CLAIM_AHEAD: usize = 4;
+/// Deliveries in one claim.
+const CLAIM_MAX: usize = 512;
+
+/// The node's deliveries.
+pub struct Dispatcher {
+    state: Mutex<State>,
+    limits: Limits,
+    /// Rung when there is room again after there was none.
+    pub(super) room: Notify,
+}
+
+struct Limits {
+    concurrency: usize,
+    per_lane: usize,
+    held: usize,
+    held_bytes: usize,
+}
+
+#[derive(Default)]
+struct State {
+    lanes: HashMap<Arc<str>, Lane>,
+    /// Lanes that have something ready, each once.
+    ring: VecDeque<Arc<str>>,
+    running: usize,
+    held: usize,
+    held_bytes: usize,
+    /// Claim numbers in use, and by how many deliveries (or calls that will bring some).
+    leases: HashMap<Lease, usize>,
+    draining: bool,
+    /// Someone waits for room.
+    starved: bool,
+}
+
+#[derive(Default)]
+struct Lane {
+    ready: VecDeque<Delivery>,
+    running: usize,
+    /// Waiting, running, or not yet finished in the store.
+    held: usize,
+    in_ring: bool,
+}
+
+impl Dispatcher {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            state: Mutex::default(),
+            limits: Limits {
+                concurrency: settings.concurrency,
+                per_lane: settings.concurrency_per_origin,
+                held: settings.prefetch,
+                held_bytes: settings.prefetch_bytes,
+            },
+            room: Notify::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes room for deliveries that may be leased, each a lane and its bytes; which of them got it.
+    pub(super) fn reserve<'a>(&self, wanted: impl Iterator<Item = (&'a Arc<str>, usize)>) -> Vec<bool> {
+        let mut state = self.state();
+        wanted
+            .map(|(lane, bytes)| {
+                let free = self.limits.held.saturating_sub(state.held);
+                let held = state.lanes.get(lane).map_or(0, |lane| lane.held);
+                let fits = !state.draining
+                    && held < free
+                    && state.held_bytes.saturating_add(bytes) <= self.limits.held_bytes;
+                if fits {
+                    state.hold(lane, bytes);
+                }
+                fits
+            })
+            .collect()
+    }
+
+    /// Gives reserved room back that is not needed.
+    pub(super) fn unreserve(&self, lane: &Arc<str>, bytes: usize) {
+        let mut state = self.state();
+        state.let_go(lane, bytes);
+        self.ring_for_room(&mut state);
+    }
+
+    /// Marks a claim number as in use, before the step that leases with it.
+    pub(super) fn open_lease(&self, lease: Lease) {
+        *self.state().leases.entry(lease).or_default() += 1;
+    }
+
+    /// Ends the mark of [`Dispatcher::open_lease`]; the deliveries that came keep the number in use.
+    pub(super) fn close_lease(&self, lease: Lease) {
+        self.state().end_lease(lease);
+    }
+
+    /// The claim numbers in use.
+    pub(super) fn live_leases(&self) -> Vec<Lease> {
+        self.state().leases.keys().copied().collect()
+    }
+
+    /// Takes leased deliveries whose room is reserved; those that may start now.
+    pub(super) fn admit(&self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
+        let mut state = self.state();
+        for delivery in deliveries {
+            *state.leases.entry(delivery.lease).or_default() += 1;
+            state.push(delivery);
+        }
+        self.next(&mut state)
+    }
+
+    /// Takes claimed deliveries, for which [`Dispatcher::wants`] found room; those that may start now.
+    pub(super) fn admit_claimed(&self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
+        let mut state = self.state();
+        for delivery in &deliveries {
+            state.hold(&delivery.lane, delivery.message.size());
+        }
+        drop(state);
+        self.admit(deliveries)
+    }
+
+    /// Frees the slot of an attempt that has ended; those that may start instead.
+    pub(super) fn attempt_ended(&self, lane: &Arc<str>) -> Vec<Delivery> {
+        let mut state = self.state();
+        state.running -= 1;
+        if let Some(lane) = state.lanes.get_mut(lane) {
+            lane.running -= 1;
+        }
+        let started = self.next(&mut state);
+        self.ring_for_room(&mut state);
+        started
+    }
+
+    /// Lets go of a delivery that is finished, or no longer ours.
+    pub(super) fn forget(&self, delivery: &Delivery) {
+        self.forget_all(std::iter::once(delivery));
+    }
+
+    /// The same for many.
+    pub(super) fn forget_all<'a>(&self, deliveries: impl Iterator<Item = &'a Delivery>) {
+        let mut state = self.state();
+        for delivery in deliveries {
+            state.let_go(&delivery.lane, delivery.message.size());
+            state.end_lease(delivery.lease);
+        }
+        self.ring_for_room(&mut state);
+    }
+
+    /// Takes a delivery out that has not started.
+    pub(super) fn withdraw(&self, id: &MessageId) -> Option<Delivery> {
+        let mut state = self.state();
+        state.lanes.values_mut().find_map(|lane| {
+            let index = lane.ready.iter().position(|delivery| delivery.message.id == *id)?;
+            lane.ready.remove(index)
+        })
+    }
+
+    /// Takes all out that have not started, and takes no more.
+    pub(super) fn drain(&self) -> Vec<Delivery> {
+        self.state().draining = true;
+        self.withdraw_all()
+    }
+
+    /// Takes all out that have not started, and lets go of them.
+    pub(super) fn withdraw_all(&self) -> Vec<Delivery> {
+        let mut waiting = Vec::new();
+        for lane in self.state().lanes.values_mut() {
+            waiting.extend(lane.ready.drain(..));
+        }
+        self.forget_all(waiting.iter());
+        waiting
+    }
+
+    /// Whether a claim could take anything; if not, [`Dispatcher::room`] rings when it can.
+    pub(super) fn has_room(&self) -> bool {
+        let mut state = self.state();
+        let room = !state.draining
+            && state.held < self.limits.held / 2
+            && state.held_bytes < self.limits.held_bytes / 2;
+        state.starved |= !room;
+        room
+    }
+
+    /// How much of each lane to claim now, and how many bytes in all.
+    pub(super) fn wants(&self, lanes: impl Iterator<Item = Arc<str>>) -> (Vec<Want>, usize) {
+        let mut state = self.state();
+        let per_lane = self.limits.per_lane.saturating_mul(CLAIM_AHEAD);
+        let mut left = CLAIM_MAX.min(self.limits.held.saturating_sub(state.held));
+        let mut wants: Vec<Want> = Vec::new();
+        for lane in lanes {
+            let held = state.lanes.get(&lane).map_or(0, |lane| lane.held);
+            let count = per_lane.saturating_sub(held).min(left);
+            if count > 0 && !wants.iter().any(|want| want.lane == lane) {
+                left -= count;
+                wants.push(Want { lane, count });
+            }
+        }
+        state.starved |= wants.is_empty();
+        (wants, self.limits.held_bytes.saturating_sub(state.held_bytes))
+    }
+
+    /// Deliveries held, and attempts running.
+    pub fn load(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.held, state.running)
+    }
+
+    fn ring_for_room(&self, state: &mut State) {
+        if state.starved {
+            state.starved = false;
+            self.room.notify_one();
+        }
+    }
+
+    /// The deliveries that may start: one lane after the other, as long as there are slots.
+    fn next(&self, state: &mut State) -> Vec<Delivery> {
+        let mut started = Vec::new();
+        let mut vain = 0;
+        while state.running < self.limits.concurrency && vain < LOOKS {
+            let Some(name) = state.ring.pop_front() else { break };
+            let free = self.limits.concurrency - state.running;
+            let Some(lane) = state.lanes.get_mut(&name) else { continue };
+            lane.in_ring = false;
+            if lane.ready.is_empty() {
+                continue;
+            }
+            let may_run = lane.running < self.limits.per_lane && lane.running < free;
+            if may_run && let Some(delivery) = lane.ready.pop_front() {
+                lane.running += 1;
+                state.running += 1;
+                started.push(delivery);
+                vain = 0;
+            } else {
+                vain += 1;
+            }
+            if !lane.ready.is_empty() {
+                lane.in_ring = true;
+                state.ring.push_back(name);
+            }
+        }
+        started
+    }
+}
+
+impl State {
+    fn hold(&mut self, lane: &Arc<str>, bytes: usize) {
+        self.held += 1;
+        self.held_bytes += bytes;
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.held += 1;
+        } else {
+            self.lanes.insert(Arc::clone(lane), Lane { held: 1, ..Lane::default() });
+        }
+    }
+
+    fn let_go(&mut self, name: &Arc<str>, bytes: usize) {
+        self.held -= 1;
+        self.held_bytes -= bytes;
+        if let Some(lane) = self.lanes.get_mut(name) {
+            lane.held -= 1;
+            if lane.held == 0 && lane.running == 0 && !lane.in_ring {
+                self.lanes.remove(name);
+            }
+        }
+    }
+
+    fn end_lease(&mut self, lease: Lease) {
+        if let Some(count) = self.leases.get_mut(&lease) {
+            *count -= 1;
+            if *count == 0 {
+                self.leases.remove(&lease);
+            }
+        }
+    }
+
+    fn push(&mut self, delivery: Delivery) {
+        let Some(lane) = self.lanes.get_mut(&delivery.lane) else { return };
+        if !lane.in_ring {
+            lane.in_ring = true;
+            self.ring.push_back(Arc::clone(&delivery.lane));
+        }
+        lane.ready.push_back(delivery);
+    }
+}

@@ -1,0 +1,249 @@
+//! What attempts came to, stored in batches: each outcome with all its consequences, only while its lease holds.
+//!
+//! Invariant: an outcome is kept and tried again until the store has answered; what it held of this node's room is
+//! freed only then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
+use tokio_util::task::TaskTracker;
+
+use super::ids::FreshIds;
+use super::{Shared, attempt};
+use crate::domain::destination::validate_url;
+use crate::domain::message::Message;
+use crate::domain::outcome::{Attempt, Context, Finish, Next, decide};
+use crate::store::{Applied, Delivery, Ended, Lease};
+
+/// Outcomes in one batch.
+const BATCH: usize = 256;
+/// Bytes of responses and callbacks in one batch, unless one outcome alone has more.
+const BATCH_BYTES: usize = 16 << 20;
+
+/// An outcome to store.
+pub(super) struct Job {
+    delivery: Delivery,
+    finish: Finish,
+    /// Lanes of the callback messages.
+    lanes: Vec<Arc<str>>,
+    /// The share of memory that a large response body holds.
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+impl Job {
+    fn size(&self) -> usize {
+        let callbacks: usize = self.finish.callbacks.iter().map(Message::size).sum();
+        let response = match &self.finish.attempt.outcome {
+            crate::domain::outcome::Outcome::Response(response) => response.body.len(),
+            _ => 0,
+        };
+        callbacks + response
+    }
+}
+
+/// Decides what follows from an attempt, and hands it over. Waits while the finisher is behind.
+pub(super) async fn submit(
+    shared: &Arc<Shared>,
+    delivery: Delivery,
+    attempt: Attempt,
+    memory: Option<OwnedSemaphorePermit>,
+) {
+    let job = job(shared, delivery, attempt, false, memory);
+    if let Err(mpsc::error::SendError(job)) = shared.finisher.send(job).await {
+        tracing::error!(message.id = %job.delivery.message.id, "an outcome came too late to be stored");
+    }
+}
+
+fn job(
+    shared: &Shared,
+    delivery: Delivery,
+    attempt: Attempt,
+    cancel_requested: bool,
+    memory: Option<OwnedSemaphorePermit>,
+) -> Job {
+    let mut context =
+        Context { cancel_requested, max_body: shared.settings.max_response, ids: &mut FreshIds };
+    let finish = decide(&delivery.message, attempt, &mut context);
+    let lanes = finish.callbacks.iter().map(lane).collect();
+    Job { delivery, finish, lanes, _memory: memory }
+}
+
+/// The lane of a message: its destination's origin.
+pub fn lane(message: &Message) -> Arc<str> {
+    match validate_url(&message.url) {
+        Ok(origin) => Arc::from(origin.to_string()),
+        // It will fail at its attempt, with the reason; the lane only has to be one.
+        Err(_) => Arc::from("invalid"),
+    }
+}
+
+pub(super) fn start(shared: &Arc<Shared>, jobs: mpsc::Receiver<Job>, tasks: &TaskTracker) {
+    let jobs = Arc::new(Mutex::new(jobs));
+    for _ in 0..shared.settings.writers {
+        tasks.spawn(run(Arc::clone(shared), Arc::clone(&jobs)));
+    }
+}
+
+async fn run(shared: Arc<Shared>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) {
+    loop {
+        let batch = {
+            let mut jobs = jobs.lock().await;
+            tokio::select! {
+                biased;
+                batch = gather(&mut jobs) => batch,
+                () = shared.stopping.cancelled() => return,
+            }
+        };
+        if batch.is_empty() {
+            return;
+        }
+        store(&shared, batch).await;
+    }
+}
+
+async fn gather(jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
+    let Some(first) = jobs.recv().await else { return Vec::new() };
+    let mut bytes = first.size();
+    let mut batch = vec![first];
+    while batch.len() < BATCH && bytes < BATCH_BYTES {
+        let Ok(next) = jobs.try_recv() else { break };
+        bytes += next.size();
+        batch.push(next);
+    }
+    batch
+}
+
+async fn store(shared: &Arc<Shared>, mut jobs: Vec<Job>) {
+    // Outcomes whose message was cancelled meanwhile go through again, as cancelled.
+    while !jobs.is_empty() {
+        jobs = store_once(shared, jobs).await;
+    }
+}
+
+/// Stores a batch; what is to be stored differently.
+async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
+    let lease = shared.next_lease();
+    shared.dispatcher.open_lease(lease);
+    let ended = lease_callbacks(shared, &jobs, lease);
+    let (applied, sure) = finish(shared, &ended).await;
+    if !sure {
+        shared.doubt_leases();
+    }
+    let mut started = Vec::new();
+    let mut again = Vec::new();
+    let mut finished = Vec::with_capacity(jobs.len());
+    for ((job, ended), applied) in jobs.into_iter().zip(ended).zip(applied) {
+        let callbacks = job.finish.callbacks.iter().zip(&ended.callbacks);
+        match applied {
+            Applied::Yes => {
+                note_due(shared, &job.finish, &ended.callbacks);
+                for (message, (lane, lease)) in callbacks {
+                    let Some(lease) = *lease else { continue };
+                    started.push(Delivery {
+                        message: Arc::new(message.clone()),
+                        lane: Arc::clone(lane),
+                        lease,
+                        retried: 0,
+                        claims: 1,
+                        cancel_requested: false,
+                    });
+                }
+            }
+            Applied::No => {
+                for (message, (lane, lease)) in callbacks {
+                    if lease.is_some() {
+                        shared.dispatcher.unreserve(lane, message.size());
+                    }
+                }
+            }
+        }
+        let failed = matches!(job.finish.next, Next::Retry { .. } | Next::Failed { .. });
+        if applied == Applied::No && failed {
+            again.push(self::job(shared, job.delivery, job.finish.attempt, true, job._memory));
+        } else {
+            if applied == Applied::No {
+                tracing::debug!(message.id = %job.delivery.message.id, "an outcome was dropped: the lease was gone");
+            }
+            finished.push(job.delivery);
+        }
+    }
+    shared.dispatcher.forget_all(finished.iter());
+    attempt::start(shared, shared.dispatcher.admit(started));
+    shared.dispatcher.close_lease(lease);
+    again
+}
+
+/// The batch for the store; callbacks that are due now are leased as far as there is room.
+fn lease_callbacks(shared: &Shared, jobs: &[Job], lease: Lease) -> Vec<Ended> {
+    jobs.iter()
+        .map(|job| {
+            let callbacks = job
+                .finish
+                .callbacks
+                .iter()
+                .zip(&job.lanes)
+                .map(|(message, lane)| {
+                    let due = message.due_at <= message.created_at;
+                    let room = due
+                        && shared
+                            .dispatcher
+                            .reserve(std::iter::once((lane, message.size())))
+                            .first()
+                            .is_some_and(|fits| *fits);
+                    (Arc::clone(lane), room.then_some(lease))
+                })
+                .collect();
+            Ended {
+                id: job.delivery.message.id.clone(),
+                lease: job.delivery.lease,
+                finish: job.finish.clone(),
+                callbacks,
+            }
+        })
+        .collect()
+}
+
+fn note_due(shared: &Shared, finish: &Finish, callbacks: &[(Arc<str>, Option<Lease>)]) {
+    if let Next::Retry { due_at } = finish.next {
+        shared.refill.note_due(due_at);
+    }
+    for (message, (_, lease)) in finish.callbacks.iter().zip(callbacks) {
+        if lease.is_none() {
+            shared.refill.note_due(message.due_at);
+        }
+    }
+}
+
+/// Stores the batch, as often as it takes. Whether the answer is that of the only try: after a lost answer a batch that
+/// was stored looks like one whose leases are gone.
+async fn finish(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool) {
+    let mut pause = Duration::from_millis(20);
+    let mut sure = true;
+    loop {
+        match shared.store.finish(shared.node(), ended).await {
+            Ok(applied) => return (applied, sure),
+            Err(error) if error.is_transient() => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    outcomes = ended.len(),
+                    "storing outcomes is tried again"
+                );
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    outcomes = ended.len(),
+                    "outcomes could not be stored; the attempts will be repeated"
+                );
+                return (vec![Applied::No; ended.len()], false);
+            }
+        }
+        sure = false;
+        tokio::select! {
+            () = crate::clock::pause(pause) => {}
+            () = shared.stopping.cancelled() => return (vec![Applied::No; ended.len()], false),
+        }
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}

@@ -1,0 +1,189 @@
+//! Where messages come in: gathers what is published at the same time, stores it as one batch, then answers.
+//!
+//! Invariant: an answer follows the commit that holds its messages. What is due now and fits in this node's room is
+//! stored already leased to it and goes on without being claimed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use super::{Shared, attempt};
+use crate::domain::message::Message;
+use crate::store::{Accept, Accepted, Deduplication, Delivery, Repeat, Result, StoreError};
+
+/// Publishes that wait for a writer; beyond, publishers wait to hand theirs over.
+const WAITING: usize = 1024;
+/// Messages in one batch, unless one publish alone has more.
+const BATCH: usize = 256;
+/// Bytes of messages in one batch, likewise.
+const BATCH_BYTES: usize = 16 << 20;
+/// How often a batch is tried while the store is away.
+const TRIES: u32 = 3;
+
+/// A message to accept.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    pub message: Arc<Message>,
+    /// What its deliveries are limited by.
+    pub lane: Arc<str>,
+    pub deduplication: Option<Deduplication>,
+}
+
+struct Submission {
+    messages: Vec<NewMessage>,
+    reply: oneshot::Sender<Result<Vec<Accepted>>>,
+}
+
+/// The handle that accepts messages.
+#[derive(Clone)]
+pub struct Ingest(mpsc::Sender<Submission>);
+
+impl Ingest {
+    pub(super) fn start(shared: &Arc<Shared>, tasks: &TaskTracker) -> Self {
+        let (submissions, waiting) = mpsc::channel(WAITING);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..shared.settings.writers {
+            tasks.spawn(run(Arc::clone(shared), Arc::clone(&waiting)));
+        }
+        Self(submissions)
+    }
+
+    /// Stores the messages, all or none. The results are in their order. Dropping the call cancels nothing.
+    pub async fn publish(&self, messages: Vec<NewMessage>) -> Result<Vec<Accepted>> {
+        let stopped = || StoreError::Unavailable(sqlx::Error::PoolClosed);
+        let (reply, result) = oneshot::channel();
+        self.0.send(Submission { messages, reply }).await.map_err(|_| stopped())?;
+        result.await.map_err(|_| stopped())?
+    }
+}
+
+async fn run(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Submission>>>) {
+    loop {
+        // One writer gathers its batch while the others write theirs.
+        let batch = {
+            let mut waiting = waiting.lock().await;
+            tokio::select! {
+                batch = gather(&mut waiting) => batch,
+                () = shared.stopping.cancelled() => return,
+            }
+        };
+        if batch.is_empty() {
+            return;
+        }
+        write(&shared, batch).await;
+    }
+}
+
+/// The publishes that are waiting, at least one; none when there will be no more.
+async fn gather(waiting: &mut mpsc::Receiver<Submission>) -> Vec<Submission> {
+    let Some(first) = waiting.recv().await else { return Vec::new() };
+    let (mut count, mut bytes) = size(&first);
+    let mut batch = vec![first];
+    while count < BATCH && bytes < BATCH_BYTES {
+        let Ok(next) = waiting.try_recv() else { break };
+        let (more, more_bytes) = size(&next);
+        count += more;
+        bytes += more_bytes;
+        batch.push(next);
+    }
+    batch
+}
+
+fn size(submission: &Submission) -> (usize, usize) {
+    let bytes = submission.messages.iter().map(|new| new.message.size()).sum();
+    (submission.messages.len(), bytes)
+}
+
+async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
+    let lease = shared.next_lease();
+    shared.dispatcher.open_lease(lease);
+    let accepts = lease_due(shared, &batch, lease);
+    let result = store(shared, &accepts).await;
+    let leased = |accept: &&Accept| accept.lease.is_some();
+    match result {
+        Ok(results) => {
+            let mut deliveries = Vec::with_capacity(accepts.len());
+            for (accept, result) in accepts.iter().zip(&results) {
+                match (result, accept.lease) {
+                    (Accepted::Stored, Some(lease)) => deliveries.push(Delivery {
+                        message: Arc::clone(&accept.message),
+                        lane: Arc::clone(&accept.lane),
+                        lease,
+                        retried: 0,
+                        claims: 1,
+                        cancel_requested: false,
+                    }),
+                    (Accepted::Stored, None) => shared.refill.note_due(accept.message.due_at),
+                    (Accepted::Duplicate(_), Some(_)) => {
+                        shared.dispatcher.unreserve(&accept.lane, accept.message.size());
+                    }
+                    (Accepted::Duplicate(_), None) => {}
+                }
+            }
+            let mut results = results.into_iter();
+            for submission in batch {
+                let own = results.by_ref().take(submission.messages.len()).collect();
+                // A publisher that has gone away loses the answer, not the message.
+                let _gone = submission.reply.send(Ok(own)).is_err();
+            }
+            attempt::start(shared, shared.dispatcher.admit(deliveries));
+        }
+        Err(error) => {
+            for accept in accepts.iter().filter(leased) {
+                shared.dispatcher.unreserve(&accept.lane, accept.message.size());
+            }
+            if error.is_transient() {
+                shared.doubt_leases();
+            }
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                messages = accepts.len(),
+                "messages could not be stored"
+            );
+            let mut error = Some(error);
+            for submission in batch {
+                let error = error.take().unwrap_or(StoreError::BatchFailed);
+                let _gone = submission.reply.send(Err(error)).is_err();
+            }
+        }
+    }
+    shared.dispatcher.close_lease(lease);
+}
+
+/// The batch, with what is due now leased as far as there is room.
+fn lease_due(shared: &Shared, batch: &[Submission], lease: crate::store::Lease) -> Vec<Accept> {
+    let news = || batch.iter().flat_map(|submission| &submission.messages);
+    let due = |new: &&NewMessage| new.message.due_at <= new.message.created_at;
+    let reserved = shared
+        .dispatcher
+        .reserve(news().filter(due).map(|new| (&new.lane, new.message.size())));
+    let mut reserved = reserved.into_iter();
+    news()
+        .map(|new| Accept {
+            message: Arc::clone(&new.message),
+            lane: Arc::clone(&new.lane),
+            lease: (due(&new) && reserved.next() == Some(true)).then_some(lease),
+            deduplication: new.deduplication.clone(),
+        })
+        .collect()
+}
+
+/// Stores the batch, again after a fault that may pass. The ids make repeats harmless.
+async fn store(shared: &Shared, accepts: &[Accept]) -> Result<Vec<Accepted>> {
+    let mut repeat = Repeat::First;
+    let mut pause = Duration::from_millis(50);
+    for _ in 1..TRIES {
+        match shared.store.accept(shared.node(), accepts, repeat).await {
+            Err(error) if error.is_transient() && !matches!(error, StoreError::Deadline(_)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "storing messages is tried again");
+            }
+            result => return result,
+        }
+        repeat = Repeat::Again;
+        crate::clock::pause(pause).await;
+        pause *= 4;
+    }
+    shared.store.accept(shared.node(), accepts, repeat).await
+}

@@ -1,0 +1,250 @@
+//! The life of accepted messages: gathered in by [`ingest`], sent by [`attempt`] as [`dispatcher`] lets them, recorded by
+//! [`finisher`]; what waits in the store is fetched by [`refill`].
+//!
+//! Invariant: memory holds only leased deliveries, a bounded number of them; everything else is in the store. Losing a
+//! wake-up costs a sweep interval, never a message.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::{Clock, since_boot};
+use crate::domain::id::MessageId;
+use crate::domain::time::Timestamp;
+use crate::egress::client::Client;
+use crate::store::{Cancellation, Lease, NodeId, Result, Retention, Store};
+
+pub mod attempt;
+pub mod dispatcher;
+pub mod finisher;
+pub mod ids;
+pub mod ingest;
+pub mod keys;
+mod membership;
+mod refill;
+mod retention;
+
+use self::dispatcher::Dispatcher;
+use self::keys::Keys;
+
+/// How often a node says that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// When the others take over what a silent node holds.
+const NODE_TTL: Duration = Duration::from_secs(15);
+/// A node that could not renew for this long starts no attempt: it stops before the others start.
+const LEASE_TRUST: Duration = Duration::from_secs(12);
+
+const _: () = assert!(HEARTBEAT.as_secs() * 2 < LEASE_TRUST.as_secs());
+const _: () = assert!(LEASE_TRUST.as_secs() < NODE_TTL.as_secs());
+
+/// The engine's limits.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub node_name: String,
+    /// Attempts at once.
+    pub concurrency: usize,
+    /// Attempts at once to one origin.
+    pub concurrency_per_origin: usize,
+    /// Deliveries held in memory, waiting or running.
+    pub prefetch: usize,
+    /// Bytes of these.
+    pub prefetch_bytes: usize,
+    /// Tasks that write batches: one for SQLite, some for Postgres.
+    pub writers: usize,
+    /// Limit for an attempt; a message may shorten it.
+    pub max_timeout: Duration,
+    /// Bytes of a response body that callbacks carry.
+    pub max_response: usize,
+    pub retention: Retention,
+}
+
+/// What the engine's tasks share.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Clock,
+    pub(crate) client: Client,
+    pub(crate) keys: Keys,
+    pub(crate) dispatcher: Dispatcher,
+    /// This process's incarnation; a new one when others have taken over the old one's deliveries.
+    node: AtomicI64,
+    /// The last claim number.
+    lease: AtomicI64,
+    /// When the registration was last renewed, in milliseconds since boot.
+    renewed_ms: AtomicU64,
+    /// A step's outcome is unknown: what the store has leased to us is to be compared with what we hold.
+    unsure: AtomicBool,
+    pub(crate) reconcile: Notify,
+    pub(crate) refill: refill::Signal,
+    finisher: mpsc::Sender<finisher::Job>,
+    attempts: TaskTracker,
+    /// No new work.
+    draining: CancellationToken,
+    /// Everything ends.
+    stopping: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn node(&self) -> NodeId {
+        NodeId(self.node.load(Ordering::Acquire))
+    }
+
+    fn set_node(&self, node: NodeId) {
+        self.node.store(node.0, Ordering::Release);
+    }
+
+    /// A claim number that was not used before.
+    pub(crate) fn next_lease(&self) -> Lease {
+        Lease(self.lease.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    fn renewed(&self) {
+        self.renewed_ms.store(boot_ms(), Ordering::Release);
+    }
+
+    /// Whether the leases can be trusted: the others have not begun to take them over.
+    pub(crate) fn leases_hold(&self) -> bool {
+        self.store.engine() == "sqlite"
+            || boot_ms().saturating_sub(self.renewed_ms.load(Ordering::Acquire)) < millis(LEASE_TRUST)
+    }
+
+    /// Takes note that a step may or may not have leased something to us.
+    pub(crate) fn doubt_leases(&self) {
+        self.unsure.store(true, Ordering::Release);
+        self.reconcile.notify_one();
+    }
+}
+
+fn boot_ms() -> u64 {
+    millis(since_boot())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The running engine.
+pub struct Engine {
+    shared: Arc<Shared>,
+    ingest: ingest::Ingest,
+    tasks: TaskTracker,
+}
+
+impl Engine {
+    /// Registers the node and starts the tasks.
+    pub async fn start(settings: Settings, store: Arc<dyn Store>, client: Client, keys: Keys) -> Result<Self> {
+        let clock = match store.engine() {
+            "sqlite" => Clock::System,
+            _ => Clock::following(store.now().await?),
+        };
+        let node = ids::incarnation();
+        store.register(node, &settings.node_name).await?;
+        let (finisher, jobs) = mpsc::channel(settings.prefetch.min(4096));
+        let shared = Arc::new(Shared {
+            dispatcher: Dispatcher::new(&settings),
+            settings,
+            store,
+            clock,
+            client,
+            keys,
+            node: AtomicI64::new(node.0),
+            lease: AtomicI64::new(0),
+            renewed_ms: AtomicU64::new(boot_ms()),
+            unsure: AtomicBool::new(false),
+            reconcile: Notify::new(),
+            refill: refill::Signal::default(),
+            finisher,
+            attempts: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+        });
+        let tasks = TaskTracker::new();
+        let ingest = ingest::Ingest::start(&shared, &tasks);
+        finisher::start(&shared, jobs, &tasks);
+        tasks.spawn(refill::run(Arc::clone(&shared)));
+        tasks.spawn(membership::run(Arc::clone(&shared)));
+        tasks.spawn(retention::run(Arc::clone(&shared)));
+        Ok(Self { shared, ingest, tasks })
+    }
+
+    /// Where messages come in.
+    pub fn ingest(&self) -> &ingest::Ingest {
+        &self.ingest
+    }
+
+    /// Now, by the store's clock.
+    pub fn now(&self) -> Timestamp {
+        self.shared.clock.now()
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// The signing keys.
+    pub fn keys(&self) -> &Keys {
+        &self.shared.keys
+    }
+
+    /// Whether this node may start attempts: its registration is fresh and it isn't stopping.
+    pub fn is_ready(&self) -> bool {
+        self.shared.leases_hold() && !self.shared.draining.is_cancelled()
+    }
+
+    /// Cancels a message. When this returns, no further attempt of it starts on this node, nor on another one unless
+    /// that one had it in memory already.
+    pub async fn cancel(&self, id: &MessageId) -> Result<Cancellation> {
+        let now = self.now();
+        let cancellation = self.shared.store.cancel(id, now).await?;
+        if cancellation == Cancellation::Requested
+            && let Some(delivery) = self.shared.dispatcher.withdraw(id)
+        {
+            let held = [(id.clone(), delivery.lease)];
+            self.shared.store.finish_cancelled(self.shared.node(), &held, now).await?;
+            self.shared.dispatcher.forget(&delivery);
+        }
+        Ok(cancellation)
+    }
+
+    /// Tells the engine that the store holds something that is due then.
+    pub fn note_due(&self, due_at: Timestamp) {
+        self.shared.refill.note_due(due_at);
+    }
+
+    /// Stops: nothing new starts; attempts in flight get `grace` to end; what they came to is stored; the rest is given
+    /// back. Dropping this half-way loses nothing: the leases expire.
+    pub async fn stop(self, grace: Duration) {
+        let shared = &self.shared;
+        shared.draining.cancel();
+        let waiting = shared.dispatcher.drain();
+        let held: Vec<(MessageId, Lease)> = waiting
+            .iter()
+            .map(|delivery| (delivery.message.id.clone(), delivery.lease))
+            .collect();
+        if !held.is_empty()
+            && let Err(error) = shared.store.release(shared.node(), &held).await
+        {
+            tracing::warn!(%error, "deliveries could not be given back; their leases will expire");
+        }
+        shared.attempts.close();
+        if tokio::time::timeout(grace, shared.attempts.wait()).await.is_err() {
+            tracing::warn!(
+                attempts = shared.attempts.len(),
+                "attempts were still running at the end of the grace period; they will be repeated"
+            );
+        }
+        shared.stopping.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        if let Err(error) = shared.store.deregister(shared.node()).await {
+            tracing::warn!(%error, "the node could not be deregistered; its leases will expire");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Fetches what waits in the store: delayed messages, retries, overflow, and what other nodes left.
+//!
+//! No polling while idle: a timer for the earliest due time, wake-ups from within the node, and a slow sweep for what
+//! other nodes may have left.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::{Shared, attempt};
+use crate::domain::id::MessageId;
+use crate::domain::time::Timestamp;
+use crate::store::{Delivery, Lease, Result, Store as _};
+
+/// How often to look without a reason: alone on SQLite, alone on Postgres, and beside other nodes.
+const SWEEP_SQLITE: Duration = Duration::from_secs(60);
+const SWEEP_ALONE: Duration = Duration::from_secs(10);
+const SWEEP_SHARED: Duration = Duration::from_secs(1);
+/// When everything that is due waits for a slot, a slot that ends rings; this is for the ring that was missed.
+const SATURATED: Duration = Duration::from_millis(500);
+/// When another node has locked what is due.
+const CONTENDED: Duration = Duration::from_millis(20);
+/// Deliveries looked at for the lanes that are due first.
+const LOOK: usize = 256;
+
+/// Tells that something will be due.
+pub(super) struct Signal {
+    /// The earliest due time that was told and not yet seen, in Unix milliseconds.
+    due_ms: AtomicI64,
+    wake: Notify,
+    /// How many nodes are alive, for the sweep.
+    nodes: AtomicU64,
+}
+
+impl Default for Signal {
+    fn default() -> Self {
+        Self { due_ms: AtomicI64::new(i64::MAX), wake: Notify::new(), nodes: AtomicU64::new(1) }
+    }
+}
+
+impl Signal {
+    pub(super) fn note_due(&self, due_at: Timestamp) {
+        let before = self.due_ms.fetch_min(due_at.as_millis(), Ordering::AcqRel);
+        if due_at.as_millis() < before {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn set_nodes(&self, nodes: u64) {
+        self.nodes.store(nodes, Ordering::Relaxed);
+    }
+}
+
+/// What a round of claiming came to.
+enum Round {
+    /// Look again at once.
+    Again,
+    /// Nothing is due for that long.
+    Idle(Duration),
+    /// What is due has to wait for room.
+    Full,
+}
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut after = String::new();
+    let mut fault = Duration::from_millis(100);
+    while !shared.draining.is_cancelled() {
+        let wait = match round(&shared, &mut after).await {
+            Ok(Round::Again) => {
+                fault = Duration::from_millis(100);
+                continue;
+            }
+            Ok(Round::Full) => {
+                tokio::select! {
+                    () = shared.dispatcher.room.notified() => {}
+                    () = crate::clock::pause(SATURATED) => {}
+                    () = shared.draining.cancelled() => return,
+                }
+                continue;
+            }
+            Ok(Round::Idle(wait)) => {
+                fault = Duration::from_millis(100);
+                wait
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "due messages could not be fetched; trying again"
+                );
+                fault = (fault * 2).min(Duration::from_secs(2));
+                fault
+            }
+        };
+        tokio::select! {
+            () = sleep_until_due(&shared, wait) => {}
+            () = shared.draining.cancelled() => return,
+        }
+    }
+}
+
+/// Waits, but no longer than until something that was told meanwhile is due.
+async fn sleep_until_due(shared: &Shared, wait: Duration) {
+    let deadline = tokio::time::Instant::now() + wait;
+    loop {
+        let told = Timestamp::from_millis(shared.refill.due_ms.load(Ordering::Acquire));
+        let until = tokio::time::Instant::now() + told.since(shared.clock.now()).min(wait);
+        tokio::select! {
+            () = tokio::time::sleep_until(until.min(deadline)) => return,
+            () = shared.refill.wake.notified() => {}
+        }
+    }
+}
+
+async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
+    if !shared.dispatcher.has_room() || !shared.leases_hold() {
+        return Ok(Round::Full);
+    }
+    // What is told from here on is not covered by what is read below.
+    shared.refill.due_ms.store(i64::MAX, Ordering::Release);
+    let lanes = shared.store.due_lanes(LOOK, after).await?;
+    if lanes.is_empty() {
+        return idle(shared).await;
+    }
+    let last = lanes.iter().max().cloned().unwrap_or_default();
+    *after = if last > *after { last } else { String::new() };
+    let (wants, max_bytes) =
+        shared.dispatcher.wants(lanes.iter().map(|lane| Arc::from(lane.as_str())));
+    if wants.is_empty() {
+        return Ok(Round::Full);
+    }
+    let lease = shared.next_lease();
+    shared.dispatcher.open_lease(lease);
+    let claimed = shared.store.claim(shared.node(), lease, &wants, max_bytes.max(1)).await;
+    let result = match claimed {
+        Ok(deliveries) if deliveries.is_empty() => idle(shared).await,
+        Ok(deliveries) => {
+            take(shared, deliveries).await;
+            Ok(Round::Again)
+        }
+        Err(error) => {
+            shared.doubt_leases();
+            Err(error)
+        }
+    };
+    shared.dispatcher.close_lease(lease);
+    result
+}
+
+/// Hands claimed deliveries over; those that a user has cancelled meanwhile end here.
+async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
+    let (cancelled, live): (Vec<Delivery>, Vec<Delivery>) =
+        deliveries.into_iter().partition(|delivery| delivery.cancel_requested);
+    attempt::start(shared, shared.dispatcher.admit_claimed(live));
+    if cancelled.is_empty() {
+        return;
+    }
+    let held: Vec<(MessageId, Lease)> =
+        cancelled.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect();
+    let now = shared.clock.now();
+    if let Err(error) = shared.store.finish_cancelled(shared.node(), &held, now).await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "cancelled messages could not be removed; trying again"
+        );
+        shared.doubt_leases();
+    }
+}
+
+/// How long nothing will be due, as far as this node can know.
+async fn idle(shared: &Shared) -> Result<Round> {
+    let sweep = match (shared.store.engine(), shared.refill.nodes.load(Ordering::Relaxed)) {
+        ("sqlite", _) => SWEEP_SQLITE,
+        (_, 0 | 1) => SWEEP_ALONE,
+        _ => SWEEP_SHARED,
+    };
+    let next = shared.store.next_due().await?;
+    Ok(Round::Idle(match next.due_at {
+        None => sweep,
+        Some(due_at) if due_at <= next.now => CONTENDED,
+        Some(due_at) => due_at.since(next.now).min(sweep),
+    }))
+}

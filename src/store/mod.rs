@@ -1,0 +1,393 @@
+//! Where messages are kept: the [`Store`] trait, each call one atomic step in the domain's terms.
+//!
+//! The store applies and decides nothing: whether to retry, what a callback holds and which filter means what is settled
+//! above it, once for both engines. [`sql::SqlStore`] is the store; its hot steps have a text per engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::domain::id::{DeadLetterId, MessageId};
+use crate::domain::message::Message;
+use crate::domain::outcome::{Finish, Response};
+use crate::domain::time::Timestamp;
+
+pub mod sql;
+
+/// Why a call did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database can't be reached or did not answer in time. Whether a write took effect is unknown.
+    #[error("the database is unavailable")]
+    Unavailable(#[source] sqlx::Error),
+    /// The call was not answered within its deadline.
+    #[error("the database did not answer within {0:?}")]
+    Deadline(Duration),
+    /// The database refused the statement: a defect of ours, or of the schema.
+    #[error("the database refused a statement")]
+    Refused(#[source] sqlx::Error),
+    /// Another message of the same batch could not be stored.
+    #[error("the batch could not be stored")]
+    BatchFailed,
+    /// Others changed the same rows again and again meanwhile; nothing is stored.
+    #[error("others changed the same rows meanwhile")]
+    Contended,
+    /// A row that we can't read: a defect of ours, or a damaged database.
+    #[error("{table}.{column} of {id} can't be read")]
+    Corrupt { table: &'static str, column: &'static str, id: String },
+    /// The schema could not be brought up to date.
+    #[error("the database schema could not be migrated")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+    /// The SQLite file is in use by another process.
+    #[error(
+        "{path} is in use by another process: one SQLite file serves one server; stop the other one, or use Postgres for several nodes"
+    )]
+    Locked { path: String },
+    /// The database can't be opened.
+    #[error("can't open the database: {reason}")]
+    Open { reason: String },
+}
+
+impl StoreError {
+    /// Whether trying again may help.
+    pub const fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Deadline(_) | Self::Contended | Self::BatchFailed
+        )
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(database) => match database.code().as_deref() {
+                // Serialization failures, deadlocks, shutdown, too many connections, timeouts, read-only after a
+                // failover, disk full (PostgreSQL, appendix A); SQLITE_BUSY, _IOERR, _FULL and their extensions.
+                Some(code) if is_transient_code(code) => Self::Unavailable(error),
+                _ => Self::Refused(error),
+            },
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) => Self::Refused(error),
+            _ => Self::Unavailable(error),
+        }
+    }
+}
+
+fn is_transient_code(code: &str) -> bool {
+    if code.len() == 5 && code.is_ascii() {
+        return matches!(&code[..2], "08" | "40" | "53" | "57" | "58") || code == "25006" || code == "55P03";
+    }
+    code.parse::<i32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13))
+}
+
+/// What a call gives.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// A node's incarnation: a positive number, unique for each start of a process.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NodeId(pub i64);
+
+/// A node's claim number. With the incarnation it names the holder of a delivery.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Lease(pub i64);
+
+/// A message to accept.
+#[derive(Clone, Debug)]
+pub struct Accept {
+    pub message: Arc<Message>,
+    /// What its deliveries are limited by.
+    pub lane: Arc<str>,
+    /// Set: stored already leased to the accepting node. Only for what is due now.
+    pub lease: Option<Lease>,
+    /// Set: stored only when no message holds the key.
+    pub deduplication: Option<Deduplication>,
+}
+
+/// A deduplication key, and until when a message accepted now holds it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deduplication {
+    pub key: String,
+    pub expires_at: Timestamp,
+}
+
+/// What became of a message to accept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Accepted {
+    Stored,
+    /// Another message holds the deduplication key.
+    Duplicate(MessageId),
+}
+
+/// A leased delivery.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub message: Arc<Message>,
+    pub lane: Arc<str>,
+    pub lease: Lease,
+    /// Attempts made.
+    pub retried: u32,
+    /// Leases taken for this attempt, this one included.
+    pub claims: u32,
+    /// A user has cancelled it: no attempt may start.
+    pub cancel_requested: bool,
+}
+
+/// How much of a lane a node can take.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Want {
+    pub lane: Arc<str>,
+    pub count: usize,
+}
+
+/// An attempt's end, to be applied only while the lease holds.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub id: MessageId,
+    pub lease: Lease,
+    pub finish: Finish,
+    /// Lane and lease for each of the callback messages.
+    pub callbacks: Vec<(Arc<str>, Option<Lease>)>,
+}
+
+/// What became of an attempt's end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Applied {
+    /// It is stored with all its consequences.
+    Yes,
+    /// Nothing is stored: the lease was not ours any more, or, for a failed attempt, a user has cancelled the message
+    /// meanwhile. Finishing it as cancelled tells the two apart.
+    No,
+}
+
+/// What a cancellation did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cancellation {
+    /// No such message, or it is finished.
+    NotFound,
+    /// It was waiting, and is gone.
+    Cancelled,
+    /// A node holds it; it will make no further attempt.
+    Requested,
+}
+
+/// What is due, and when that was asked, by the store's clock.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NextDue {
+    /// The earliest due time of an unleased delivery; `None`: there is none.
+    pub due_at: Option<Timestamp>,
+    pub now: Timestamp,
+}
+
+/// A dead letter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeadLetter {
+    pub id: DeadLetterId,
+    pub created_at: Timestamp,
+    pub message: Message,
+    /// The last answer; `None` when the last attempt had none.
+    pub response: Option<Response>,
+    pub error: Option<String>,
+}
+
+/// The states of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum State {
+    Created,
+    Active,
+    Delivered,
+    Error,
+    Retry,
+    Failed,
+    CancelRequested,
+    Cancelled,
+}
+
+/// The order of a list by time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Order {
+    #[default]
+    LatestFirst,
+    EarliestFirst,
+}
+
+/// Where a page of the log begins: after this entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogCursor {
+    pub time: Timestamp,
+    /// Tie-breakers; with neither, the page begins before (after) the whole millisecond.
+    pub entry: Option<(MessageId, i64)>,
+}
+
+/// Which entries of the log.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LogFilter {
+    /// Empty: of all messages.
+    pub messages: Vec<MessageId>,
+    /// Empty: all states.
+    pub states: Vec<State>,
+    /// On the entry's time; both ends inclusive.
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+}
+
+/// One entry of the log, without its message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogEntry {
+    pub time: Timestamp,
+    pub message: Arc<Message>,
+    pub state: State,
+    /// Where it stands among its message's entries.
+    pub sequence: i64,
+    /// When the next attempt is due, for CREATED with a delay and RETRY.
+    pub next_due_at: Option<Timestamp>,
+    /// For ERROR and FAILED.
+    pub error: Option<String>,
+    /// For ERROR, FAILED and DELIVERED.
+    pub response: Option<Response>,
+}
+
+/// Which dead letters.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DeadLetterFilter {
+    /// Empty: of all messages.
+    pub messages: Vec<MessageId>,
+    /// Empty: any.
+    pub ids: Vec<DeadLetterId>,
+    /// When it became one; both ends inclusive.
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+}
+
+/// A page of a list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Whether entries follow after the last item.
+    pub more: bool,
+}
+
+/// How old finished things may become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Retention {
+    /// The log, and with it the messages that are finished.
+    pub log: Duration,
+    pub dead_letters: Duration,
+}
+
+/// The pair that signs, as text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SigningKeyPair {
+    pub current: String,
+    pub next: String,
+}
+
+/// Durable storage. Every call is one atomic step; none may be cancelled half-way by its caller's disappearance, so the
+/// engine and the API call it from tasks of their own.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Which engine: `sqlite` or `postgres`.
+    fn engine(&self) -> &'static str;
+
+    /// Now, by the clock that decides what is due.
+    async fn now(&self) -> Result<Timestamp>;
+
+    /// Registers this process; an earlier incarnation of the same name loses its leases at once.
+    async fn register(&self, node: NodeId, name: &str) -> Result<()>;
+    /// Renews the registration and tells the time. `None`: others have taken over what this incarnation held.
+    async fn heartbeat(&self, node: NodeId) -> Result<Option<Timestamp>>;
+    /// Removes nodes whose heartbeat is older than `ttl`, and frees what they held. How many nodes that were.
+    async fn take_over(&self, ttl: Duration) -> Result<u64>;
+    /// How many nodes are registered.
+    async fn count_nodes(&self) -> Result<u64>;
+    /// Ends the registration and frees what it still holds.
+    async fn deregister(&self, node: NodeId) -> Result<()>;
+    /// Frees the node's leases other than `live` ones. How many deliveries that were.
+    async fn reconcile(&self, node: NodeId, live: &[Lease]) -> Result<u64>;
+
+    /// Stores the messages, all or none. With `repeat`, some may have been stored by an earlier call whose answer was
+    /// lost; they are not stored twice.
+    async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>>;
+    /// The lanes of the deliveries that are due first, up to `limit` of these looked at, and of some more lanes after
+    /// `after` in their order, so that each lane comes up even when one holds all of the first.
+    async fn due_lanes(&self, limit: usize, after: &str) -> Result<Vec<String>>;
+    /// Leases what is due in these lanes, at most `max_bytes` of messages (or one that is larger).
+    async fn claim(
+        &self,
+        node: NodeId,
+        lease: Lease,
+        wants: &[Want],
+        max_bytes: usize,
+    ) -> Result<Vec<Delivery>>;
+    /// The earliest due time of what nobody holds.
+    async fn next_due(&self) -> Result<NextDue>;
+    /// Stores the ends of attempts with all their consequences, each only while its lease holds.
+    async fn finish(&self, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>>;
+    /// Ends leased deliveries that a user has cancelled, without an attempt.
+    async fn finish_cancelled(
+        &self,
+        node: NodeId,
+        batch: &[(MessageId, Lease)],
+        now: Timestamp,
+    ) -> Result<u64>;
+    /// Gives leased deliveries back unattempted.
+    async fn release(&self, node: NodeId, batch: &[(MessageId, Lease)]) -> Result<u64>;
+
+    /// A message that is waiting or whose log is still kept.
+    async fn message(&self, id: &MessageId) -> Result<Option<Message>>;
+    /// Cancels a message.
+    async fn cancel(&self, id: &MessageId, now: Timestamp) -> Result<Cancellation>;
+
+    /// Entries of the log after `cursor`, at most `count` of them and about `max_bytes` of bodies.
+    async fn log(
+        &self,
+        filter: &LogFilter,
+        order: Order,
+        cursor: Option<&LogCursor>,
+        count: usize,
+        max_bytes: usize,
+    ) -> Result<Page<LogEntry>>;
+
+    /// One dead letter.
+    async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>>;
+    /// Dead letters after the one of that time and id, at most `count` and about `max_bytes` of bodies.
+    async fn dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<&(Timestamp, DeadLetterId)>,
+        count: usize,
+        max_bytes: usize,
+    ) -> Result<Page<DeadLetter>>;
+    /// Deletes one; false: there is none.
+    async fn delete_dead_letter(&self, id: &DeadLetterId) -> Result<bool>;
+    /// Replaces a dead letter by a new message, unleased; false: there is none.
+    async fn retry_dead_letter(&self, id: &DeadLetterId, accept: &Accept) -> Result<bool>;
+
+    /// The stored pair of signing keys, storing this one when there is none.
+    async fn signing_keys(&self, fresh: &SigningKeyPair, now: Timestamp) -> Result<SigningKeyPair>;
+    /// Makes next current and `fresh` next; the new pair.
+    async fn rotate_signing_keys(&self, fresh: &str, now: Timestamp) -> Result<SigningKeyPair>;
+    /// Replaces the stored pair.
+    async fn set_signing_keys(&self, pair: &SigningKeyPair, now: Timestamp) -> Result<()>;
+    /// Hashes of the generated tokens; stores `fresh` when there are none, and tells whether it did.
+    async fn tokens(&self, fresh: &[u8; 32], now: Timestamp) -> Result<(Vec<[u8; 32]>, bool)>;
+
+    /// Removes one batch of what is past its age, walking the messages from `after`. Where to go on, or `None` when
+    /// the walk is complete.
+    async fn prune(&self, retention: Retention, now: Timestamp, after: &str) -> Result<Option<String>>;
+
+    /// Bytes of the database on disk, as far as the engine tells.
+    async fn ping(&self) -> Result<()>;
+    /// Ends all connections.
+    async fn close(&self);
+}
+
+/// Whether an accept may have been made before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repeat {
+    /// The ids are new.
+    First,
+    /// An earlier call with these ids may have taken effect.
+    Again,
+}

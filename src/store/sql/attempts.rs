@@ -1,0 +1,44 @@
+//! The table `attempts`: one row per attempt that has ended.
+
+use super::codec;
+use crate::domain::outcome::{Finish, Next, Outcome};
+use crate::domain::time::Timestamp;
+
+/// The columns of an ended attempt, but for its message's id.
+pub(super) struct AttemptColumns<'a> {
+    pub(super) retried: i64,
+    pub(super) started_at: i64,
+    pub(super) ended_at: i64,
+    pub(super) result: &'static str,
+    pub(super) status: i64,
+    pub(super) error: Option<&'a str>,
+    pub(super) next_due_at: Option<i64>,
+    pub(super) headers: Option<String>,
+    pub(super) body: Option<&'a [u8]>,
+}
+
+impl<'a> AttemptColumns<'a> {
+    pub(super) fn new(finish: &'a Finish) -> Self {
+        let response = match &finish.attempt.outcome {
+            Outcome::Response(response) => Some(response),
+            Outcome::NoResponse { .. } | Outcome::Unsendable { .. } => None,
+        };
+        let (result, next_due_at) = match &finish.next {
+            Next::Delivered => ("delivered", None),
+            Next::Retry { due_at } => ("retry", Some(due_at)),
+            Next::Failed { .. } => ("failed", None),
+            Next::Cancelled => ("cancelled", None),
+        };
+        Self {
+            retried: i64::from(finish.attempt.retried),
+            started_at: finish.attempt.started_at.as_millis(),
+            ended_at: finish.attempt.ended_at.as_millis(),
+            result,
+            status: response.map_or(0, |response| i64::from(response.status)),
+            error: finish.error.as_deref(),
+            next_due_at: next_due_at.copied().map(Timestamp::as_millis),
+            headers: response.and_then(|response| codec::write_headers(&response.headers)),
+            body: response.map(|response| &response.body[..]).filter(|body| !body.is_empty()),
+        }
+    }
+}

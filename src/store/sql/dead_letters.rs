@@ -1,0 +1,152 @@
+//! The table `dead_letters`.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use sqlx::{PgPool, SqlitePool};
+
+use super::query::Query;
+use super::{Backend, Tx, codec, messages};
+use crate::domain::id::{DeadLetterId, MessageId};
+use crate::domain::outcome::Response;
+use crate::domain::time::Timestamp;
+use crate::store::{DeadLetter, DeadLetterFilter, Order, Page, Result};
+
+#[derive(sqlx::FromRow)]
+struct DeadLetterRow {
+    id: String,
+    message_id: String,
+    created_at: i64,
+    status: i64,
+    error: Option<String>,
+    response_headers: Option<String>,
+    response_body: Option<Vec<u8>>,
+}
+
+#[derive(sqlx::FromRow)]
+struct SizeRow {
+    id: String,
+    size: i64,
+}
+
+/// The stored answer of an attempt; `None` without one.
+pub(super) fn response(
+    status: i64,
+    headers: Option<&str>,
+    body: Option<Vec<u8>>,
+    id: &str,
+) -> Result<Option<Response>> {
+    if status == 0 {
+        return Ok(None);
+    }
+    Ok(Some(Response {
+        status: u16::try_from(status).unwrap_or(0),
+        headers: codec::read_headers(headers, "attempts", id)?,
+        body: body.map(Bytes::from).unwrap_or_default(),
+    }))
+}
+
+pub(super) async fn get(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    id: &DeadLetterId,
+) -> Result<Option<DeadLetter>> {
+    Ok(get_many(pools, &[id.as_str()]).await?.pop())
+}
+
+/// The dead letters of these ids, in this order, as far as they exist.
+async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<DeadLetter>> {
+    let mut query = Query::new(pools);
+    query
+        .sql("SELECT id, message_id, created_at, status, error, response_headers, response_body FROM dead_letters WHERE id IN ")
+        .list(ids);
+    let rows: Vec<DeadLetterRow> = query.fetch(pools).await?;
+    let message_ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
+    let mut messages: HashMap<String, _> = messages::get_many(pools, &message_ids)
+        .await?
+        .into_iter()
+        .map(|message| (message.id.as_str().to_owned(), message))
+        .collect();
+    let mut found = HashMap::new();
+    for row in rows {
+        // Both are removed together; between the two reads that may have happened.
+        let Some(message) = messages.remove(&row.message_id) else { continue };
+        let response = response(row.status, row.response_headers.as_deref(), row.response_body, &row.id)?;
+        found.insert(
+            row.id.clone(),
+            DeadLetter {
+                id: DeadLetterId::new(row.id),
+                created_at: Timestamp::from_millis(row.created_at),
+                message,
+                response,
+                error: row.error,
+            },
+        );
+    }
+    Ok(ids.iter().filter_map(|id| found.remove(*id)).collect())
+}
+
+pub(super) async fn page(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    filter: &DeadLetterFilter,
+    order: Order,
+    after: Option<&(Timestamp, DeadLetterId)>,
+    count: usize,
+    max_bytes: usize,
+) -> Result<Page<DeadLetter>> {
+    let mut query = Query::new(pools);
+    query.sql(
+        "SELECT l.id, CAST(COALESCE(LENGTH(l.response_body), 0) + LENGTH(m.body) AS BIGINT) AS size \
+         FROM dead_letters l JOIN messages m ON m.id = l.message_id WHERE 1 = 1",
+    );
+    if let Some((time, id)) = after {
+        query.sql(match order {
+            Order::EarliestFirst => " AND (l.created_at, l.id) > (",
+            Order::LatestFirst => " AND (l.created_at, l.id) < (",
+        });
+        query.number(time.as_millis()).sql(", ").text(id.as_str()).sql(")");
+    }
+    if !filter.ids.is_empty() {
+        let ids: Vec<&str> = filter.ids.iter().map(DeadLetterId::as_str).collect();
+        query.sql(" AND l.id IN ").list(&ids);
+    }
+    if !filter.messages.is_empty() {
+        let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
+        query.sql(" AND l.message_id IN ").list(&ids);
+    }
+    if let Some(from) = filter.from {
+        query.sql(" AND l.created_at >= ").number(from.as_millis());
+    }
+    if let Some(to) = filter.to {
+        query.sql(" AND l.created_at <= ").number(to.as_millis());
+    }
+    query.sql(match order {
+        Order::EarliestFirst => " ORDER BY l.created_at, l.id LIMIT ",
+        Order::LatestFirst => " ORDER BY l.created_at DESC, l.id DESC LIMIT ",
+    });
+    query.number(i64::try_from(count.saturating_add(1)).unwrap_or(i64::MAX));
+    let rows: Vec<SizeRow> = query.fetch(pools).await?;
+    let within = fitting(rows.iter().map(|row| row.size), count, max_bytes);
+    let ids: Vec<&str> = rows[..within].iter().map(|row| row.id.as_str()).collect();
+    Ok(Page { items: get_many(pools, &ids).await?, more: rows.len() > within })
+}
+
+/// How many of the leading items fit a page: at least one, so that every page makes progress.
+pub(super) fn fitting(sizes: impl Iterator<Item = i64>, count: usize, max_bytes: usize) -> usize {
+    let mut room = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    sizes
+        .take(count)
+        .take_while(|size| {
+            let fits = room > 0;
+            room = room.saturating_sub(*size);
+            fits
+        })
+        .count()
+}
+
+pub(super) async fn delete(tx: &mut Tx, id: &DeadLetterId) -> Result<bool> {
+    let sql = "DELETE FROM dead_letters WHERE id = $1";
+    let deleted = on_backend!(tx, |tx| {
+        sqlx::query(sql).bind(id.as_str()).execute(&mut **tx).await?.rows_affected()
+    });
+    Ok(deleted == 1)
+}

@@ -1,0 +1,142 @@
+//! The table `deliveries`, apart from the hot steps: cancelling, releasing, what is due next.
+
+use sqlx::{PgPool, SqlitePool};
+
+use super::{Backend, Tx};
+use crate::domain::id::MessageId;
+use crate::domain::time::Timestamp;
+use crate::store::{Accept, Cancellation, Lease, NodeId, Result};
+
+/// Lanes looked at after the ones whose deliveries are due first.
+pub(super) const LANES_PER_LOOK: i64 = 64;
+
+/// The next lanes with anything waiting, in their order, each found with one step down the index.
+pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
+         SELECT (SELECT lane FROM deliveries WHERE node = 0 AND lane > $1 ORDER BY lane LIMIT 1) \
+         UNION ALL \
+         SELECT (SELECT d.lane FROM deliveries d WHERE d.node = 0 AND d.lane > next.lane ORDER BY d.lane LIMIT 1) \
+         FROM next WHERE next.lane IS NOT NULL) \
+     SELECT lane FROM next WHERE lane IS NOT NULL LIMIT $2";
+
+pub(super) async fn insert(tx: &mut Tx, accept: &Accept) -> Result<()> {
+    let sql = "INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
+               VALUES ($1, $2, $3, $4, 0, 0, 0, 0)";
+    on_backend!(tx, |tx| {
+        sqlx::query(sql)
+            .bind(accept.message.id.as_str())
+            .bind(&*accept.lane)
+            .bind(accept.message.due_at.as_millis())
+            .bind(i64::try_from(accept.message.size()).unwrap_or(i64::MAX))
+            .execute(&mut **tx)
+            .await?;
+    });
+    Ok(())
+}
+
+pub(super) async fn next_due(pools: &Backend<&PgPool, &SqlitePool>) -> Result<Option<Timestamp>> {
+    let sql = "SELECT due_at FROM deliveries WHERE node = 0 ORDER BY due_at LIMIT 1";
+    let due_at: Option<i64> =
+        on_backend!(pools, |pool| sqlx::query_scalar(sql).fetch_optional(*pool).await?);
+    Ok(due_at.map(Timestamp::from_millis))
+}
+
+/// Removes a waiting delivery, or marks a leased one.
+pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
+    let delete = "DELETE FROM deliveries WHERE message_id = $1 AND node = 0";
+    let mark = "UPDATE deliveries SET cancel_requested_at = COALESCE(cancel_requested_at, $2) \
+                WHERE message_id = $1 AND node <> 0";
+    // Between the two statements a node may lease the delivery, or give it back: then it is looked at again.
+    for _ in 0..4 {
+        let deleted = on_backend!(&mut *tx, |tx| {
+            sqlx::query(delete).bind(id.as_str()).execute(&mut **tx).await?.rows_affected()
+        });
+        if deleted == 1 {
+            record(tx, id, now, Some(now)).await?;
+            return Ok(Cancellation::Cancelled);
+        }
+        let marked = on_backend!(&mut *tx, |tx| {
+            sqlx::query(mark)
+                .bind(id.as_str())
+                .bind(now.as_millis())
+                .execute(&mut **tx)
+                .await?
+                .rows_affected()
+        });
+        if marked == 1 {
+            record(tx, id, now, None).await?;
+            return Ok(Cancellation::Requested);
+        }
+        if !exists(tx, id).await? {
+            break;
+        }
+    }
+    Ok(Cancellation::NotFound)
+}
+
+async fn exists(tx: &mut Tx, id: &MessageId) -> Result<bool> {
+    let sql = "SELECT 1 FROM deliveries WHERE message_id = $1";
+    Ok(on_backend!(tx, |tx| {
+        sqlx::query(sql).bind(id.as_str()).fetch_optional(&mut **tx).await?.is_some()
+    }))
+}
+
+async fn record(
+    tx: &mut Tx,
+    id: &MessageId,
+    requested_at: Timestamp,
+    cancelled_at: Option<Timestamp>,
+) -> Result<()> {
+    let sql = "INSERT INTO cancellations (message_id, requested_at, cancelled_at) VALUES ($1, $2, $3) \
+               ON CONFLICT (message_id) DO UPDATE \
+               SET cancelled_at = COALESCE(cancellations.cancelled_at, excluded.cancelled_at)";
+    on_backend!(tx, |tx| {
+        sqlx::query(sql)
+            .bind(id.as_str())
+            .bind(requested_at.as_millis())
+            .bind(cancelled_at.map(Timestamp::as_millis))
+            .execute(&mut **tx)
+            .await?;
+    });
+    Ok(())
+}
+
+/// Ends a leased delivery that a user has cancelled.
+pub(super) async fn finish_cancelled(
+    tx: &mut Tx,
+    node: NodeId,
+    id: &MessageId,
+    lease: Lease,
+    now: Timestamp,
+) -> Result<bool> {
+    let sql = "DELETE FROM deliveries WHERE message_id = $1 AND node = $2 AND lease = $3 \
+               AND cancel_requested_at IS NOT NULL";
+    let deleted = on_backend!(&mut *tx, |tx| {
+        sqlx::query(sql)
+            .bind(id.as_str())
+            .bind(node.0)
+            .bind(lease.0)
+            .execute(&mut **tx)
+            .await?
+            .rows_affected()
+    });
+    if deleted == 1 {
+        record(tx, id, now, Some(now)).await?;
+    }
+    Ok(deleted == 1)
+}
+
+/// Gives a leased delivery back; the claim does not count, since no attempt was made.
+pub(super) async fn release(tx: &mut Tx, node: NodeId, id: &MessageId, lease: Lease) -> Result<bool> {
+    let sql = "UPDATE deliveries SET node = 0, lease = 0, claims = claims - 1 \
+               WHERE message_id = $1 AND node = $2 AND lease = $3";
+    Ok(on_backend!(tx, |tx| {
+        sqlx::query(sql)
+            .bind(id.as_str())
+            .bind(node.0)
+            .bind(lease.0)
+            .execute(&mut **tx)
+            .await?
+            .rows_affected()
+            == 1
+    }))
+}

@@ -1,0 +1,478 @@
+//! The hot steps on SQLite: accept, claim, finish. Beside [`super::hot_postgres`], step for step.
+//!
+//! SQLite has one writer and syncs once per transaction, so accepts and finishes that wait at the same time share one
+//! transaction: [`GroupCommit`] collects them. Rows are inserted many at a time, by statements for 1, 2, 4, … rows, so
+//! that few statements serve all sizes and stay prepared.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{Arguments as _, AssertSqlSafe, SqliteConnection, SqlitePool};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::attempts::AttemptColumns;
+use super::messages::{ClaimedRow, add_message, message_columns};
+use crate::clock::system_now;
+use crate::domain::id::MessageId;
+use crate::domain::message::Message;
+use crate::domain::outcome::Next;
+use crate::store::{
+    Accept, Accepted, Applied, Delivery, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
+};
+
+/// Steps that may wait for the writer; beyond, callers wait to hand theirs over.
+const WAITING: usize = 64;
+/// Steps in one transaction at most; with batches of up to 256 messages each.
+const GROUP: usize = 16;
+/// Rows in one statement at most: 64 × 18 values are well below SQLite's 32,766.
+const ROWS: usize = 64;
+
+enum Step {
+    Accept { node: NodeId, batch: Vec<Accept>, repeat: Repeat, reply: oneshot::Sender<Result<Vec<Accepted>>> },
+    Finish { node: NodeId, batch: Vec<Ended>, reply: oneshot::Sender<Result<Vec<Applied>>> },
+}
+
+enum Done {
+    Accept(Vec<Accepted>),
+    Finish(Vec<Applied>),
+}
+
+/// Runs accepts and finishes, those that wait together in one transaction.
+pub(super) struct GroupCommit {
+    steps: mpsc::Sender<Step>,
+    task: std::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl GroupCommit {
+    pub(super) fn start(writer: SqlitePool) -> Self {
+        let (steps, waiting) = mpsc::channel(WAITING);
+        let task = tokio::spawn(run(writer, waiting));
+        Self { steps, task: std::sync::Mutex::new(Some(task)) }
+    }
+
+    pub(super) async fn accept(
+        &self,
+        node: NodeId,
+        batch: Vec<Accept>,
+        repeat: Repeat,
+    ) -> Result<Vec<Accepted>> {
+        let (reply, result) = oneshot::channel();
+        self.send(Step::Accept { node, batch, repeat, reply }).await?;
+        result.await.map_err(|_| gone())?
+    }
+
+    pub(super) async fn finish(&self, node: NodeId, batch: Vec<Ended>) -> Result<Vec<Applied>> {
+        let (reply, result) = oneshot::channel();
+        self.send(Step::Finish { node, batch, reply }).await?;
+        result.await.map_err(|_| gone())?
+    }
+
+    async fn send(&self, step: Step) -> Result<()> {
+        self.steps.send(step).await.map_err(|_| gone())
+    }
+
+    /// Stops the writer's task; steps that still come are refused.
+    pub(super) async fn close(&self) {
+        let task = self.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!(%error, "the writer's task had failed");
+            }
+        }
+    }
+}
+
+fn gone() -> StoreError {
+    StoreError::Unavailable(sqlx::Error::WorkerCrashed)
+}
+
+async fn run(writer: SqlitePool, mut waiting: mpsc::Receiver<Step>) {
+    let mut group = Vec::with_capacity(GROUP);
+    while waiting.recv_many(&mut group, GROUP).await > 0 {
+        match transaction(&writer, &group).await {
+            Ok(results) => {
+                for (step, result) in group.drain(..).zip(results) {
+                    answer(step, Ok(result));
+                }
+            }
+            Err(error) if group.len() == 1 => {
+                for step in group.drain(..) {
+                    answer_error(step, error);
+                    break;
+                }
+            }
+            // One step's trouble must not be the others': each alone.
+            Err(_) => {
+                for step in group.drain(..) {
+                    match transaction(&writer, std::slice::from_ref(&step)).await {
+                        Ok(mut results) => match results.pop() {
+                            Some(result) => answer(step, Ok(result)),
+                            None => answer_error(step, gone()),
+                        },
+                        Err(error) => answer_error(step, error),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn answer(step: Step, result: Result<Done>) {
+    // A caller that has gone away does not want the answer.
+    let _gone = match (step, result) {
+        (Step::Accept { reply, .. }, Ok(Done::Accept(results))) => reply.send(Ok(results)).is_err(),
+        (Step::Finish { reply, .. }, Ok(Done::Finish(results))) => reply.send(Ok(results)).is_err(),
+        (step, Ok(_)) => {
+            answer_error(step, gone());
+            false
+        }
+        (step, Err(error)) => {
+            answer_error(step, error);
+            false
+        }
+    };
+}
+
+fn answer_error(step: Step, error: StoreError) {
+    let _gone = match step {
+        Step::Accept { reply, .. } => reply.send(Err(error)).is_err(),
+        Step::Finish { reply, .. } => reply.send(Err(error)).is_err(),
+    };
+}
+
+async fn transaction(writer: &SqlitePool, group: &[Step]) -> Result<Vec<Done>> {
+    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let mut results = Vec::with_capacity(group.len());
+    for step in group {
+        results.push(match step {
+            Step::Accept { node, batch, repeat, .. } => {
+                Done::Accept(accept(&mut tx, *node, batch, *repeat).await?)
+            }
+            Step::Finish { node, batch, .. } => Done::Finish(finish(&mut tx, *node, batch).await?),
+        });
+    }
+    tx.commit().await?;
+    Ok(results)
+}
+
+/// Inserts rows by statements of 64, 32, 16, … rows.
+async fn insert_rows<T>(
+    conn: &mut SqliteConnection,
+    into: &str,
+    columns: usize,
+    rows: &[T],
+    add: impl Fn(&mut SqliteArguments, &T) -> Result<(), sqlx::error::BoxDynError>,
+) -> Result<()> {
+    let mut rest = rows;
+    while !rest.is_empty() {
+        let count = ROWS.min(1 << rest.len().ilog2());
+        let (now, later) = rest.split_at(count);
+        let mut sql = format!("INSERT INTO {into} VALUES ");
+        for row in 0..count {
+            sql.push_str(if row == 0 { "(?" } else { ", (?" });
+            for _ in 1..columns {
+                sql.push_str(", ?");
+            }
+            sql.push(')');
+        }
+        let mut arguments = SqliteArguments::default();
+        for row in now {
+            add(&mut arguments, row).map_err(sqlx::Error::Encode)?;
+        }
+        sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *conn).await?;
+        rest = later;
+    }
+    Ok(())
+}
+
+/// Stores messages and their deliveries. No two of the batch have the same deduplication key.
+async fn accept(
+    conn: &mut SqliteConnection,
+    node: NodeId,
+    batch: &[Accept],
+    repeat: Repeat,
+) -> Result<Vec<Accepted>> {
+    let mut results = vec![Accepted::Stored; batch.len()];
+    if batch.iter().any(|accept| accept.deduplication.is_some()) {
+        for (accept, result) in batch.iter().zip(&mut results) {
+            if let Some(holder) = hold_key(conn, accept).await? {
+                *result = Accepted::Duplicate(holder);
+            }
+        }
+    }
+    // The delivery of a message that is there already may be finished: it must not come back.
+    let present = match repeat {
+        Repeat::First => HashSet::new(),
+        Repeat::Again => present(conn, batch).await?,
+    };
+    let rows: Vec<(&Message, &str, Option<Lease>)> = batch
+        .iter()
+        .zip(&results)
+        .filter(|(accept, result)| {
+            **result == Accepted::Stored && !present.contains(accept.message.id.as_str())
+        })
+        .map(|(accept, _)| (&*accept.message, &*accept.lane, accept.lease))
+        .collect();
+    insert_messages(conn, node, &rows).await?;
+    Ok(results)
+}
+
+/// Takes the accept's deduplication key, or tells which message holds it.
+async fn hold_key(conn: &mut SqliteConnection, accept: &Accept) -> Result<Option<MessageId>> {
+    let Some(wanted) = &accept.deduplication else { return Ok(None) };
+    let taken = sqlx::query(
+        "INSERT INTO deduplications (key, message_id, expires_at) VALUES ($1, $2, $3) \
+         ON CONFLICT (key) DO UPDATE SET message_id = excluded.message_id, expires_at = excluded.expires_at \
+         WHERE deduplications.expires_at <= $4 OR deduplications.message_id = excluded.message_id",
+    )
+    .bind(wanted.key.as_str())
+    .bind(accept.message.id.as_str())
+    .bind(wanted.expires_at.as_millis())
+    .bind(accept.message.created_at.as_millis())
+    .execute(&mut *conn)
+    .await?;
+    if taken.rows_affected() == 1 {
+        return Ok(None);
+    }
+    let holder: String = sqlx::query_scalar("SELECT message_id FROM deduplications WHERE key = $1")
+        .bind(wanted.key.as_str())
+        .fetch_one(conn)
+        .await?;
+    Ok(Some(MessageId::new(holder)))
+}
+
+/// Which of the ids are stored already.
+async fn present(conn: &mut SqliteConnection, batch: &[Accept]) -> Result<HashSet<String>> {
+    let ids: Vec<&str> = batch.iter().map(|accept| accept.message.id.as_str()).collect();
+    let ids = serde_json::to_string(&ids).expect("text is valid JSON");
+    let found: Vec<String> =
+        sqlx::query_scalar("SELECT id FROM messages WHERE id IN (SELECT value FROM json_each($1))")
+            .bind(ids)
+            .fetch_all(conn)
+            .await?;
+    Ok(found.into_iter().collect())
+}
+
+async fn insert_messages(
+    conn: &mut SqliteConnection,
+    node: NodeId,
+    rows: &[(&Message, &str, Option<Lease>)],
+) -> Result<()> {
+    insert_rows(conn, "messages", 18, rows, |arguments, (message, ..)| add_message!(arguments, message))
+        .await?;
+    insert_rows(conn, "deliveries", 9, rows, |arguments, (message, lane, lease)| {
+        arguments.add(message.id.as_str())?;
+        arguments.add(*lane)?;
+        arguments.add(message.due_at.as_millis())?;
+        arguments.add(i64::try_from(message.size()).unwrap_or(i64::MAX))?;
+        arguments.add(0_i64)?;
+        arguments.add(i64::from(lease.is_some()))?;
+        arguments.add(lease.map_or(0, |_| node.0))?;
+        arguments.add(lease.map_or(0, |lease| lease.0))?;
+        arguments.add(None::<i64>)
+    })
+    .await
+}
+
+/// The lanes of what is due first, and of some lanes after `after`.
+pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -> Result<Vec<String>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let first: Vec<String> = sqlx::query_scalar(
+        "SELECT lane FROM deliveries WHERE node = 0 AND due_at <= $1 ORDER BY due_at LIMIT $2",
+    )
+    .bind(system_now().as_millis())
+    .bind(limit)
+    .fetch_all(readers)
+    .await?;
+    let full = i64::try_from(first.len()).unwrap_or(i64::MAX) == limit;
+    let mut lanes: Vec<String> = Vec::new();
+    for lane in first {
+        if !lanes.contains(&lane) {
+            lanes.push(lane);
+        }
+    }
+    if full {
+        let more: Vec<String> = sqlx::query_scalar(super::deliveries::NEXT_LANES)
+            .bind(after)
+            .bind(super::deliveries::LANES_PER_LOOK)
+            .fetch_all(readers)
+            .await?;
+        lanes.extend(more);
+    }
+    Ok(lanes)
+}
+
+/// Leases what is due in the wanted lanes.
+pub(super) async fn claim(
+    writer: &SqlitePool,
+    node: NodeId,
+    lease: Lease,
+    wants: &[Want],
+    max_bytes: usize,
+) -> Result<Vec<Delivery>> {
+    let now = system_now().as_millis();
+    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let mut picked: Vec<(i64, String, i64)> = Vec::new();
+    for want in wants {
+        let rows: Vec<(i64, String, i64)> = sqlx::query_as(
+            "SELECT due_at, message_id, size FROM deliveries \
+             WHERE node = 0 AND lane = $1 AND due_at <= $2 ORDER BY due_at, message_id LIMIT $3",
+        )
+        .bind(&*want.lane)
+        .bind(now)
+        .bind(i64::try_from(want.count).unwrap_or(i64::MAX))
+        .fetch_all(&mut *tx)
+        .await?;
+        picked.extend(rows);
+    }
+    picked.sort_unstable();
+    let mut room = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    let fit: Vec<&str> = picked
+        .iter()
+        .take_while(|(_, _, size)| {
+            let fits = room > 0;
+            room -= size;
+            fits
+        })
+        .map(|(_, id, _)| id.as_str())
+        .collect();
+    let ids = serde_json::to_string(&fit).expect("text is valid JSON");
+    sqlx::query(
+        "UPDATE deliveries SET node = $1, lease = $2, claims = claims + 1 \
+         WHERE message_id IN (SELECT value FROM json_each($3))",
+    )
+    .bind(node.0)
+    .bind(lease.0)
+    .bind(ids.as_str())
+    .execute(&mut *tx)
+    .await?;
+    let rows: Vec<ClaimedRow> = sqlx::query_as(concat!(
+        "SELECT d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
+                d.cancel_requested_at IS NOT NULL AS cancel_requested, ",
+        message_columns!(),
+        " FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.value \
+          JOIN messages m ON m.id = d.message_id"
+    ))
+    .bind(ids.as_str())
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    ClaimedRow::into_deliveries(rows, lease)
+}
+
+/// Stores the ends of attempts: removes or changes the deliveries whose lease holds, then writes what follows for these.
+async fn finish(conn: &mut SqliteConnection, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+    let mut applied: HashSet<String> = HashSet::with_capacity(batch.len());
+    let of = |wanted: fn(&Next) -> bool| -> Vec<&Ended> {
+        batch.iter().filter(|ended| wanted(&ended.finish.next)).collect()
+    };
+    let delivered = of(|next| matches!(next, Next::Delivered));
+    applied.extend(delete(conn, node, &delivered, "").await?);
+    let failed = of(|next| matches!(next, Next::Failed { .. }));
+    applied.extend(delete(conn, node, &failed, "AND d.cancel_requested_at IS NULL").await?);
+    let cancelled = of(|next| matches!(next, Next::Cancelled));
+    applied.extend(delete(conn, node, &cancelled, "AND d.cancel_requested_at IS NOT NULL").await?);
+    for ended in of(|next| matches!(next, Next::Retry { .. })) {
+        if retry(conn, node, ended).await? {
+            applied.insert(ended.id.as_str().to_owned());
+        }
+    }
+    let ended: Vec<&Ended> = batch.iter().filter(|ended| applied.contains(ended.id.as_str())).collect();
+    insert_attempts(conn, &ended).await?;
+    insert_dead_letters(conn, &ended).await?;
+    for ended in ended.iter().filter(|ended| matches!(ended.finish.next, Next::Cancelled)) {
+        sqlx::query("UPDATE cancellations SET cancelled_at = $1 WHERE message_id = $2")
+            .bind(ended.finish.attempt.ended_at.as_millis())
+            .bind(ended.id.as_str())
+            .execute(&mut *conn)
+            .await?;
+    }
+    let callbacks: Vec<(&Message, &str, Option<Lease>)> = ended
+        .iter()
+        .flat_map(|ended| ended.finish.callbacks.iter().zip(&ended.callbacks))
+        .map(|(message, (lane, lease))| (message, &**lane, *lease))
+        .collect();
+    insert_messages(conn, node, &callbacks).await?;
+    Ok(batch
+        .iter()
+        .map(|ended| if applied.contains(ended.id.as_str()) { Applied::Yes } else { Applied::No })
+        .collect())
+}
+
+/// Deletes the deliveries whose lease holds; their ids.
+async fn delete(
+    conn: &mut SqliteConnection,
+    node: NodeId,
+    batch: &[&Ended],
+    condition: &'static str,
+) -> Result<Vec<String>> {
+    if batch.is_empty() {
+        return Ok(Vec::new());
+    }
+    let leases: HashMap<&str, i64> = batch.iter().map(|ended| (ended.id.as_str(), ended.lease.0)).collect();
+    let sql = format!(
+        "DELETE FROM deliveries WHERE rowid IN ( \
+             SELECT d.rowid FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.key \
+             WHERE d.node = $2 AND d.lease = j.value {condition}) RETURNING message_id"
+    );
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(serde_json::to_string(&leases).expect("text and numbers are valid JSON"))
+        .bind(node.0)
+        .fetch_all(conn)
+        .await?)
+}
+
+async fn retry(conn: &mut SqliteConnection, node: NodeId, ended: &Ended) -> Result<bool> {
+    let Next::Retry { due_at } = ended.finish.next else { return Ok(false) };
+    let changed = sqlx::query(
+        "UPDATE deliveries SET node = 0, lease = 0, claims = 0, retried = $1, due_at = $2 \
+         WHERE message_id = $3 AND node = $4 AND lease = $5 AND cancel_requested_at IS NULL",
+    )
+    .bind(i64::from(ended.finish.attempt.retried) + 1)
+    .bind(due_at.as_millis())
+    .bind(ended.id.as_str())
+    .bind(node.0)
+    .bind(ended.lease.0)
+    .execute(conn)
+    .await?;
+    Ok(changed.rows_affected() == 1)
+}
+
+async fn insert_attempts(conn: &mut SqliteConnection, ended: &[&Ended]) -> Result<()> {
+    insert_rows(conn, "attempts", 10, ended, |arguments, ended| {
+        let row = AttemptColumns::new(&ended.finish);
+        arguments.add(ended.id.as_str())?;
+        arguments.add(row.retried)?;
+        arguments.add(row.started_at)?;
+        arguments.add(row.ended_at)?;
+        arguments.add(row.result)?;
+        arguments.add(row.status)?;
+        arguments.add(row.error)?;
+        arguments.add(row.next_due_at)?;
+        arguments.add(row.headers)?;
+        arguments.add(row.body)
+    })
+    .await
+}
+
+async fn insert_dead_letters(conn: &mut SqliteConnection, ended: &[&Ended]) -> Result<()> {
+    for ended in ended {
+        let Next::Failed { dead_letter } = &ended.finish.next else { continue };
+        let row = AttemptColumns::new(&ended.finish);
+        sqlx::query("INSERT INTO dead_letters VALUES ($1, $2, $3, $4, $5, $6, $7)")
+            .bind(dead_letter.as_str())
+            .bind(ended.id.as_str())
+            .bind(row.ended_at)
+            .bind(row.status)
+            .bind(row.error)
+            .bind(row.headers)
+            .bind(row.body)
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! The table `messages`: written once, read by id.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sqlx::{PgPool, SqlitePool};
+
+use super::{Backend, Tx, codec};
+use crate::domain::id::MessageId;
+use crate::domain::message::{Message, Method};
+use crate::domain::time::Timestamp;
+use crate::store::{Delivery, Lease, Result, StoreError};
+
+/// The columns of [`MessageRow`], for a table alias `m`.
+macro_rules! message_columns {
+    () => {
+        "m.id, m.created_at, m.due_at, m.method, m.url, m.headers, m.body, m.body_sha256, m.max_retries, \
+         m.caller_ip, m.labels, m.queue, m.url_group, m.endpoint, m.schedule_id, m.source_id, m.options"
+    };
+}
+pub(super) use message_columns;
+
+/// One row as it is stored.
+#[derive(sqlx::FromRow)]
+pub(super) struct MessageRow {
+    pub(super) id: String,
+    created_at: i64,
+    due_at: i64,
+    method: String,
+    url: String,
+    headers: Option<String>,
+    body: Vec<u8>,
+    body_sha256: Vec<u8>,
+    max_retries: i64,
+    caller_ip: Option<String>,
+    labels: Option<String>,
+    queue: Option<String>,
+    url_group: Option<String>,
+    endpoint: Option<String>,
+    schedule_id: Option<String>,
+    source_id: Option<String>,
+    options: Option<String>,
+}
+
+impl MessageRow {
+    pub(super) fn into_message(self) -> Result<Message> {
+        let corrupt = |column| StoreError::Corrupt { table: "messages", column, id: self.id.clone() };
+        Ok(Message {
+            created_at: Timestamp::from_millis(self.created_at),
+            due_at: Timestamp::from_millis(self.due_at),
+            method: Method::parse(&self.method).ok_or_else(|| corrupt("method"))?,
+            headers: codec::read_headers(self.headers.as_deref(), "messages", &self.id)?,
+            body_sha256: self.body_sha256.as_slice().try_into().map_err(|_| corrupt("body_sha256"))?,
+            max_retries: u32::try_from(self.max_retries).map_err(|_| corrupt("max_retries"))?,
+            labels: self.labels.as_deref().map(read_labels).unwrap_or_default(),
+            options: codec::read_options(self.options.as_deref(), &self.id)?,
+            id: MessageId::new(self.id),
+            url: self.url,
+            body: Bytes::from(self.body),
+            caller_ip: self.caller_ip,
+            queue: self.queue,
+            url_group: self.url_group,
+            endpoint: self.endpoint,
+            schedule_id: self.schedule_id,
+            source_id: self.source_id.map(MessageId::new),
+        })
+    }
+}
+
+/// Labels as they are stored: comma-joined; `None` for none.
+pub(super) fn write_labels(labels: &[String]) -> Option<String> {
+    (!labels.is_empty()).then(|| labels.join(","))
+}
+
+fn read_labels(text: &str) -> Vec<String> {
+    text.split(',').map(str::to_owned).collect()
+}
+
+/// Adds a message's columns to the arguments of an insert, in the order of the table.
+macro_rules! add_message {
+    ($arguments:expr, $message:expr) => {{
+        use sqlx::Arguments as _;
+        let message: &crate::domain::message::Message = $message;
+        let arguments = $arguments;
+        arguments.add(message.id.as_str())?;
+        arguments.add(message.created_at.as_millis())?;
+        arguments.add(message.due_at.as_millis())?;
+        arguments.add(message.method.as_str())?;
+        arguments.add(message.url.as_str())?;
+        arguments.add($crate::store::sql::codec::write_headers(&message.headers))?;
+        arguments.add(&message.body[..])?;
+        arguments.add(&message.body_sha256[..])?;
+        arguments.add(i64::from(message.max_retries))?;
+        arguments.add(message.caller_ip.as_deref())?;
+        arguments.add($crate::store::sql::messages::write_labels(&message.labels))?;
+        arguments.add(message.queue.as_deref())?;
+        arguments.add(message.url_group.as_deref())?;
+        arguments.add(message.endpoint.as_deref())?;
+        arguments.add(message.schedule_id.as_deref())?;
+        arguments.add(message.options.flow_control.as_ref().map(|flow| flow.key.as_str()))?;
+        arguments.add(message.source_id.as_ref().map(crate::domain::id::MessageId::as_str))?;
+        arguments.add($crate::store::sql::codec::write_options(&message.options))
+    }};
+}
+pub(super) use add_message;
+
+pub(super) async fn insert(tx: &mut Tx, message: &Message) -> Result<()> {
+    let sql = "INSERT INTO messages \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
+    on_backend!(tx, |tx| {
+        let mut arguments = Default::default();
+        arguments_of(&mut **tx, &mut arguments);
+        let added: Result<(), sqlx::error::BoxDynError> = (|| add_message!(&mut arguments, message))();
+        added.map_err(sqlx::Error::Encode)?;
+        sqlx::query_with(sql, arguments).execute(&mut **tx).await?;
+    });
+    Ok(())
+}
+
+/// Ties the type of the arguments to the connection's database.
+fn arguments_of<C: sqlx::Connection>(_: &C, _: &mut <C::Database as sqlx::Database>::Arguments) {}
+
+pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -> Result<Option<Message>> {
+    let sql = concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id = $1");
+    let row: Option<MessageRow> =
+        on_backend!(pools, |pool| { sqlx::query_as(sql).bind(id.as_str()).fetch_optional(*pool).await? });
+    row.map(MessageRow::into_message).transpose()
+}
+
+/// The messages of these ids, in no order.
+pub(super) async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<Message>> {
+    let list = serde_json::to_string(ids).expect("text is valid JSON");
+    let rows: Vec<MessageRow> = match pools {
+        Backend::Postgres(pool) => {
+            sqlx::query_as(concat!(
+                "SELECT ",
+                message_columns!(),
+                " FROM messages m WHERE m.id IN (SELECT jsonb_array_elements_text($1::jsonb))"
+            ))
+            .bind(list)
+            .fetch_all(*pool)
+            .await?
+        }
+        Backend::Sqlite(pool) => {
+            sqlx::query_as(concat!(
+                "SELECT ",
+                message_columns!(),
+                " FROM messages m WHERE m.id IN (SELECT value FROM json_each($1))"
+            ))
+            .bind(list)
+            .fetch_all(*pool)
+            .await?
+        }
+    };
+    rows.into_iter().map(MessageRow::into_message).collect()
+}
+
+/// A leased delivery with its message.
+#[derive(sqlx::FromRow)]
+pub(super) struct ClaimedRow {
+    lane: String,
+    attempt_due_at: i64,
+    retried: i64,
+    claims: i64,
+    cancel_requested: bool,
+    #[sqlx(flatten)]
+    message: MessageRow,
+}
+
+impl ClaimedRow {
+    /// The deliveries in the order of their due times.
+    pub(super) fn into_deliveries(mut rows: Vec<Self>, lease: Lease) -> Result<Vec<Delivery>> {
+        rows.sort_by(|a, b| (a.attempt_due_at, &a.message.id).cmp(&(b.attempt_due_at, &b.message.id)));
+        rows.into_iter()
+            .map(|row| {
+                Ok(Delivery {
+                    lane: super::lane(&row.lane),
+                    lease,
+                    retried: u32::try_from(row.retried).unwrap_or(u32::MAX),
+                    claims: u32::try_from(row.claims).unwrap_or(u32::MAX),
+                    cancel_requested: row.cancel_requested,
+                    message: Arc::new(row.message.into_message()?),
+                })
+            })
+            .collect()
+    }
+}

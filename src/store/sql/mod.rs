@@ -1,0 +1,456 @@
+//! The store on SQL: one text for both engines, except for the few hot steps, which have one each.
+//!
+//! [`hot_postgres`] and [`hot_sqlite`] hold accept, claim and finish, to be read side by side. Everything else is in a
+//! file per table, written once and expanded for each engine by `on_backend!`. Time enters every statement as a
+//! parameter in Unix milliseconds; only Postgres' claim asks the database's own clock.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::migrate::Migrator;
+use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction};
+
+use super::{
+    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, Ended, Lease, LogCursor,
+    LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair, Store,
+    StoreError, Want,
+};
+use crate::domain::id::{DeadLetterId, MessageId};
+use crate::domain::message::Message;
+use crate::domain::time::Timestamp;
+
+/// Expands the body once per engine, the driver inferred in each arm. Not a closure: `?` returns from the function.
+macro_rules! on_backend {
+    ($on:expr, |$conn:ident| $body:expr) => {
+        match $on {
+            $crate::store::sql::Backend::Postgres($conn) => $body,
+            $crate::store::sql::Backend::Sqlite($conn) => $body,
+        }
+    };
+}
+
+mod attempts;
+mod codec;
+mod dead_letters;
+mod deduplication;
+mod deliveries;
+mod hot_postgres;
+mod hot_sqlite;
+mod log;
+mod messages;
+mod nodes;
+mod open;
+mod query;
+mod retention;
+mod secrets;
+
+/// A value that exists once per engine: a pool, a transaction.
+pub enum Backend<P, S> {
+    Postgres(P),
+    Sqlite(S),
+}
+
+/// A transaction on either engine.
+pub(crate) type Tx = Backend<Transaction<'static, Postgres>, Transaction<'static, Sqlite>>;
+
+/// The engines' migrations; the same numbers and names in both folders.
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// Deadline of a call to Postgres, the wait for a connection included. A database that is slower than this is away.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// The same for lists, retention and takeovers, which may read much.
+const LONG_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Which database, and how many connections to it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `sqlite://path` or `postgres://…`.
+    pub url: String,
+    /// Postgres: connections beside the hot ones.
+    pub connections: u32,
+    /// Postgres: connections for accepting, claiming and finishing.
+    pub hot_connections: u32,
+}
+
+/// Postgres: `hot` connections have their plans pinned and serve accept, claim and finish alone.
+struct PostgresPools {
+    hot: PgPool,
+    rest: PgPool,
+}
+
+/// SQLite: one writer, and readers beside it. The lock file is held as long as this lives.
+struct SqlitePools {
+    writer: SqlitePool,
+    group: hot_sqlite::GroupCommit,
+    readers: SqlitePool,
+    _lock: std::fs::File,
+}
+
+/// The store on Postgres or SQLite.
+pub struct SqlStore {
+    backend: Backend<PostgresPools, SqlitePools>,
+}
+
+impl SqlStore {
+    /// Connects without touching the schema.
+    pub async fn connect(options: &Options) -> Result<Self> {
+        open::connect(options).await.map(|backend| Self { backend })
+    }
+
+    /// Brings the schema up to date, under a lock where several nodes may try at once.
+    pub async fn migrate(&self) -> Result<()> {
+        match &self.backend {
+            Backend::Postgres(pools) => POSTGRES_MIGRATIONS.run(&pools.rest).await,
+            Backend::Sqlite(pools) => SQLITE_MIGRATIONS.run(&pools.writer).await,
+        }
+        .map_err(StoreError::Migrate)
+    }
+
+    /// Starts a transaction that may write.
+    async fn begin(&self) -> Result<Tx> {
+        Ok(match &self.backend {
+            Backend::Postgres(pools) => Backend::Postgres(pools.rest.begin().await?),
+            // A transaction that begins reading and writes later can fail at once with SQLITE_BUSY.
+            Backend::Sqlite(pools) => Backend::Sqlite(pools.writer.begin_with("BEGIN IMMEDIATE").await?),
+        })
+    }
+
+    /// The pools that reads go to.
+    fn readers(&self) -> Backend<&PgPool, &SqlitePool> {
+        match &self.backend {
+            Backend::Postgres(pools) => Backend::Postgres(&pools.rest),
+            Backend::Sqlite(pools) => Backend::Sqlite(&pools.readers),
+        }
+    }
+}
+
+async fn commit(tx: Tx) -> Result<()> {
+    on_backend!(tx, |tx| tx.commit().await?);
+    Ok(())
+}
+
+/// Runs a call with a deadline.
+async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(deadline, call).await.map_err(|_| StoreError::Deadline(deadline))?
+}
+
+/// Where the SQLite file of a URL is; `None` for a Postgres URL.
+pub fn sqlite_path(url: &str) -> Option<PathBuf> {
+    let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
+    Some(Path::new(rest.split('?').next().unwrap_or(rest)).to_owned())
+}
+
+#[async_trait]
+impl Store for SqlStore {
+    fn engine(&self) -> &'static str {
+        match self.backend {
+            Backend::Postgres(_) => "postgres",
+            Backend::Sqlite(_) => "sqlite",
+        }
+    }
+
+    async fn now(&self) -> Result<Timestamp> {
+        match &self.backend {
+            Backend::Postgres(pools) => within(DEADLINE, hot_postgres::now(&pools.rest)).await,
+            Backend::Sqlite(_) => Ok(crate::clock::system_now()),
+        }
+    }
+
+    async fn register(&self, node: NodeId, name: &str) -> Result<()> {
+        within(LONG_DEADLINE, async {
+            let now = self.now().await?;
+            let mut tx = self.begin().await?;
+            nodes::free_namesakes(&mut tx, name).await?;
+            nodes::insert(&mut tx, node, name, now).await?;
+            commit(tx).await
+        })
+        .await
+    }
+
+    async fn heartbeat(&self, node: NodeId) -> Result<Option<Timestamp>> {
+        match &self.backend {
+            Backend::Postgres(pools) => within(DEADLINE, nodes::heartbeat(&pools.rest, node)).await,
+            // The file is locked: nobody can have taken over.
+            Backend::Sqlite(_) => Ok(Some(crate::clock::system_now())),
+        }
+    }
+
+    async fn take_over(&self, ttl: Duration) -> Result<u64> {
+        match &self.backend {
+            Backend::Postgres(pools) => within(LONG_DEADLINE, nodes::take_over(&pools.rest, ttl)).await,
+            Backend::Sqlite(_) => Ok(0),
+        }
+    }
+
+    async fn count_nodes(&self) -> Result<u64> {
+        match &self.backend {
+            Backend::Postgres(pools) => within(DEADLINE, nodes::count(&pools.rest)).await,
+            Backend::Sqlite(_) => Ok(1),
+        }
+    }
+
+    async fn deregister(&self, node: NodeId) -> Result<()> {
+        within(LONG_DEADLINE, async {
+            let mut tx = self.begin().await?;
+            nodes::free(&mut tx, node).await?;
+            nodes::delete(&mut tx, node).await?;
+            commit(tx).await
+        })
+        .await
+    }
+
+    async fn reconcile(&self, node: NodeId, live: &[Lease]) -> Result<u64> {
+        within(LONG_DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let freed = nodes::free_all_but(&mut tx, node, live).await?;
+            commit(tx).await?;
+            Ok(freed)
+        })
+        .await
+    }
+
+    async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>> {
+        let followers = deduplication::followers(batch);
+        if !followers.is_empty() {
+            let leaders = deduplication::leaders(batch, &followers);
+            let results = self.accept(node, &leaders, repeat).await?;
+            return Ok(deduplication::join(batch, &followers, results));
+        }
+        match &self.backend {
+            Backend::Postgres(pools) => {
+                let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
+                let step = hot_postgres::accept(&mut conn, node, batch, repeat);
+                let result = tokio::time::timeout(DEADLINE, step).await;
+                hot_postgres::give_back(conn, DEADLINE, result)
+            }
+            Backend::Sqlite(pools) => pools.group.accept(node, batch.to_vec(), repeat).await,
+        }
+    }
+
+    async fn due_lanes(&self, limit: usize, after: &str) -> Result<Vec<String>> {
+        match &self.backend {
+            Backend::Postgres(pools) => {
+                let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
+                let step = hot_postgres::due_lanes(&mut conn, limit, after);
+                let result = tokio::time::timeout(DEADLINE, step).await;
+                hot_postgres::give_back(conn, DEADLINE, result)
+            }
+            Backend::Sqlite(pools) => hot_sqlite::due_lanes(&pools.readers, limit, after).await,
+        }
+    }
+
+    async fn claim(
+        &self,
+        node: NodeId,
+        lease: Lease,
+        wants: &[Want],
+        max_bytes: usize,
+    ) -> Result<Vec<Delivery>> {
+        match &self.backend {
+            Backend::Postgres(pools) => {
+                let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
+                let step = hot_postgres::claim(&mut conn, node, lease, wants, max_bytes);
+                let result = tokio::time::timeout(DEADLINE, step).await;
+                hot_postgres::give_back(conn, DEADLINE, result)
+            }
+            Backend::Sqlite(pools) => hot_sqlite::claim(&pools.writer, node, lease, wants, max_bytes).await,
+        }
+    }
+
+    async fn next_due(&self) -> Result<NextDue> {
+        within(DEADLINE, async {
+            let due_at = deliveries::next_due(&self.readers()).await?;
+            Ok(NextDue { due_at, now: self.now().await? })
+        })
+        .await
+    }
+
+    async fn finish(&self, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+        match &self.backend {
+            Backend::Postgres(pools) => {
+                let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
+                let step = hot_postgres::finish(&mut conn, node, batch);
+                let result = tokio::time::timeout(DEADLINE, step).await;
+                hot_postgres::give_back(conn, DEADLINE, result)
+            }
+            Backend::Sqlite(pools) => pools.group.finish(node, batch.to_vec()).await,
+        }
+    }
+
+    async fn finish_cancelled(
+        &self,
+        node: NodeId,
+        batch: &[(MessageId, Lease)],
+        now: Timestamp,
+    ) -> Result<u64> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let mut ended = 0;
+            for (id, lease) in batch {
+                ended += u64::from(deliveries::finish_cancelled(&mut tx, node, id, *lease, now).await?);
+            }
+            commit(tx).await?;
+            Ok(ended)
+        })
+        .await
+    }
+
+    async fn release(&self, node: NodeId, batch: &[(MessageId, Lease)]) -> Result<u64> {
+        within(LONG_DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let mut freed = 0;
+            for (id, lease) in batch {
+                freed += u64::from(deliveries::release(&mut tx, node, id, *lease).await?);
+            }
+            commit(tx).await?;
+            Ok(freed)
+        })
+        .await
+    }
+
+    async fn message(&self, id: &MessageId) -> Result<Option<Message>> {
+        within(DEADLINE, messages::get(&self.readers(), id)).await
+    }
+
+    async fn cancel(&self, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let cancellation = deliveries::cancel(&mut tx, id, now).await?;
+            commit(tx).await?;
+            Ok(cancellation)
+        })
+        .await
+    }
+
+    async fn log(
+        &self,
+        filter: &LogFilter,
+        order: Order,
+        cursor: Option<&LogCursor>,
+        count: usize,
+        max_bytes: usize,
+    ) -> Result<Page<LogEntry>> {
+        within(LONG_DEADLINE, log::page(&self.readers(), filter, order, cursor, count, max_bytes)).await
+    }
+
+    async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>> {
+        within(DEADLINE, dead_letters::get(&self.readers(), id)).await
+    }
+
+    async fn dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<&(Timestamp, DeadLetterId)>,
+        count: usize,
+        max_bytes: usize,
+    ) -> Result<Page<DeadLetter>> {
+        within(LONG_DEADLINE, dead_letters::page(&self.readers(), filter, order, after, count, max_bytes))
+            .await
+    }
+
+    async fn delete_dead_letter(&self, id: &DeadLetterId) -> Result<bool> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let deleted = dead_letters::delete(&mut tx, id).await?;
+            commit(tx).await?;
+            Ok(deleted)
+        })
+        .await
+    }
+
+    async fn retry_dead_letter(&self, id: &DeadLetterId, accept: &Accept) -> Result<bool> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let deleted = dead_letters::delete(&mut tx, id).await?;
+            if deleted {
+                messages::insert(&mut tx, &accept.message).await?;
+                deliveries::insert(&mut tx, accept).await?;
+            }
+            commit(tx).await?;
+            Ok(deleted)
+        })
+        .await
+    }
+
+    async fn signing_keys(&self, fresh: &SigningKeyPair, now: Timestamp) -> Result<SigningKeyPair> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let pair = secrets::signing_keys(&mut tx, fresh, now).await?;
+            commit(tx).await?;
+            Ok(pair)
+        })
+        .await
+    }
+
+    async fn rotate_signing_keys(&self, fresh: &str, now: Timestamp) -> Result<SigningKeyPair> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let pair = secrets::rotate(&mut tx, fresh, now).await?;
+            commit(tx).await?;
+            Ok(pair)
+        })
+        .await
+    }
+
+    async fn set_signing_keys(&self, pair: &SigningKeyPair, now: Timestamp) -> Result<()> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            secrets::set(&mut tx, pair, now).await?;
+            commit(tx).await
+        })
+        .await
+    }
+
+    async fn tokens(&self, fresh: &[u8; 32], now: Timestamp) -> Result<(Vec<[u8; 32]>, bool)> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let tokens = secrets::tokens(&mut tx, fresh, now).await?;
+            commit(tx).await?;
+            Ok(tokens)
+        })
+        .await
+    }
+
+    async fn prune(&self, retention: Retention, now: Timestamp, after: &str) -> Result<Option<String>> {
+        within(LONG_DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let next = retention::prune(&mut tx, retention, now, after).await?;
+            commit(tx).await?;
+            Ok(next)
+        })
+        .await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        within(DEADLINE, async {
+            on_backend!(self.readers(), |pool| {
+                sqlx::query("SELECT 1").execute(pool).await?;
+            });
+            Ok(())
+        })
+        .await
+    }
+
+    async fn close(&self) {
+        match &self.backend {
+            Backend::Postgres(pools) => {
+                pools.hot.close().await;
+                pools.rest.close().await;
+            }
+            Backend::Sqlite(pools) => {
+                pools.readers.close().await;
+                pools.group.close().await;
+                pools.writer.close().await;
+            }
+        }
+    }
+}
+
+/// A shared lane name.
+fn lane(text: &str) -> Arc<str> {
+    Arc::from(text)
+}

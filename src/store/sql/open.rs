@@ -1,0 +1,136 @@
+//! Opening the database: connections, their settings, and SQLite's lock file.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write as _;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
+
+use super::{Backend, DEADLINE, Options, PostgresPools, SqlitePools, hot_sqlite, sqlite_path};
+use crate::store::{Result, StoreError};
+
+/// Readers beside SQLite's writer.
+const SQLITE_READERS: u32 = 4;
+
+pub(super) async fn connect(options: &Options) -> Result<Backend<PostgresPools, SqlitePools>> {
+    match sqlite_path(&options.url) {
+        Some(path) => sqlite(&path).await.map(Backend::Sqlite),
+        None => postgres(options).await.map(Backend::Postgres),
+    }
+}
+
+async fn postgres(options: &Options) -> Result<PostgresPools> {
+    let base = PgConnectOptions::from_str(&options.url)
+        .map_err(|error| StoreError::Open { reason: format!("the Postgres URL can't be read: {error}") })?
+        .application_name("homing")
+        .options([
+            ("lock_timeout", "4s"),
+            ("idle_in_transaction_session_timeout", "30s"),
+            ("synchronous_commit", "on"),
+            ("default_transaction_isolation", "read committed"),
+        ]);
+    let rest = base.clone().options([("statement_timeout", "60s")]);
+    // A plan made while the hot table was empty is wrong when it is not, and the other way round; the statements here
+    // have one good plan each, through the index that is made for it.
+    let hot = base.options([
+        ("statement_timeout", "10s"),
+        ("plan_cache_mode", "force_generic_plan"),
+        ("enable_seqscan", "off"),
+        ("enable_bitmapscan", "off"),
+        ("enable_hashjoin", "off"),
+        ("enable_mergejoin", "off"),
+        ("enable_material", "off"),
+        ("jit", "off"),
+    ]);
+    let pool = || {
+        PgPoolOptions::new()
+            .acquire_timeout(DEADLINE)
+            .test_before_acquire(false)
+            .idle_timeout(Duration::from_secs(600))
+    };
+    Ok(PostgresPools {
+        hot: pool().max_connections(options.hot_connections).connect_with(hot).await?,
+        rest: pool().max_connections(options.connections).connect_with(rest).await?,
+    })
+}
+
+async fn sqlite(path: &Path) -> Result<SqlitePools> {
+    let open = |reason: String| StoreError::Open { reason };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|error| open(folder_help(folder, "made", &error)))?;
+    }
+    let lock = lock(path)?;
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // NORMAL would be faster, and loses acknowledged messages at a power cut.
+        .synchronous(SqliteSynchronous::Full)
+        .auto_vacuum(SqliteAutoVacuum::Incremental)
+        .busy_timeout(Duration::from_secs(5))
+        .foreign_keys(false)
+        .pragma("cache_size", "-16384")
+        .pragma("temp_store", "memory")
+        .pragma("journal_size_limit", "67108864")
+        .pragma("wal_autocheckpoint", "2000");
+    let writer = SqlitePoolOptions::new()
+        .max_connections(1)
+        .min_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .acquire_timeout(Duration::from_secs(30))
+        .connect_with(options.clone())
+        .await?;
+    let readers = SqlitePoolOptions::new()
+        .max_connections(SQLITE_READERS)
+        .test_before_acquire(false)
+        .acquire_timeout(DEADLINE)
+        .connect_with(options.read_only(true).pragma("cache_size", "-4096"))
+        .await?;
+    Ok(SqlitePools { group: hot_sqlite::GroupCommit::start(writer.clone()), writer, readers, _lock: lock })
+}
+
+fn folder_help(folder: &Path, verb: &str, error: &std::io::Error) -> String {
+    let mut text = format!("{} can't be {verb}: {error}", folder.display());
+    if error.kind() == std::io::ErrorKind::PermissionDenied {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        text.push_str(&format!("; if it is a mounted volume: chown {uid}:{gid} {}", folder.display()));
+    }
+    text
+}
+
+/// Takes the exclusive lock beside the database file, which the system releases when the process ends, however it does.
+fn lock(path: &Path) -> Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock_path = Path::new(&name);
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(lock_path)
+        .map_err(|error| StoreError::Open { reason: folder_help(lock_path, "opened", &error) })?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(StoreError::Locked { path: path.display().to_string() });
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(StoreError::Open {
+                reason: format!("{} can't be locked: {error}", lock_path.display()),
+            });
+        }
+    }
+    // For a person who wonders who holds it; nothing reads it.
+    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    if let Err(error) = written {
+        tracing::debug!(%error, "the lock file's process id could not be written");
+    }
+    Ok(file)
+}

@@ -1,0 +1,91 @@
+//! Removing what is past its age, in small batches.
+
+use super::Tx;
+use crate::domain::id::MessageId;
+use crate::domain::time::Timestamp;
+use crate::store::{Result, Retention};
+
+/// Messages looked at in one batch: small enough to hold a lock for a moment only.
+const BATCH: i64 = 500;
+
+/// One batch; where the walk goes on.
+pub(super) async fn prune(
+    tx: &mut Tx,
+    retention: Retention,
+    now: Timestamp,
+    after: &str,
+) -> Result<Option<String>> {
+    if after.is_empty() {
+        prune_expired(tx, retention, now).await?;
+    }
+    let cutoff = now.before(retention.log);
+    let bound = MessageId::earliest_at(cutoff);
+    let page = "SELECT MAX(id), COUNT(*) FROM \
+                (SELECT id FROM messages WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) AS page";
+    let (upto, count): (Option<String>, i64) = on_backend!(&mut *tx, |tx| {
+        sqlx::query_as(page).bind(after).bind(bound.as_str()).bind(BATCH).fetch_one(&mut **tx).await?
+    });
+    let Some(upto) = upto else { return Ok(None) };
+    // A message stays while it waits, while it is a dead letter, and while anything in its log is young enough.
+    let messages = "DELETE FROM messages WHERE id > $1 AND id <= $2 \
+         AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.message_id = messages.id) \
+         AND NOT EXISTS (SELECT 1 FROM dead_letters l WHERE l.message_id = messages.id) \
+         AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = messages.id AND a.ended_at >= $3) \
+         AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.message_id = messages.id AND c.requested_at >= $3)";
+    on_backend!(&mut *tx, |tx| {
+        sqlx::query(messages)
+            .bind(after)
+            .bind(upto.as_str())
+            .bind(cutoff.as_millis())
+            .execute(&mut **tx)
+            .await?;
+    });
+    let orphans = [
+        "DELETE FROM attempts WHERE message_id > $1 AND message_id <= $2 \
+         AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.id = attempts.message_id)",
+        "DELETE FROM cancellations WHERE message_id > $1 AND message_id <= $2 \
+         AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.id = cancellations.message_id)",
+    ];
+    for sql in orphans {
+        on_backend!(&mut *tx, |tx| {
+            sqlx::query(sql).bind(after).bind(upto.as_str()).execute(&mut **tx).await?;
+        });
+    }
+    if let Tx::Sqlite(tx) = &mut *tx {
+        // Gives freed pages back to the file system, a few at a time.
+        sqlx::query("PRAGMA incremental_vacuum(200)").execute(&mut **tx).await?;
+    }
+    Ok((count == BATCH).then_some(upto))
+}
+
+/// Dead letters and deduplication keys past their age.
+async fn prune_expired(tx: &mut Tx, retention: Retention, now: Timestamp) -> Result<()> {
+    let statements = [
+        (
+            "DELETE FROM dead_letters WHERE id IN \
+             (SELECT id FROM dead_letters WHERE created_at < $1 ORDER BY created_at LIMIT $2)",
+            now.before(retention.dead_letters),
+        ),
+        (
+            "DELETE FROM deduplications WHERE key IN \
+             (SELECT key FROM deduplications WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)",
+            now,
+        ),
+    ];
+    for (sql, cutoff) in statements {
+        loop {
+            let deleted = on_backend!(&mut *tx, |tx| {
+                sqlx::query(sql)
+                    .bind(cutoff.as_millis())
+                    .bind(BATCH)
+                    .execute(&mut **tx)
+                    .await?
+                    .rows_affected()
+            });
+            if deleted < BATCH.unsigned_abs() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}

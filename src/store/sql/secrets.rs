@@ -1,0 +1,69 @@
+//! The tables `signing_keys` and `tokens`.
+
+use super::Tx;
+use crate::domain::time::Timestamp;
+use crate::store::{Result, SigningKeyPair};
+
+async fn read(tx: &mut Tx) -> Result<SigningKeyPair> {
+    let sql = "SELECT current_key, next_key FROM signing_keys WHERE id = 1";
+    let (current, next): (String, String) =
+        on_backend!(tx, |tx| sqlx::query_as(sql).fetch_one(&mut **tx).await?);
+    Ok(SigningKeyPair { current, next })
+}
+
+pub(super) async fn signing_keys(
+    tx: &mut Tx,
+    fresh: &SigningKeyPair,
+    now: Timestamp,
+) -> Result<SigningKeyPair> {
+    let sql = "INSERT INTO signing_keys (id, current_key, next_key, rotated_at) VALUES (1, $1, $2, $3) \
+               ON CONFLICT (id) DO NOTHING";
+    on_backend!(&mut *tx, |tx| {
+        sqlx::query(sql)
+            .bind(fresh.current.as_str())
+            .bind(fresh.next.as_str())
+            .bind(now.as_millis())
+            .execute(&mut **tx)
+            .await?;
+    });
+    read(tx).await
+}
+
+pub(super) async fn set(tx: &mut Tx, pair: &SigningKeyPair, now: Timestamp) -> Result<()> {
+    let sql = "INSERT INTO signing_keys (id, current_key, next_key, rotated_at) VALUES (1, $1, $2, $3) \
+               ON CONFLICT (id) DO UPDATE SET current_key = excluded.current_key, \
+               next_key = excluded.next_key, rotated_at = excluded.rotated_at";
+    on_backend!(tx, |tx| {
+        sqlx::query(sql)
+            .bind(pair.current.as_str())
+            .bind(pair.next.as_str())
+            .bind(now.as_millis())
+            .execute(&mut **tx)
+            .await?;
+    });
+    Ok(())
+}
+
+pub(super) async fn rotate(tx: &mut Tx, fresh: &str, now: Timestamp) -> Result<SigningKeyPair> {
+    let sql = "UPDATE signing_keys SET current_key = next_key, next_key = $1, rotated_at = $2 WHERE id = 1";
+    on_backend!(&mut *tx, |tx| {
+        sqlx::query(sql).bind(fresh).bind(now.as_millis()).execute(&mut **tx).await?;
+    });
+    read(tx).await
+}
+
+/// The hashes of all tokens, storing `fresh` when there are none.
+pub(super) async fn tokens(tx: &mut Tx, fresh: &[u8; 32], now: Timestamp) -> Result<(Vec<[u8; 32]>, bool)> {
+    // Two nodes that start at once on an empty Postgres must not both print a token.
+    if let Tx::Postgres(tx) = &mut *tx {
+        sqlx::query("LOCK TABLE tokens IN EXCLUSIVE MODE").execute(&mut **tx).await?;
+    }
+    let sql = "INSERT INTO tokens (sha256, created_at) SELECT $1, $2 WHERE NOT EXISTS (SELECT 1 FROM tokens)";
+    let inserted = on_backend!(&mut *tx, |tx| {
+        sqlx::query(sql).bind(&fresh[..]).bind(now.as_millis()).execute(&mut **tx).await?.rows_affected()
+    });
+    let hashes: Vec<Vec<u8>> = on_backend!(&mut *tx, |tx| {
+        sqlx::query_scalar("SELECT sha256 FROM tokens").fetch_all(&mut **tx).await?
+    });
+    Ok((hashes.into_iter().filter_map(|hash| hash.try_into().ok()).collect(), inserted == 1))
+}
