@@ -127,10 +127,7 @@ impl Client {
     }
 
     /// The body up to the cap. What comes beyond is not read: the connection is closed.
-    async fn read_body(
-        &self,
-        mut body: Incoming,
-    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failure> {
+    async fn read_body(&self, mut body: Incoming) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failure> {
         let mut memory = None;
         let mut whole = BytesMut::new();
         let mut first: Option<Bytes> = None;
@@ -248,7 +245,7 @@ fn failure(error: &legacy::Error) -> Failure {
 
 /// The TLS error in an I/O error, which is how handshakes report theirs.
 fn tls_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    cause.downcast_ref::<rustls::Error>().or_else(|| {
-        cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()
-    })
+    cause
+        .downcast_ref::<rustls::Error>()
+        .or_else(|| cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())
 }

@@ -74,9 +74,8 @@ impl Connector {
 
     /// The addresses of a host that the policy allows, in the order to try them. An error when none is left.
     async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
-        let blocked = |refusal: super::policy::Refusal| {
-            ConnectError::new(FailureClass::Blocked, refusal.to_string())
-        };
+        let blocked =
+            |refusal: super::policy::Refusal| ConnectError::new(FailureClass::Blocked, refusal.to_string());
         // Resolvers are not asked about literals, so that these are checked here.
         self.policy.check_literal(host).map_err(blocked)?;
         if let Some(address) = parse_literal(host) {
@@ -121,7 +120,6 @@ impl Service<Uri> for Connector {
         Box::pin(async move { connector.connect(uri).await.map(TokioIo::new) })
     }
 }
-
 
 /// Limits the time until an inner connector's connection is ready for requests, TLS included.
 #[derive(Clone)]

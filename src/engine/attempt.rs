@@ -58,10 +58,7 @@ async fn run(shared: Arc<Shared>, delivery: Delivery) {
 }
 
 /// `None`: it was not made.
-async fn attempt(
-    shared: &Shared,
-    delivery: &Delivery,
-) -> Option<(Attempt, Option<OwnedSemaphorePermit>)> {
+async fn attempt(shared: &Shared, delivery: &Delivery) -> Option<(Attempt, Option<OwnedSemaphorePermit>)> {
     if !shared.leases_hold() {
         return None;
     }
@@ -83,8 +80,7 @@ async fn send(
     now: Timestamp,
 ) -> (Outcome, Option<OwnedSemaphorePermit>) {
     let message = &*delivery.message;
-    let unsendable =
-        |error: String| (Outcome::Unsendable { class: FailureClass::Message, error }, None);
+    let unsendable = |error: String| (Outcome::Unsendable { class: FailureClass::Message, error }, None);
     if delivery.claims > MAX_CLAIMS {
         return unsendable(format!(
             "given up after {} attempts that ended with the server itself",
@@ -101,9 +97,7 @@ async fn send(
     let limit = timeout(message, shared.settings.max_timeout);
     match tokio::time::timeout(limit, shared.client.send(outgoing)).await {
         Ok(Ok(received)) => (Outcome::Response(received.response), received.memory),
-        Ok(Err(failure)) => {
-            (Outcome::NoResponse { class: failure.class, error: failure.error }, None)
-        }
+        Ok(Err(failure)) => (Outcome::NoResponse { class: failure.class, error: failure.error }, None),
         Err(_) => {
             let error = format!("no complete response within {limit:?}");
             (Outcome::NoResponse { class: FailureClass::Timeout, error }, None)
@@ -127,11 +121,7 @@ fn outgoing(shared: &Shared, delivery: &Delivery, now: Timestamp) -> Result<Outg
 
 fn uri(target: RequestTarget) -> Result<Uri, http::Error> {
     let scheme = if target.origin.https { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
-    Uri::builder()
-        .scheme(scheme)
-        .authority(target.authority)
-        .path_and_query(target.path_and_query)
-        .build()
+    Uri::builder().scheme(scheme).authority(target.authority).path_and_query(target.path_and_query).build()
 }
 
 fn headers(
@@ -160,13 +150,8 @@ fn headers(
     headers.insert(MESSAGE_ID, HeaderValue::try_from(message.id.as_str())?);
     headers.insert(RETRIED, HeaderValue::from(delivery.retried));
     let jti = signature::generate_jti(rand::rng().random());
-    let token = signature::sign(
-        &shared.keys.current(),
-        &message.url,
-        &message.body_sha256,
-        now.as_secs(),
-        &jti,
-    );
+    let token =
+        signature::sign(&shared.keys.current(), &message.url, &message.body_sha256, now.as_secs(), &jti);
     headers.insert(SIGNATURE, HeaderValue::try_from(token)?);
     let optional = [
         (SCHEDULE_ID, &message.schedule_id),

@@ -156,9 +156,7 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
 fn lease_due(shared: &Shared, batch: &[Submission], lease: crate::store::Lease) -> Vec<Accept> {
     let news = || batch.iter().flat_map(|submission| &submission.messages);
     let due = |new: &&NewMessage| new.message.due_at <= new.message.created_at;
-    let reserved = shared
-        .dispatcher
-        .reserve(news().filter(due).map(|new| (&new.lane, new.message.size())));
+    let reserved = shared.dispatcher.reserve(news().filter(due).map(|new| (&new.lane, new.message.size())));
     let mut reserved = reserved.into_iter();
     news()
         .map(|new| Accept {

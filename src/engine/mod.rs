@@ -136,7 +136,12 @@ pub struct Engine {
 
 impl Engine {
     /// Registers the node and starts the tasks.
-    pub async fn start(settings: Settings, store: Arc<dyn Store>, client: Client, keys: Keys) -> Result<Self> {
+    pub async fn start(
+        settings: Settings,
+        store: Arc<dyn Store>,
+        client: Client,
+        keys: Keys,
+    ) -> Result<Self> {
         let clock = match store.engine() {
             "sqlite" => Clock::System,
             _ => Clock::following(store.now().await?),
@@ -222,10 +227,8 @@ impl Engine {
         let shared = &self.shared;
         shared.draining.cancel();
         let waiting = shared.dispatcher.drain();
-        let held: Vec<(MessageId, Lease)> = waiting
-            .iter()
-            .map(|delivery| (delivery.message.id.clone(), delivery.lease))
-            .collect();
+        let held: Vec<(MessageId, Lease)> =
+            waiting.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect();
         if !held.is_empty()
             && let Err(error) = shared.store.release(shared.node(), &held).await
         {

@@ -125,8 +125,7 @@ async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
     }
     let last = lanes.iter().max().cloned().unwrap_or_default();
     *after = if last > *after { last } else { String::new() };
-    let (wants, max_bytes) =
-        shared.dispatcher.wants(lanes.iter().map(|lane| Arc::from(lane.as_str())));
+    let (wants, max_bytes) = shared.dispatcher.wants(lanes.iter().map(|lane| Arc::from(lane.as_str())));
     if wants.is_empty() {
         return Ok(Round::Full);
     }

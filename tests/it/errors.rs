@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Receiver, Server, Test};
+use crate::support::{Receiver, Reply, Server, Test};
 
 engines! {
     bad_destinations_are_refused,
@@ -177,15 +177,16 @@ async fn known_routes_name_their_methods(t: Test) {
 
 async fn malformed_json_is_refused(t: Test) {
     let (server, receiver) = (t.server().await, Receiver::start().await);
-    let id = server.publish(&receiver.url("/"), &[("Upstash-Delay", "1h")], "x").await;
-    for body in ["{", "[]", "{\"messageIds\":\"", "{\"messageIds\":[1]}", "\u{0}"] {
-        let call =
-            server.call("DELETE", "/v2/messages").header("Content-Type", "application/json").body(body);
+    receiver.script("/", [Reply::status(500)]);
+    let id = server.publish(&receiver.url("/"), &[("Upstash-Retries", "0")], "x").await;
+    server.dead_letter(&id).await;
+    for body in ["{", "[]", "{\"dlqIds\":\"", "{\"dlqIds\":[1]}", "\u{0}"] {
+        let call = server.call("DELETE", "/v2/dlq").header("Content-Type", "application/json").body(body);
         let answer = call.send().await;
         assert_eq!(answer.status, 400, "{body:?}: {}", answer.text());
         answer.error(400);
     }
-    server.call("DELETE", "/v2/dlq").body("{").send().await.error(400);
-    server.call("DELETE", "/v2/messages?labeel=x").send().await.error(400);
-    assert_eq!(server.states(&id).await, ["CREATED"], "nothing was cancelled");
+    server.call("DELETE", "/v2/dlq?labeel=x").send().await.error(400);
+    server.call("POST", "/v2/dlq/retry?labeel=x").send().await.error(400);
+    server.dead_letter(&id).await;
 }

@@ -29,7 +29,7 @@ engines! {
     content_is_deduplicated_on_request,
     equal_ids_at_once_make_one_message,
     labels_are_split_and_trimmed,
-    flow_control_is_read_back,
+    flow_control_is_refused,
     redacted_fields_are_hidden_but_delivered,
     unknown_and_empty_options_are_ignored,
 }
@@ -350,21 +350,14 @@ async fn labels_are_split_and_trimmed(t: Test) {
     assert_eq!((&message["label"], &message["labels"]), (&json!("a"), &json!(["a", "b", "c d"])));
 }
 
-async fn flow_control_is_read_back(t: Test) {
+async fn flow_control_is_refused(t: Test) {
     let (server, receiver) = (t.server().await, Receiver::start().await);
-    for (value, expected) in [
-        ("parallelism=3, rate=5, period=1h30m3s", json!([3, 5, 5403])),
-        ("Rate=10", json!([null, 10, 1])),
-        ("parallelism=2", json!([2, null, 1])),
-        ("rate=1,period=60", json!([null, 1, 60])),
-    ] {
-        let headers =
-            [("Upstash-Flow-Control-Key", "a key/with: all"), ("Upstash-Flow-Control-Value", value)];
-        let id = server.publish(&receiver.url("/"), &headers, "x").await;
-        let message = server.message(&id).await;
-        assert_eq!(message["flowControlKey"], "a key/with: all");
-        assert_eq!(json!([message["parallelism"], message["rate"], message["period"]]), expected, "{value}");
-    }
+    let headers = [("Upstash-Flow-Control-Key", "k"), ("Upstash-Flow-Control-Value", "parallelism=3")];
+    let call = server.call("POST", &format!("/v2/publish/{}", receiver.url("/"))).headers(&headers);
+    // FIXME: it should be obeyed. Until it is, a message with limits must not be sent without them.
+    let error = call.send().await.error(400);
+    assert!(error.contains("Upstash-Flow-Control-Key"), "{error}");
+    assert_eq!(server.get_json("/v2/events").await, json!({"events": []}));
 }
 
 async fn redacted_fields_are_hidden_but_delivered(t: Test) {

@@ -39,8 +39,6 @@ async fn a_message_shows_all_that_was_set(t: Test) {
         ("Upstash-Failure-Callback", failure.as_str()),
         ("Upstash-Failure-Callback-Forward-B", "2"),
         ("Upstash-Label", "l1,l2"),
-        ("Upstash-Flow-Control-Key", "k"),
-        ("Upstash-Flow-Control-Value", "parallelism=2,rate=5,period=1m"),
     ];
     let id = server.publish(&receiver.url("/x?y=1"), &headers, r#"{"hello":1}"#).await;
     let mut message = server.message(&id).await;
@@ -56,7 +54,6 @@ async fn a_message_shows_all_that_was_set(t: Test) {
         "callback": callback, "callbackHeader": {"A": ["1"]},
         "failureCallback": failure, "failureCallbackHeader": {"B": ["2"]},
         "label": "l1", "labels": ["l1", "l2"],
-        "flowControlKey": "k", "parallelism": 2, "rate": 5, "period": 60,
         "callerIP": "127.0.0.1", "callerIp": "127.0.0.1",
     });
     assert_eq!(message, expected);
@@ -372,7 +369,6 @@ async fn the_log_is_filtered(t: Test) {
         .await;
     server.ended(&delivered).await;
     server.ended(&failed).await;
-    let host = format!("127.0.0.1:{}", receiver.port());
     for (filter, expected) in [
         (format!("messageIds={delivered}"), vec![&delivered]),
         (format!("messageIds={delivered}&messageIds={failed}"), vec![&delivered, &failed]),
@@ -381,12 +377,6 @@ async fn the_log_is_filtered(t: Test) {
         ("state=FAILED".to_owned(), vec![&failed]),
         ("state=IN_PROGRESS".to_owned(), vec![&delivered, &failed]),
         ("state=CANCELLED".to_owned(), vec![]),
-        ("label=one".to_owned(), vec![&delivered]),
-        ("label=one&label=two".to_owned(), vec![&delivered, &failed]),
-        ("label=one&state=FAILED".to_owned(), vec![]),
-        (format!("url={}", receiver.url("/a%3Fx=1,2")), vec![&delivered]),
-        ("path=/fails".to_owned(), vec![&failed]),
-        (format!("host={host}"), vec![&delivered, &failed]),
         ("fromDate=4000000000000".to_owned(), vec![]),
         ("toDate=4000000000000".to_owned(), vec![&delivered, &failed]),
     ] {
@@ -399,5 +389,7 @@ async fn the_log_is_filtered(t: Test) {
         expected.sort_unstable();
         assert_eq!(ids, expected, "{filter}");
     }
+    // A misspelt filter must not select everything.
+    server.get("/v2/events?labeel=x").await.error(400);
     server.get("/v2/events?state=NO_SUCH_STATE").await.error(400);
 }
