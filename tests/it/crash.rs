@@ -23,6 +23,8 @@ const CLIENTS: u64 = 4;
 /// The longest that a client pauses between two publishes. Some hundred messages a second keep the server busy without
 /// making the accounting the longest part of the test.
 const CLIENT_PAUSE: Duration = Duration::from_millis(6);
+/// Clients that get no answer wait a little, as the SDKs do.
+const AFTER_NO_ANSWER: Duration = Duration::from_millis(50);
 /// How long after the restart the next kill comes: during recovery, in the middle of work, or later.
 const UNTIL_KILL_MS: std::ops::Range<u64> = 50..700;
 /// How long an outcome may take from the receiver's answer to the commit. A kill in between repeats the attempt, so a
@@ -124,7 +126,12 @@ impl Client {
                 .header("Upstash-Retries", if fails { "1" } else { "3" })
                 .header("Upstash-Retry-Delay", "100")
                 .body(&body);
-            self.note(call.try_send().await.ok(), body, fails);
+            let answer = call.try_send().await.ok();
+            if answer.is_none() {
+                // Most likely the server is down.
+                pause(AFTER_NO_ANSWER).await;
+            }
+            self.note(answer, body, fails);
             let longest = u64::try_from(CLIENT_PAUSE.as_millis()).expect("a short pause");
             pause(Duration::from_millis(self.rng.random_range(0..=longest))).await;
         }
