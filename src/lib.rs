@@ -6,5 +6,6 @@ pub mod config;
 pub mod domain;
 pub mod egress;
 pub mod engine;
+pub mod listener;
 pub mod server;
 pub mod store;

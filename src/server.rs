@@ -1,15 +1,241 @@
-//! The composition root: opens the store, starts engine, API and console, drains them on stop.
+//! The composition root: opens the store, starts engine and API, and drains them on stop.
 
-use crate::config::Config;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
-/// Runs the server until it is told to stop.
-#[expect(clippy::unused_async, reason = "the signature is settled before the body")]
-pub async fn run(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rand::RngExt as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::api::auth::{Role, Tokens, sha256};
+use crate::api::{self, Api, headers};
+use crate::clock::system_now;
+use crate::config::{Config, DatabaseUrl, Secret};
+use crate::egress::client::{self, Client};
+use crate::engine::keys::{self, Keys};
+use crate::engine::{self, Engine};
+use crate::listener::{self, Listener};
+use crate::store::sql::{self, SqlStore};
+use crate::store::{Retention, SigningKeyPair, Store};
+
+/// The longest flow-control period that a message may name.
+const MAX_FLOW_CONTROL_PERIOD: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+
+/// Runs the server until it is told to stop by SIGTERM or SIGINT; a second signal ends it at once.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    // From here on a signal is ours, also while starting.
+    let mut signals = Signals::new()?;
+    let policy = Arc::new(config.egress_policy()?);
+    let store = open(&config).await?;
+    store.migrate().await?;
+    let store: Arc<dyn Store> = Arc::new(store);
+    let keys = signing_keys(&config, &*store).await?;
+    let (tokens, token) = tokens(&config, &*store).await?;
+    let socket = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("can't listen on {}", config.listen))?;
+    let address = socket.local_addr()?;
+    let client = Client::new(&client::Settings {
+        policy: Arc::clone(&policy),
+        connect_timeout: config.connect_timeout.get(),
+        idle_per_origin: config.concurrency_per_origin,
+        max_response: config.max_response_size.get(),
+        max_response_memory: config.prefetch_bytes.get(),
+        extra_ca: config.extra_ca_file.as_deref(),
+    })?;
+    let engine = Arc::new(
+        Engine::start(engine_settings(&config, address), Arc::clone(&store), client, keys).await?,
+    );
+    let api = Api::new(api_settings(&config), tokens, policy, Arc::clone(&engine));
+    let listener = Listener::start(
+        socket,
+        api.router(),
+        listener::Settings {
+            max_connections: config.max_connections,
+            idle_timeout: config.idle_timeout.get(),
+        },
+    );
+    announce(&config, address, token.as_deref())?;
+
+    signals.next().await;
+    tracing::info!("stopping: finishing what is in flight");
+    let drain = async {
+        listener.stop().await;
+        engine.stop(config.shutdown_grace.get()).await;
+        store.close().await;
+    };
+    tokio::select! {
+        () = drain => tracing::info!("stopped"),
+        () = signals.next() => {
+            tracing::warn!("stopped at once by a second signal; what was in flight will be repeated");
+        }
+    }
+    Ok(())
 }
 
 /// Brings the database's schema up to date and returns.
-#[expect(clippy::unused_async, reason = "the signature is settled before the body")]
-pub async fn migrate(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub async fn migrate(config: Config) -> anyhow::Result<()> {
+    let store = open(&config).await?;
+    store.migrate().await?;
+    store.close().await;
+    print(&format!("{} is up to date.\n", config.database_url))?;
+    Ok(())
+}
+
+async fn open(config: &Config) -> anyhow::Result<SqlStore> {
+    let hot = u32::try_from(config.writers).unwrap_or(u32::MAX).saturating_mul(2).saturating_add(2);
+    let options = sql::Options {
+        database: match &config.database_url {
+            DatabaseUrl::Sqlite(path) => sql::Database::Sqlite(path.clone()),
+            DatabaseUrl::Postgres(url) => sql::Database::Postgres(url.clone()),
+        },
+        connections: config.postgres_connections,
+        hot_connections: hot,
+    };
+    SqlStore::connect(&options)
+        .await
+        .with_context(|| format!("can't open the database {}", config.database_url))
+}
+
+/// The configured signing keys, else the stored ones, made at the first start.
+async fn signing_keys(config: &Config, store: &dyn Store) -> anyhow::Result<Keys> {
+    let configured = config.current_signing_key.as_ref().zip(config.next_signing_key.as_ref());
+    let fresh = match configured {
+        Some((current, next)) => SigningKeyPair {
+            current: current.expose().to_owned(),
+            next: next.expose().to_owned(),
+        },
+        None => SigningKeyPair { current: keys::fresh(), next: keys::fresh() },
+    };
+    let stored = store.signing_keys(&fresh, system_now()).await?;
+    // After a rotation the configuration still has the old pair: its next key is the current one now.
+    if configured.is_some() && stored.current != fresh.current && stored.current != fresh.next {
+        tracing::warn!("the signing keys of the configuration replace the stored ones");
+        store.set_signing_keys(&fresh, system_now()).await?;
+        return Ok(Keys::new(fresh));
+    }
+    Ok(Keys::new(stored))
+}
+
+/// The accepted tokens, and the one to show: the one that was made now, or development's.
+async fn tokens(config: &Config, store: &dyn Store) -> anyhow::Result<(Tokens, Option<String>)> {
+    let mut tokens = Tokens::default();
+    for token in &config.read_only_tokens {
+        tokens.add(sha256(token.expose()), Role::ReadOnly);
+    }
+    if let Some(token) = &config.token {
+        tokens.add(sha256(token.expose()), Role::ReadWrite);
+        return Ok((tokens, config.dev.then(|| token.expose().to_owned())));
+    }
+    let fresh = fresh_token();
+    let (known, stored) = store.tokens(&sha256(&fresh), system_now()).await?;
+    for hash in known {
+        tokens.add(hash, Role::ReadWrite);
+    }
+    Ok((tokens, stored.then_some(fresh)))
+}
+
+/// A token in upstream's shape, from which an SDK reads the user's id.
+fn fresh_token() -> String {
+    let password = Secret::new(keys::fresh().trim_start_matches("sig_"));
+    let user = format!("homing-{:08x}", rand::rng().random::<u32>());
+    STANDARD.encode(format!(r#"{{"UserID":"{user}","Password":"{}"}}"#, password.expose()))
+}
+
+fn engine_settings(config: &Config, address: SocketAddr) -> engine::Settings {
+    let sqlite = matches!(config.database_url, DatabaseUrl::Sqlite(_));
+    let mut named = config.clone();
+    named.listen = address;
+    engine::Settings {
+        node_name: named.node_name(),
+        concurrency: config.concurrency,
+        concurrency_per_origin: config.concurrency_per_origin,
+        prefetch: config.prefetch,
+        prefetch_bytes: config.prefetch_bytes.get(),
+        writers: if sqlite { 1 } else { config.writers },
+        max_timeout: config.max_timeout.get(),
+        max_response: config.max_response_size.get(),
+        retention: Retention {
+            log: config.log_retention.get(),
+            dead_letters: config.dlq_retention.get(),
+        },
+    }
+}
+
+fn api_settings(config: &Config) -> api::Settings {
+    api::Settings {
+        headers: headers::Limits {
+            default_retries: config.default_retries,
+            max_retries: config.max_retries,
+            max_delay: config.max_delay.map(crate::config::TimeSpan::get),
+            max_flow_control_period: MAX_FLOW_CONTROL_PERIOD,
+        },
+        max_message: config.max_message_size.get(),
+        max_body_memory: config.max_inflight_request_bytes.get(),
+        body_timeout: config.body_timeout.get(),
+        deduplication_window: config.dedup_window.get(),
+    }
+}
+
+/// Tells on stdout where the server is, where its data is, and, at the first start, how to use it.
+fn announce(config: &Config, address: SocketAddr, token: Option<&str>) -> anyhow::Result<()> {
+    let mut local = config.clone();
+    local.listen = address;
+    let url = config.public_url.clone().unwrap_or_else(|| format!("http://{}", local.local_addr()));
+    let mut text = format!("Homing {} is listening on http://{address}\n", env!("CARGO_PKG_VERSION"));
+    let data = match &config.database_url {
+        DatabaseUrl::Sqlite(path) => match std::path::absolute(path) {
+            Ok(path) => path.display().to_string(),
+            Err(_) => path.display().to_string(),
+        },
+        url @ DatabaseUrl::Postgres(_) => url.to_string(),
+    };
+    text.push_str(&format!("Its data is in {data}\n"));
+    match token {
+        Some(token) => {
+            let kept = if config.dev {
+                "development mode: everybody knows this token"
+            } else {
+                "shown only now; only its hash is kept"
+            };
+            text.push_str(&format!(
+                "\n  QSTASH_URL={url}\n  QSTASH_TOKEN={token}   ({kept})\n\nTry it:\n\n  curl -X POST -H 'Authorization: Bearer {token}' \\\n    -H 'Content-Type: application/json' -d '{{\"hello\":\"world\"}}' \\\n    {url}/v2/publish/https://example.com\n\n"
+            ));
+        }
+        None if config.token.is_none() => {
+            text.push_str("Its token was shown at the first start; HOMING_TOKEN sets one of your own.\n");
+        }
+        None => {}
+    }
+    print(&text)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// The signals that stop the server.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

@@ -1,3 +1,171 @@
-//! The wire contract, inbound.
+//! The wire contract coming in: routes, authentication, the JSON of answers and errors.
+//!
+//! It works on the raw request target, since destinations stand in paths unencoded: a router that decodes or normalises
+//! would change them. It knows the engine only as the handle that accepts messages, and reads lists from the store.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+
+pub mod auth;
+mod body;
+mod dead_letters;
+pub mod error;
 pub mod headers;
+mod keys;
+mod log;
+mod messages;
+mod publish;
+mod query;
+pub mod routes;
+mod wire;
+
+use self::auth::Tokens;
+use self::error::ApiError;
+use self::headers::Limits;
+use self::routes::{Route, route};
+use crate::egress::policy::Policy;
+use crate::engine::Engine;
+
+/// The address of the client at the other end of the connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
+/// Bytes of message and response bodies in one page of a list; a page ends early when it would hold more.
+const PAGE_BYTES: usize = 32 << 20;
+
+/// The API's limits.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub headers: Limits,
+    /// Bytes of a message's body.
+    pub max_message: usize,
+    /// Bytes of request bodies in memory at once.
+    pub max_body_memory: usize,
+    /// Time for a body to arrive.
+    pub body_timeout: Duration,
+    /// How long a deduplication key is held.
+    pub deduplication_window: Duration,
+}
+
+/// What the handlers share.
+pub struct Api {
+    settings: Settings,
+    tokens: Tokens,
+    policy: Arc<Policy>,
+    engine: Arc<Engine>,
+    body_memory: Arc<Semaphore>,
+}
+
+impl Api {
+    /// The API on a running engine.
+    pub fn new(settings: Settings, tokens: Tokens, policy: Arc<Policy>, engine: Arc<Engine>) -> Self {
+        let body_memory = Arc::new(Semaphore::new(body::kib(settings.max_body_memory) as usize));
+        Self { settings, tokens, policy, engine, body_memory }
+    }
+
+    /// The service. One handler for all paths: see [`routes`].
+    pub fn router(self) -> Router {
+        Router::new().fallback(handle).with_state(Arc::new(self))
+    }
+}
+
+async fn handle(State(api): State<Arc<Api>>, request: Request) -> Response {
+    let head = request.method() == http::Method::HEAD;
+    let mut response = api.respond(request).await.unwrap_or_else(ApiError::into_response);
+    if head {
+        *response.body_mut() = Body::empty();
+    }
+    response
+}
+
+impl Api {
+    async fn respond(self: &Arc<Self>, request: Request) -> Result<Response, ApiError> {
+        let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let route = match route(request.method(), target) {
+            Ok(route) => route,
+            Err(error) => {
+                // Paths of the API are not told apart for those who may not use it.
+                self.tokens.check(routes::Access::Read, request.headers(), request.uri().query())?;
+                return Err(error.into());
+            }
+        };
+        self.tokens.check(route.access(), request.headers(), request.uri().query())?;
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let (parts, body) = request.into_parts();
+        if let Route::Publish { rest } = route {
+            return self.publish(&rest, &parts, body).await;
+        }
+        // A caller that hangs up must not stop a step of the database half-way.
+        let api = Arc::clone(self);
+        let task = tokio::spawn(async move { api.call(route, &query, &parts, body).await });
+        task.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a request's task failed");
+            Err(ApiError::new(
+                http::StatusCode::INTERNAL_SERVER_ERROR,
+                "internal error; the server's log has the cause",
+            ))
+        })
+    }
+
+    async fn call(
+        &self,
+        route: Route,
+        query: &str,
+        parts: &Parts,
+        body: Body,
+    ) -> Result<Response, ApiError> {
+        match route {
+            Route::Publish { rest } => self.publish(&rest, parts, body).await,
+            Route::GetMessage { id } => self.get_message(&id).await,
+            Route::CancelMessage { id } => self.cancel_message(&id).await,
+            Route::ListDeadLetters => self.list_dead_letters(query).await,
+            Route::DeleteDeadLetters => self.delete_dead_letters(query, &parts.headers, body).await,
+            Route::GetDeadLetter { id } => self.get_dead_letter(&id).await,
+            Route::DeleteDeadLetter { id } => self.delete_dead_letter(&id).await,
+            Route::RetryDeadLetter { id } => self.retry_dead_letter(&id, query, &parts.headers).await,
+            Route::RetryDeadLetters => self.retry_dead_letters(query, &parts.headers).await,
+            Route::ListEvents => self.list_log(query, log::Form::Events).await,
+            Route::ListLogs => self.list_log(query, log::Form::Logs).await,
+            Route::GetKeys => self.get_keys(),
+            Route::RotateKeys => self.rotate_keys().await,
+            Route::Healthz => json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" })),
+            Route::Readyz => self.readyz().await,
+            Route::Root => json(
+                http::StatusCode::OK,
+                &serde_json::json!({ "name": "homing", "version": env!("CARGO_PKG_VERSION") }),
+            ),
+        }
+    }
+
+    async fn readyz(&self) -> Result<Response, ApiError> {
+        if !self.engine.is_ready() {
+            return Err(ApiError::unavailable("not ready: stopping, or cut off from the database"));
+        }
+        self.engine.store().ping().await?;
+        json(http::StatusCode::OK, &serde_json::json!({ "status": "ready" }))
+    }
+}
+
+/// An answer with a JSON body.
+fn json(status: http::StatusCode, body: &impl Serialize) -> Result<Response, ApiError> {
+    let body = serde_json::to_vec(body).map_err(|error| {
+        tracing::error!(%error, "an answer could not be written as JSON");
+        ApiError::new(http::StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+    })?;
+    let mut response = Response::new(Body::from(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}

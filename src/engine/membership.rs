@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{HEARTBEAT, NODE_TTL, Shared, ids};
 use crate::clock::pause;
-use crate::store::{Result, SigningKeyPair, Store as _};
+use crate::store::{Result, SigningKeyPair};
 
 /// How often silent nodes are looked for: with the time to live and the sweep this is well below 20 s.
 const LOOK: Duration = Duration::from_millis(2500);

@@ -79,7 +79,7 @@ pub(crate) struct Shared {
     /// A step's outcome is unknown: what the store has leased to us is to be compared with what we hold.
     unsure: AtomicBool,
     pub(crate) reconcile: Notify,
-    pub(crate) refill: refill::Signal,
+    refill: refill::Signal,
     finisher: mpsc::Sender<finisher::Job>,
     attempts: TaskTracker,
     /// No new work.
@@ -223,7 +223,7 @@ impl Engine {
 
     /// Stops: nothing new starts; attempts in flight get `grace` to end; what they came to is stored; the rest is given
     /// back. Dropping this half-way loses nothing: the leases expire.
-    pub async fn stop(self, grace: Duration) {
+    pub async fn stop(&self, grace: Duration) {
         let shared = &self.shared;
         shared.draining.cancel();
         let waiting = shared.dispatcher.drain();

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::{Shared, attempt};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Delivery, Lease, Result, Store as _};
+use crate::store::{Delivery, Lease, Result};
 
 /// How often to look without a reason: alone on SQLite, alone on Postgres, and beside other nodes.
 const SWEEP_SQLITE: Duration = Duration::from_secs(60);

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::Shared;
 use crate::clock::pause;
-use crate::store::Store as _;
 
 /// Between two walks through the old messages.
 const WALK: Duration = Duration::from_secs(60);

@@ -356,10 +356,10 @@ pub trait Store: Send + Sync + 'static {
         count: usize,
         max_bytes: usize,
     ) -> Result<Page<DeadLetter>>;
-    /// Deletes one; false: there is none.
-    async fn delete_dead_letter(&self, id: &DeadLetterId) -> Result<bool>;
-    /// Replaces a dead letter by a new message, unleased; false: there is none.
-    async fn retry_dead_letter(&self, id: &DeadLetterId, accept: &Accept) -> Result<bool>;
+    /// Deletes those of the dead letters that exist; how many.
+    async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64>;
+    /// Replaces dead letters by new messages, unleased; false: one of them does not exist, and nothing was done.
+    async fn retry_dead_letters(&self, replacements: &[(DeadLetterId, Accept)]) -> Result<bool>;
 
     /// The stored pair of signing keys, storing this one when there is none.
     async fn signing_keys(&self, fresh: &SigningKeyPair, now: Timestamp) -> Result<SigningKeyPair>;

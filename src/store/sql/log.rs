@@ -222,13 +222,12 @@ fn select(
         let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
         query.sql(&format!(" AND {message_id} IN ")).list(&ids);
     }
-    // Messages are in the order of their creation by id, which is the index that they have.
-    let by_time = if source.state == State::Created { "" } else { time };
-    let comma = if by_time.is_empty() { "" } else { ", " };
-    let by_time_direction = if by_time.is_empty() { "" } else { direction };
-    query.sql(&format!(
-        " ORDER BY {by_time}{by_time_direction}{comma}{message_id}{direction}, {sequence}{direction}"
-    ));
+    // A message's id is in the order of its creation, and it is the index that the messages have.
+    query.sql(&if source.state == State::Created {
+        format!(" ORDER BY {message_id}{direction}")
+    } else {
+        format!(" ORDER BY {time}{direction}, {message_id}{direction}, sequence{direction}")
+    });
 }
 
 /// Bytes of the bodies that each message of the page brings, at its first entry.

@@ -4,7 +4,7 @@
 //! file per table, written once and expanded for each engine by `on_backend!`. Time enters every statement as a
 //! parameter in Unix milliseconds; only Postgres' claim asks the database's own clock.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,12 +67,20 @@ const LONG_DEADLINE: Duration = Duration::from_secs(60);
 /// Which database, and how many connections to it.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `sqlite://path` or `postgres://…`.
-    pub url: String,
+    pub database: Database,
     /// Postgres: connections beside the hot ones.
     pub connections: u32,
     /// Postgres: connections for accepting, claiming and finishing.
     pub hot_connections: u32,
+}
+
+/// Where the database is.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// The path of a file.
+    Sqlite(PathBuf),
+    /// A `postgres://` URL.
+    Postgres(String),
 }
 
 /// Postgres: `hot` connections have their plans pinned and serve accept, claim and finish alone.
@@ -135,12 +143,6 @@ async fn commit(tx: Tx) -> Result<()> {
 /// Runs a call with a deadline.
 async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(deadline, call).await.map_err(|_| StoreError::Deadline(deadline))?
-}
-
-/// Where the SQLite file of a URL is; `None` for a Postgres URL.
-pub fn sqlite_path(url: &str) -> Option<PathBuf> {
-    let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"))?;
-    Some(Path::new(rest.split('?').next().unwrap_or(rest)).to_owned())
 }
 
 #[async_trait]
@@ -352,26 +354,31 @@ impl Store for SqlStore {
             .await
     }
 
-    async fn delete_dead_letter(&self, id: &DeadLetterId) -> Result<bool> {
-        within(DEADLINE, async {
+    async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64> {
+        within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
-            let deleted = dead_letters::delete(&mut tx, id).await?;
+            let mut deleted = 0;
+            for id in ids {
+                deleted += u64::from(dead_letters::delete(&mut tx, id).await?);
+            }
             commit(tx).await?;
             Ok(deleted)
         })
         .await
     }
 
-    async fn retry_dead_letter(&self, id: &DeadLetterId, accept: &Accept) -> Result<bool> {
-        within(DEADLINE, async {
+    async fn retry_dead_letters(&self, replacements: &[(DeadLetterId, Accept)]) -> Result<bool> {
+        within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
-            let deleted = dead_letters::delete(&mut tx, id).await?;
-            if deleted {
+            for (id, accept) in replacements {
+                if !dead_letters::delete(&mut tx, id).await? {
+                    return Ok(false);
+                }
                 messages::insert(&mut tx, &accept.message).await?;
                 deliveries::insert(&mut tx, accept).await?;
             }
             commit(tx).await?;
-            Ok(deleted)
+            Ok(true)
         })
         .await
     }

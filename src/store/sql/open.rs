@@ -11,21 +11,21 @@ use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
 
-use super::{Backend, DEADLINE, Options, PostgresPools, SqlitePools, hot_sqlite, sqlite_path};
+use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
 use crate::store::{Result, StoreError};
 
 /// Readers beside SQLite's writer.
 const SQLITE_READERS: u32 = 4;
 
 pub(super) async fn connect(options: &Options) -> Result<Backend<PostgresPools, SqlitePools>> {
-    match sqlite_path(&options.url) {
-        Some(path) => sqlite(&path).await.map(Backend::Sqlite),
-        None => postgres(options).await.map(Backend::Postgres),
+    match &options.database {
+        Database::Sqlite(path) => sqlite(path).await.map(Backend::Sqlite),
+        Database::Postgres(url) => postgres(url, options).await.map(Backend::Postgres),
     }
 }
 
-async fn postgres(options: &Options) -> Result<PostgresPools> {
-    let base = PgConnectOptions::from_str(&options.url)
+async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
+    let base = PgConnectOptions::from_str(url)
         .map_err(|error| StoreError::Open { reason: format!("the Postgres URL can't be read: {error}") })?
         .application_name("homing")
         .options([
@@ -91,7 +91,7 @@ async fn sqlite(path: &Path) -> Result<SqlitePools> {
         .max_connections(SQLITE_READERS)
         .test_before_acquire(false)
         .acquire_timeout(DEADLINE)
-        .connect_with(options.read_only(true).pragma("cache_size", "-4096"))
+        .connect_with(options.pragma("cache_size", "-4096").pragma("query_only", "on"))
         .await?;
     Ok(SqlitePools { group: hot_sqlite::GroupCommit::start(writer.clone()), writer, readers, _lock: lock })
 }

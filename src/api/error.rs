@@ -1,0 +1,116 @@
+//! The one place where errors become HTTP: status, JSON body, headers.
+
+use axum::body::Body;
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+use super::headers::HeaderError;
+use super::routes::RouteError;
+use crate::domain::destination::DestinationError;
+use crate::store::StoreError;
+
+/// An answer with status 400 or above.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    text: String,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl ApiError {
+    /// An error with a text for the caller.
+    pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into(), header: None }
+    }
+
+    /// 400.
+    pub fn bad_request(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    /// 404.
+    pub fn not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, text)
+    }
+
+    /// 401 (RFC 9110, 15.5.2).
+    pub fn unauthorized(text: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::UNAUTHORIZED, text);
+        error.header = Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        error
+    }
+
+    /// 413, for a body above `limit` bytes.
+    pub fn too_large(what: &str, limit: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("{what} is larger than the limit of {limit} bytes"),
+        )
+    }
+
+    /// 503 with a time to come back after.
+    pub fn unavailable(text: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, text);
+        error.header = Some((RETRY_AFTER, HeaderValue::from_static("1")));
+        error
+    }
+
+    /// The answer.
+    pub fn into_response(self) -> Response<Body> {
+        let body = serde_json::json!({ "error": self.text }).to_string();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+impl From<RouteError> for ApiError {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::Unknown => Self::not_found("no such endpoint"),
+            RouteError::Method { allow } => {
+                let mut error = Self::new(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    format!("method not allowed here; allowed: {allow}"),
+                );
+                error.header = Some((ALLOW, HeaderValue::from_static(allow)));
+                error
+            }
+            RouteError::MissingId => Self::bad_request("an id must follow the slash"),
+        }
+    }
+}
+
+impl From<DestinationError> for ApiError {
+    fn from(error: DestinationError) -> Self {
+        match error {
+            DestinationError::UnknownGroup(_) => Self::not_found(error.to_string()),
+            _ => Self::bad_request(error.to_string()),
+        }
+    }
+}
+
+impl From<HeaderError> for ApiError {
+    fn from(error: HeaderError) -> Self {
+        let status =
+            if error.is_quota() { StatusCode::PRECONDITION_FAILED } else { StatusCode::BAD_REQUEST };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        if error.is_transient() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a request failed for want of the database");
+            return Self::unavailable(
+                "the database is unavailable; whether the request took effect is unknown",
+            );
+        }
+        tracing::error!(error = &error as &dyn std::error::Error, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error; the server's log has the cause")
+    }
+}

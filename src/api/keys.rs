@@ -1,0 +1,26 @@
+//! `/v2/keys`: the signing keys.
+
+use axum::response::Response;
+use http::StatusCode;
+
+use super::error::ApiError;
+use super::{Api, json};
+use crate::engine::keys;
+use crate::store::SigningKeyPair;
+
+impl Api {
+    pub(super) fn get_keys(&self) -> Result<Response, ApiError> {
+        answer(&self.engine.keys().pair())
+    }
+
+    pub(super) async fn rotate_keys(&self) -> Result<Response, ApiError> {
+        let pair = self.engine.store().rotate_signing_keys(&keys::fresh(), self.engine.now()).await?;
+        self.engine.keys().replace(pair.clone());
+        tracing::warn!("the signing keys were rotated: receivers must learn of the new next key");
+        answer(&pair)
+    }
+}
+
+fn answer(pair: &SigningKeyPair) -> Result<Response, ApiError> {
+    json(StatusCode::OK, &serde_json::json!({ "current": pair.current, "next": pair.next }))
+}

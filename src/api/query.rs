@@ -1,0 +1,103 @@
+//! Query parameters of lists.
+
+use percent_encoding::percent_decode_str;
+
+use super::error::ApiError;
+use crate::domain::time::Timestamp;
+use crate::store::Order;
+
+/// A query's parameters, decoded, in order; repeated ones repeated.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(super) fn parse(query: &str) -> Self {
+        let decode = |text: &str| {
+            let spaces = text.replace('+', " ");
+            percent_decode_str(&spaces).decode_utf8_lossy().into_owned()
+        };
+        Self(
+            query
+                .split('&')
+                .filter(|part| !part.is_empty())
+                .map(|part| {
+                    let (name, value) = part.split_once('=').unwrap_or((part, ""));
+                    (decode(name), decode(value))
+                })
+                .collect(),
+        )
+    }
+
+    pub(super) fn into_pairs(self) -> Vec<(String, String)> {
+        self.0
+    }
+
+    /// Refuses parameters that are not in `known`: a misspelt filter must not mean "all".
+    pub(super) fn only(&self, known: &[&str]) -> Result<(), ApiError> {
+        for (name, _) in &self.0 {
+            if !name.eq_ignore_ascii_case("qstash_token") && !known.contains(&name.as_str()) {
+                return Err(ApiError::bad_request(format!(
+                    "unknown parameter `{name}`; allowed: {}",
+                    known.join(", ")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The last value of a parameter; an empty one counts as absent.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .rev()
+            .find(|(have, _)| have == name)
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
+    }
+
+    /// All values of a parameter: repeated, comma-joined, or both.
+    pub(super) fn list(&self, name: &str) -> Vec<&str> {
+        self.0
+            .iter()
+            .filter(|(have, _)| have == name)
+            .flat_map(|(_, value)| value.split(','))
+            .map(str::trim)
+            .filter(|value| !value.is_empty())
+            .collect()
+    }
+
+    /// A number from 1; above `max` it is `max`, absent `default`.
+    pub(super) fn count(&self, default: usize, max: usize) -> Result<usize, ApiError> {
+        let Some(text) = self.get("count") else { return Ok(default) };
+        match text.parse::<usize>() {
+            Ok(count) if count >= 1 => Ok(count.min(max)),
+            _ => Err(ApiError::bad_request(format!("invalid count `{text}`: allowed are 1 to {max}"))),
+        }
+    }
+
+    /// A time in Unix milliseconds.
+    pub(super) fn time(&self, name: &str) -> Result<Option<Timestamp>, ApiError> {
+        self.get(name)
+            .map(|text| {
+                text.parse().map(Timestamp::from_millis).map_err(|_| {
+                    ApiError::bad_request(format!("invalid {name} `{text}`: Unix milliseconds are allowed"))
+                })
+            })
+            .transpose()
+    }
+
+    pub(super) fn order(&self, default: Order) -> Result<Order, ApiError> {
+        match self.get("order") {
+            None => Ok(default),
+            Some("earliestFirst") => Ok(Order::EarliestFirst),
+            Some("latestFirst") => Ok(Order::LatestFirst),
+            Some(other) => Err(ApiError::bad_request(format!(
+                "invalid order `{other}`: earliestFirst and latestFirst are allowed"
+            ))),
+        }
+    }
+}
+
+/// 400 for a cursor that was never issued.
+pub(super) fn invalid_cursor(text: &str) -> ApiError {
+    ApiError::bad_request(format!("invalid cursor `{text}`: pass back the cursor of the previous page"))
+}

@@ -1,0 +1,193 @@
+//! The JSON of messages, dead letters and log entries.
+//!
+//! Optional fields are absent, never null. Redaction is applied here, so that no path shows what it hides.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value, json};
+
+use crate::domain::message::{CallbackSpec, Headers, Message, Redact};
+use crate::domain::outcome::Response;
+use crate::domain::redact::marker;
+use crate::domain::time::Timestamp;
+use crate::store::{DeadLetter, LogEntry, State};
+
+/// States and their names on the wire. CANCELED has one L: a client fails on another spelling.
+pub(super) const STATES: [(State, &str); 8] = [
+    (State::Created, "CREATED"),
+    (State::Active, "ACTIVE"),
+    (State::Delivered, "DELIVERED"),
+    (State::Error, "ERROR"),
+    (State::Retry, "RETRY"),
+    (State::Failed, "FAILED"),
+    (State::CancelRequested, "CANCEL_REQUESTED"),
+    (State::Cancelled, "CANCELED"),
+];
+
+/// `GET /v2/messages/{id}`.
+pub(super) fn message(message: &Message) -> Value {
+    Value::Object(message_object(message))
+}
+
+/// An entry of the dead-letter queue.
+pub(super) fn dead_letter(letter: &DeadLetter) -> Value {
+    let mut object = message_object(&letter.message);
+    put(&mut object, "dlqId", letter.id.as_str());
+    put(&mut object, "responseStatus", letter.response.as_ref().map_or(0, |response| response.status));
+    if let Some(response) = &letter.response {
+        put(&mut object, "responseHeader", header_map(&response.headers, None));
+        put_text(&mut object, "responseBody", "responseBodyBase64", &response.body);
+    }
+    Value::Object(object)
+}
+
+/// An entry of the log.
+pub(super) fn log_entry(entry: &LogEntry) -> Value {
+    let message = &*entry.message;
+    let mut object = Map::new();
+    put(&mut object, "time", entry.time.as_millis());
+    put(&mut object, "state", state_name(entry.state));
+    common(&mut object, message, "callbackHeaders", "failureCallbackHeaders");
+    if !message.headers.is_empty() {
+        put(&mut object, "header", header_map(&message.headers, Some(&message.options.redact)));
+    }
+    if !message.body.is_empty() {
+        let shown = match message.options.redact.body {
+            true => STANDARD.encode(marker(&message.body)),
+            false => STANDARD.encode(&message.body),
+        };
+        put(&mut object, "body", shown);
+    }
+    put_time(&mut object, "nextDeliveryTime", entry.next_due_at);
+    put_option(&mut object, "error", entry.error.as_deref());
+    if let Some(timeout) = message.options.timeout {
+        put(&mut object, "timeout", u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+    }
+    put_option(&mut object, "retryDelayExpr", message.options.retry_delay.as_deref());
+    if let Some(Response { status, headers, body }) = &entry.response {
+        put(&mut object, "responseStatus", *status);
+        put(&mut object, "responseHeader", header_map(headers, None));
+        put(&mut object, "responseHeaders", header_map(headers, None));
+        if !body.is_empty() {
+            put(&mut object, "responseBody", STANDARD.encode(body));
+        }
+    }
+    Value::Object(object)
+}
+
+fn state_name(state: State) -> &'static str {
+    STATES.iter().find(|(have, _)| *have == state).map_or("", |(_, name)| name)
+}
+
+fn message_object(message: &Message) -> Map<String, Value> {
+    let mut object = Map::new();
+    common(&mut object, message, "callbackHeader", "failureCallbackHeader");
+    put(&mut object, "header", header_map(&message.headers, Some(&message.options.redact)));
+    if message.options.redact.body && !message.body.is_empty() {
+        put(&mut object, "body", marker(&message.body));
+    } else {
+        put_text(&mut object, "body", "bodyBase64", &message.body);
+    }
+    put(&mut object, "notBefore", message.due_at.as_millis());
+    put(&mut object, "createdAt", message.created_at.as_millis());
+    object
+}
+
+/// The fields that messages, dead letters and log entries share; the maps of callback headers have two names.
+fn common(object: &mut Map<String, Value>, message: &Message, callback: &str, failure_callback: &str) {
+    put(object, "messageId", message.id.as_str());
+    put(object, "url", message.url.as_str());
+    put(object, "method", message.method.as_str());
+    put(object, "maxRetries", message.max_retries);
+    put_option(object, "topicName", message.url_group.as_deref());
+    put_option(object, "urlGroup", message.url_group.as_deref());
+    put_option(object, "endpointName", message.endpoint.as_deref());
+    put_option(object, "queueName", message.queue.as_deref());
+    put_option(object, "scheduleId", message.schedule_id.as_deref());
+    put_option(object, "callerIP", message.caller_ip.as_deref());
+    put_option(object, "callerIp", message.caller_ip.as_deref());
+    put_option(object, "label", message.labels.first().map(String::as_str));
+    if !message.labels.is_empty() {
+        put(object, "labels", message.labels.clone());
+    }
+    let options = &message.options;
+    put_option(object, "api", options.api.as_deref());
+    put_option(object, "retryDelayExpression", options.retry_delay.as_deref());
+    put_callback(object, "callback", callback, options.callback.as_deref(), &options.redact);
+    put_callback(
+        object,
+        "failureCallback",
+        failure_callback,
+        options.failure_callback.as_deref(),
+        &options.redact,
+    );
+    if let Some(flow) = &options.flow_control {
+        put(object, "flowControlKey", flow.key.as_str());
+        put(object, "period", flow.period_s);
+        if let Some(parallelism) = flow.parallelism {
+            put(object, "parallelism", parallelism);
+        }
+        if let Some(rate) = flow.rate {
+            put(object, "rate", rate);
+        }
+    }
+}
+
+fn put_callback(
+    object: &mut Map<String, Value>,
+    name: &str,
+    header_name: &str,
+    spec: Option<&CallbackSpec>,
+    redact: &Redact,
+) {
+    let Some(spec) = spec else { return };
+    put(object, name, spec.url.as_str());
+    if !spec.headers.is_empty() {
+        put(object, header_name, header_map(&spec.headers, Some(redact)));
+    }
+}
+
+fn put(object: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
+    object.insert(name.to_owned(), value.into());
+}
+
+fn put_option(object: &mut Map<String, Value>, name: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        put(object, name, value);
+    }
+}
+
+fn put_time(object: &mut Map<String, Value>, name: &str, time: Option<Timestamp>) {
+    if let Some(time) = time {
+        put(object, name, time.as_millis());
+    }
+}
+
+/// A body as text when it is UTF-8, else as base64 under the other name; neither when it is empty.
+fn put_text(object: &mut Map<String, Value>, name: &str, base64_name: &str, body: &[u8]) {
+    if body.is_empty() {
+        return;
+    }
+    match std::str::from_utf8(body) {
+        Ok(text) => put(object, name, text),
+        Err(_) => put(object, base64_name, STANDARD.encode(body)),
+    }
+}
+
+/// Names to arrays of values, hidden values replaced.
+fn header_map(headers: &Headers, redact: Option<&Redact>) -> Value {
+    let mut map: Map<String, Value> = Map::new();
+    for (name, value) in headers.iter() {
+        let shown = match redact {
+            Some(redact) if redact.hides_header(name) => marker(value.as_bytes()),
+            _ => value.to_owned(),
+        };
+        match map.get_mut(name) {
+            Some(Value::Array(values)) => values.push(shown.into()),
+            _ => {
+                map.insert(name.to_owned(), json!([shown]));
+            }
+        }
+    }
+    Value::Object(map)
+}
