@@ -199,10 +199,6 @@ pub struct Config {
     #[config(default = 10_000, validate((1..=1_000_000).contains(max_connections), "allowed: 1 to 1000000"))]
     pub max_connections: usize,
 
-    /// Time for the headers of a request to arrive. 1s to 1h.
-    #[config(default = "30s", validate(header_timeout.is_within(1, 3600), "allowed: 1s to 1h"))]
-    pub header_timeout: TimeSpan,
-
     /// How long a connection without a request stays open; longer than the proxy
     /// in front keeps its own. 1s to 24h.
     #[config(default = "75s", validate(idle_timeout.is_within(1, DAY), "allowed: 1s to 24h"))]

@@ -66,11 +66,33 @@ async fn beat(shared: &Arc<Shared>) -> Result<()> {
         None => rejoin(shared).await?,
     }
     shared.refill.set_nodes(shared.store.count_nodes().await?);
-    // Another node may have rotated the keys.
+    read_keys(shared).await
+}
+
+/// Another node may have rotated the keys.
+async fn read_keys(shared: &Shared) -> Result<()> {
     let fallback = SigningKeyPair { current: super::keys::fresh(), next: super::keys::fresh() };
     let pair = shared.store.signing_keys(&fallback, shared.clock.now()).await?;
     shared.keys.replace(pair);
     Ok(())
+}
+
+/// Follows what other nodes change. A change that is not heard is seen at the next heartbeat.
+pub(super) async fn follow(shared: Arc<Shared>) {
+    loop {
+        let heard = tokio::select! {
+            heard = shared.store.changed_elsewhere() => heard,
+            () = shared.stopping.cancelled() => return,
+        };
+        let read = match heard {
+            Ok(()) => read_keys(&shared).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = read {
+            tracing::debug!(error = &error as &dyn std::error::Error, "changes by other nodes are not heard");
+            pause(LOOK).await;
+        }
+    }
 }
 
 /// The others have taken over: what waits here is theirs now. A new incarnation begins with nothing.

@@ -172,6 +172,7 @@ impl Engine {
         finisher::start(&shared, jobs, &tasks);
         tasks.spawn(refill::run(Arc::clone(&shared)));
         tasks.spawn(membership::run(Arc::clone(&shared)));
+        tasks.spawn(membership::follow(Arc::clone(&shared)));
         tasks.spawn(retention::run(Arc::clone(&shared)));
         Ok(Self { shared, ingest, tasks })
     }

@@ -374,7 +374,13 @@ pub trait Store: Send + Sync + 'static {
     /// the walk is complete.
     async fn prune(&self, retention: Retention, now: Timestamp, after: &str) -> Result<Option<String>>;
 
-    /// Bytes of the database on disk, as far as the engine tells.
+    /// Waits until another node says that something all must know has changed, such as the signing keys. Where there are
+    /// no other nodes it waits for ever.
+    async fn changed_elsewhere(&self) -> Result<()> {
+        std::future::pending().await
+    }
+
+    /// Whether the store answers.
     async fn ping(&self) -> Result<()>;
     /// Ends all connections.
     async fn close(&self);

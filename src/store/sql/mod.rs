@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::migrate::Migrator;
+use sqlx::postgres::PgListener;
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction};
+use tokio::sync::Mutex;
 
 use super::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, Ended, Lease, LogCursor,
@@ -64,6 +66,11 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// The same for lists, retention and takeovers, which may read much.
 const LONG_DEADLINE: Duration = Duration::from_secs(60);
 
+/// The channel on which nodes tell each other of rare changes that all must know. Never used for messages: Postgres takes
+/// a global lock at the commit of a transaction that notifies.
+const CHANGES: &str = "homing_changes";
+const NOTIFY_CHANGE: &str = "NOTIFY homing_changes";
+
 /// Which database, and how many connections to it.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -87,6 +94,10 @@ pub enum Database {
 struct PostgresPools {
     hot: PgPool,
     rest: PgPool,
+    /// One connection, so that a node full of work and lists still says that it is alive.
+    heartbeat: PgPool,
+    /// Hears what other nodes have changed; connected when it is first waited for.
+    listener: Mutex<Option<PgListener>>,
 }
 
 /// SQLite: one writer, and readers beside it. The lock file is held as long as this lives.
@@ -174,7 +185,7 @@ impl Store for SqlStore {
 
     async fn heartbeat(&self, node: NodeId) -> Result<Option<Timestamp>> {
         match &self.backend {
-            Backend::Postgres(pools) => within(DEADLINE, nodes::heartbeat(&pools.rest, node)).await,
+            Backend::Postgres(pools) => within(DEADLINE, nodes::heartbeat(&pools.heartbeat, node)).await,
             // The file is locked: nobody can have taken over.
             Backend::Sqlite(_) => Ok(Some(crate::clock::system_now())),
         }
@@ -397,6 +408,9 @@ impl Store for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let pair = secrets::rotate(&mut tx, fresh, now).await?;
+            if let Tx::Postgres(tx) = &mut tx {
+                sqlx::query(NOTIFY_CHANGE).execute(&mut **tx).await?;
+            }
             commit(tx).await?;
             Ok(pair)
         })
@@ -432,6 +446,25 @@ impl Store for SqlStore {
         .await
     }
 
+    async fn changed_elsewhere(&self) -> Result<()> {
+        let Backend::Postgres(pools) = &self.backend else { return std::future::pending().await };
+        let mut place = pools.listener.lock().await;
+        let mut listener = match place.take() {
+            Some(listener) => listener,
+            None => {
+                let mut listener = PgListener::connect_with(&pools.rest).await?;
+                listener.listen(CHANGES).await?;
+                // What changed before this was heard by nobody.
+                *place = Some(listener);
+                return Ok(());
+            }
+        };
+        // A listener whose connection broke is not put back: the next call connects anew.
+        listener.recv().await?;
+        *place = Some(listener);
+        Ok(())
+    }
+
     async fn ping(&self) -> Result<()> {
         within(DEADLINE, async {
             on_backend!(self.readers(), |pool| {
@@ -447,6 +480,7 @@ impl Store for SqlStore {
             Backend::Postgres(pools) => {
                 pools.hot.close().await;
                 pools.rest.close().await;
+                pools.heartbeat.close().await;
             }
             Backend::Sqlite(pools) => {
                 pools.readers.close().await;

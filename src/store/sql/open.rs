@@ -55,7 +55,9 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
     };
     Ok(PostgresPools {
         hot: pool().max_connections(options.hot_connections).connect_with(hot).await?,
+        heartbeat: pool().max_connections(1).connect_with(rest.clone()).await?,
         rest: pool().max_connections(options.connections).connect_with(rest).await?,
+        listener: tokio::sync::Mutex::new(None),
     })
 }
 

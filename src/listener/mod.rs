@@ -17,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+mod bare_errors;
+
+use self::bare_errors::BareErrors;
 use crate::api::Peer;
 
 /// Bytes of a request's head at most, for both protocols.
@@ -130,7 +133,7 @@ async fn serve(
         request.extensions_mut().insert(Peer(peer.ip()));
         service.clone().oneshot(request.map(Body::new))
     });
-    let connection = server.serve_connection(TokioIo::new(stream), service);
+    let connection = server.serve_connection(BareErrors::new(TokioIo::new(stream)), service);
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
