@@ -1,5 +1,6 @@
 //! The composition root: opens the store, starts engine and API, and drains them on stop.
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::store::sql::{self, SqlStore};
 use crate::store::{Retention, SigningKeyPair, Store};
 
 /// The longest flow-control period that a message may name.
-const MAX_FLOW_CONTROL_PERIOD: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+const MAX_FLOW_CONTROL_PERIOD: std::time::Duration = std::time::Duration::from_hours(7 * 24);
 
 /// Runs the server until it is told to stop by SIGTERM or SIGINT; a second signal ends it at once.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -47,9 +48,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         max_response_memory: config.prefetch_bytes.get(),
         extra_ca: config.extra_ca_file.as_deref(),
     })?;
-    let engine = Arc::new(
-        Engine::start(engine_settings(&config, address), Arc::clone(&store), client, keys).await?,
-    );
+    let engine =
+        Arc::new(Engine::start(engine_settings(&config, address), Arc::clone(&store), client, keys).await?);
     let api = Api::new(api_settings(&config), tokens, policy, Arc::clone(&engine));
     let listener = Listener::start(
         socket,
@@ -105,10 +105,9 @@ async fn open(config: &Config) -> anyhow::Result<SqlStore> {
 async fn signing_keys(config: &Config, store: &dyn Store) -> anyhow::Result<Keys> {
     let configured = config.current_signing_key.as_ref().zip(config.next_signing_key.as_ref());
     let fresh = match configured {
-        Some((current, next)) => SigningKeyPair {
-            current: current.expose().to_owned(),
-            next: next.expose().to_owned(),
-        },
+        Some((current, next)) => {
+            SigningKeyPair { current: current.expose().to_owned(), next: next.expose().to_owned() }
+        }
         None => SigningKeyPair { current: keys::fresh(), next: keys::fresh() },
     };
     let stored = store.signing_keys(&fresh, system_now()).await?;
@@ -159,10 +158,7 @@ fn engine_settings(config: &Config, address: SocketAddr) -> engine::Settings {
         writers: if sqlite { 1 } else { config.writers },
         max_timeout: config.max_timeout.get(),
         max_response: config.max_response_size.get(),
-        retention: Retention {
-            log: config.log_retention.get(),
-            dead_letters: config.dlq_retention.get(),
-        },
+        retention: Retention { log: config.log_retention.get(), dead_letters: config.dlq_retention.get() },
     }
 }
 
@@ -194,7 +190,7 @@ fn announce(config: &Config, address: SocketAddr, token: Option<&str>) -> anyhow
         },
         url @ DatabaseUrl::Postgres(_) => url.to_string(),
     };
-    text.push_str(&format!("Its data is in {data}\n"));
+    writeln!(text, "Its data is in {data}")?;
     match token {
         Some(token) => {
             let kept = if config.dev {
@@ -202,9 +198,10 @@ fn announce(config: &Config, address: SocketAddr, token: Option<&str>) -> anyhow
             } else {
                 "shown only now; only its hash is kept"
             };
-            text.push_str(&format!(
+            write!(
+                text,
                 "\n  QSTASH_URL={url}\n  QSTASH_TOKEN={token}   ({kept})\n\nTry it:\n\n  curl -X POST -H 'Authorization: Bearer {token}' \\\n    -H 'Content-Type: application/json' -d '{{\"hello\":\"world\"}}' \\\n    {url}/v2/publish/https://example.com\n\n"
-            ));
+            )?;
         }
         None if config.token.is_none() => {
             text.push_str("Its token was shown at the first start; HOMING_TOKEN sets one of your own.\n");

@@ -35,11 +35,8 @@ impl Api {
         let after = query.get("cursor").map(read_cursor).transpose()?;
         let count = query.count(PAGE, PAGE)?;
         let order = query.order(Order::EarliestFirst)?;
-        let page = self
-            .engine
-            .store()
-            .dead_letters(&filter, order, after.as_ref(), count, PAGE_BYTES)
-            .await?;
+        let page =
+            self.engine.store().dead_letters(&filter, order, after.as_ref(), count, PAGE_BYTES).await?;
         let mut answer = Map::new();
         let messages: Vec<Value> = page.items.iter().map(wire::dead_letter).collect();
         answer.insert("messages".to_owned(), messages.into());
@@ -152,9 +149,8 @@ impl Api {
             .collect();
         let publish = headers::parse(Kind::Publish, pairs(fields), &params, &self.settings.headers, now)?;
         refuse_unsupported(&publish)?;
-        let given = |header: &str| {
-            fields.contains_key(header) || params.iter().any(|(name, _)| name == header)
-        };
+        let given =
+            |header: &str| fields.contains_key(header) || params.iter().any(|(name, _)| name == header);
         if given("upstash-method") {
             message.method = publish.method;
         }

@@ -42,10 +42,7 @@ impl ApiError {
 
     /// 413, for a body above `limit` bytes.
     pub fn too_large(what: &str, limit: usize) -> Self {
-        Self::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("{what} is larger than the limit of {limit} bytes"),
-        )
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("{what} is larger than the limit of {limit} bytes"))
     }
 
     /// 503 with a time to come back after.
@@ -96,8 +93,7 @@ impl From<DestinationError> for ApiError {
 
 impl From<HeaderError> for ApiError {
     fn from(error: HeaderError) -> Self {
-        let status =
-            if error.is_quota() { StatusCode::PRECONDITION_FAILED } else { StatusCode::BAD_REQUEST };
+        let status = if error.is_quota() { StatusCode::PRECONDITION_FAILED } else { StatusCode::BAD_REQUEST };
         Self::new(status, error.to_string())
     }
 }
@@ -105,7 +101,10 @@ impl From<HeaderError> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         if error.is_transient() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a request failed for want of the database");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "a request failed for want of the database"
+            );
             return Self::unavailable(
                 "the database is unavailable; whether the request took effect is unknown",
             );

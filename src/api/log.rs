@@ -39,8 +39,7 @@ impl Api {
         };
         let cursor = query.get("cursor").map(read_cursor).transpose()?;
         let order = query.order(Order::LatestFirst)?;
-        let page =
-            self.engine.store().log(&filter, order, cursor.as_ref(), count, PAGE_BYTES).await?;
+        let page = self.engine.store().log(&filter, order, cursor.as_ref(), count, PAGE_BYTES).await?;
         let entries: Vec<Value> = page.items.iter().map(wire::log_entry).collect();
         let mut answer = Map::new();
         if let Some(last) = page.items.last().filter(|_| page.more) {

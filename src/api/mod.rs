@@ -119,13 +119,7 @@ impl Api {
         })
     }
 
-    async fn call(
-        &self,
-        route: Route,
-        query: &str,
-        parts: &Parts,
-        body: Body,
-    ) -> Result<Response, ApiError> {
+    async fn call(&self, route: Route, query: &str, parts: &Parts, body: Body) -> Result<Response, ApiError> {
         match route {
             Route::Publish { rest } => self.publish(&rest, parts, body).await,
             Route::GetMessage { id } => self.get_message(&id).await,

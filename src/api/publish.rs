@@ -31,12 +31,7 @@ struct Published<'a> {
 }
 
 impl Api {
-    pub(super) async fn publish(
-        &self,
-        rest: &str,
-        parts: &Parts,
-        body: Body,
-    ) -> Result<Response, ApiError> {
+    pub(super) async fn publish(&self, rest: &str, parts: &Parts, body: Body) -> Result<Response, ApiError> {
         let parsed = destination::parse(rest)?;
         let url = match parsed.destination {
             Destination::Url(url) => url,
@@ -52,8 +47,7 @@ impl Api {
         let publish = headers::parse(Kind::Publish, fields, &parsed.params, &self.settings.headers, now)?;
         refuse_unsupported(&publish)?;
         let origin = self.check_destinations(&url, &publish.options)?;
-        let received =
-            self.read_body(&parts.headers, body, self.settings.max_message, "the message").await?;
+        let received = self.read_body(&parts.headers, body, self.settings.max_message, "the message").await?;
         let caller_ip = parts.extensions.get::<Peer>().map(|peer| peer.0.to_canonical().to_string());
         let new = self.new_message(url, &origin, publish, received.body.clone(), caller_ip);
         let message = Arc::clone(&new.message);
@@ -105,9 +99,7 @@ impl Api {
         let key = match publish.deduplication {
             None => None,
             Some(Deduplication::Id(id)) => Some(id_key(&id, None)),
-            Some(Deduplication::Content) => {
-                Some(content_key(&url, publish.method, &publish.headers, &body))
-            }
+            Some(Deduplication::Content) => Some(content_key(&url, publish.method, &publish.headers, &body)),
         };
         let message = Message {
             id: FreshIds.message(created_at),

@@ -10,14 +10,26 @@ use percent_encoding::percent_decode_str;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Route {
     /// `POST /v2/publish/…`; what follows, raw, query included.
-    Publish { rest: String },
-    GetMessage { id: String },
-    CancelMessage { id: String },
+    Publish {
+        rest: String,
+    },
+    GetMessage {
+        id: String,
+    },
+    CancelMessage {
+        id: String,
+    },
     ListDeadLetters,
     DeleteDeadLetters,
-    GetDeadLetter { id: String },
-    DeleteDeadLetter { id: String },
-    RetryDeadLetter { id: String },
+    GetDeadLetter {
+        id: String,
+    },
+    DeleteDeadLetter {
+        id: String,
+    },
+    RetryDeadLetter {
+        id: String,
+    },
     RetryDeadLetters,
     /// `GET /v2/events`: pages of 1000, in `events`.
     ListEvents,
@@ -85,7 +97,10 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
     let words: Vec<String> = segments.iter().map(|segment| segment.to_ascii_lowercase()).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let id = |index: usize| {
-        segments.get(index).map(|text| percent_decode_str(text).decode_utf8_lossy().into_owned()).unwrap_or_default()
+        segments
+            .get(index)
+            .map(|text| percent_decode_str(text).decode_utf8_lossy().into_owned())
+            .unwrap_or_default()
     };
     let get = Method::GET;
     let post = Method::POST;
@@ -107,9 +122,7 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
             "GET, HEAD, DELETE",
         ),
         ["v2", "dlq", "retry"] if *method == Method::POST => Ok(Route::RetryDeadLetters),
-        ["v2", "dlq", "retry", _] => {
-            only(method, &[(post, Route::RetryDeadLetter { id: id(3) })], "POST")
-        }
+        ["v2", "dlq", "retry", _] => only(method, &[(post, Route::RetryDeadLetter { id: id(3) })], "POST"),
         ["v2", "dlq", _] => only(
             method,
             &[(get, Route::GetDeadLetter { id: id(2) }), (delete, Route::DeleteDeadLetter { id: id(2) })],
@@ -118,9 +131,7 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         ["v2", "events"] => only(method, &[(get, Route::ListEvents)], "GET, HEAD"),
         ["v2", "logs"] => only(method, &[(get, Route::ListLogs)], "GET, HEAD"),
         ["v2", "keys"] => only(method, &[(get, Route::GetKeys)], "GET, HEAD"),
-        ["v2", "keys", "rotate"] | ["v2", "rotate"] => {
-            only(method, &[(post, Route::RotateKeys)], "POST")
-        }
+        ["v2", "keys", "rotate"] | ["v2", "rotate"] => only(method, &[(post, Route::RotateKeys)], "POST"),
         _ => Err(RouteError::Unknown),
     }
 }
@@ -151,44 +162,44 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(method: &str, target: &str, expected: Result<Route, RouteError>) {
+    fn check(method: &str, target: &str, expected: &Result<Route, RouteError>) {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        assert_eq!(route(&method, target), expected, "{method} {target}");
+        assert_eq!(route(&method, target), *expected, "{method} {target}");
     }
 
     #[test]
     fn publish_takes_the_raw_rest() {
         let publish = |rest: &str| Ok(Route::Publish { rest: rest.to_owned() });
-        check("POST", "/v2/publish/https://e.com//a/../b?x=1&y", publish("https://e.com//a/../b?x=1&y"));
-        check("POST", "/V2/Publish/http%3A%2F%2Fe.com", publish("http%3A%2F%2Fe.com"));
-        check("POST", "/v2/publish/", publish(""));
-        check("POST", "/v2/publish", publish(""));
-        check("POST", "/v2/publish?upstash-delay=1s", publish("?upstash-delay=1s"));
-        check("GET", "/v2/publish/https://e.com", Err(RouteError::Method { allow: "POST" }));
-        check("POST", "/v2/publisher/https://e.com", Err(RouteError::Unknown));
+        check("POST", "/v2/publish/https://e.com//a/../b?x=1&y", &publish("https://e.com//a/../b?x=1&y"));
+        check("POST", "/V2/Publish/http%3A%2F%2Fe.com", &publish("http%3A%2F%2Fe.com"));
+        check("POST", "/v2/publish/", &publish(""));
+        check("POST", "/v2/publish", &publish(""));
+        check("POST", "/v2/publish?upstash-delay=1s", &publish("?upstash-delay=1s"));
+        check("GET", "/v2/publish/https://e.com", &Err(RouteError::Method { allow: "POST" }));
+        check("POST", "/v2/publisher/https://e.com", &Err(RouteError::Unknown));
     }
 
     #[test]
     fn fixed_words_match_in_any_case_and_with_a_trailing_slash() {
-        check("GET", "/v2/Events/", Ok(Route::ListEvents));
-        check("GET", "/v2/logs?count=3", Ok(Route::ListLogs));
-        check("POST", "/v2/rotate", Ok(Route::RotateKeys));
-        check("POST", "/v2/keys/rotate/", Ok(Route::RotateKeys));
-        check("GET", "/v2/messages/msg_aB", Ok(Route::GetMessage { id: "msg_aB".to_owned() }));
-        check("HEAD", "/healthz", Ok(Route::Healthz));
+        check("GET", "/v2/Events/", &Ok(Route::ListEvents));
+        check("GET", "/v2/logs?count=3", &Ok(Route::ListLogs));
+        check("POST", "/v2/rotate", &Ok(Route::RotateKeys));
+        check("POST", "/v2/keys/rotate/", &Ok(Route::RotateKeys));
+        check("GET", "/v2/messages/msg_aB", &Ok(Route::GetMessage { id: "msg_aB".to_owned() }));
+        check("HEAD", "/healthz", &Ok(Route::Healthz));
     }
 
     #[test]
     fn a_missing_id_is_not_all() {
-        check("DELETE", "/v2/messages/", Err(RouteError::MissingId));
-        check("DELETE", "/v2/dlq/", Err(RouteError::MissingId));
-        check("GET", "/v2/dlq/", Ok(Route::ListDeadLetters));
+        check("DELETE", "/v2/messages/", &Err(RouteError::MissingId));
+        check("DELETE", "/v2/dlq/", &Err(RouteError::MissingId));
+        check("GET", "/v2/dlq/", &Ok(Route::ListDeadLetters));
     }
 
     #[test]
     fn unknown_paths_and_methods_are_told_apart() {
-        check("GET", "/v3", Err(RouteError::Unknown));
-        check("PUT", "/v2/dlq/1-0", Err(RouteError::Method { allow: "GET, HEAD, DELETE" }));
-        check("GET", "/v2/keys/rotate", Err(RouteError::Method { allow: "POST" }));
+        check("GET", "/v3", &Err(RouteError::Unknown));
+        check("PUT", "/v2/dlq/1-0", &Err(RouteError::Method { allow: "GET, HEAD, DELETE" }));
+        check("GET", "/v2/keys/rotate", &Err(RouteError::Method { allow: "POST" }));
     }
 }

@@ -52,9 +52,10 @@ pub(super) fn log_entry(entry: &LogEntry) -> Value {
         put(&mut object, "header", header_map(&message.headers, Some(&message.options.redact)));
     }
     if !message.body.is_empty() {
-        let shown = match message.options.redact.body {
-            true => STANDARD.encode(marker(&message.body)),
-            false => STANDARD.encode(&message.body),
+        let shown = if message.options.redact.body {
+            STANDARD.encode(marker(&message.body))
+        } else {
+            STANDARD.encode(&message.body)
         };
         put(&mut object, "body", shown);
     }

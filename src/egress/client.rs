@@ -234,7 +234,7 @@ fn failure(error: &legacy::Error) -> Failure {
                 class = FailureClass::Headers;
             }
             if hyper.is_incomplete_message() {
-                text = "the connection was closed before the response was complete".to_owned();
+                "the connection was closed before the response was complete".clone_into(&mut text);
                 break;
             }
         }

@@ -47,13 +47,12 @@ pub(super) fn start(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
 async fn run(shared: Arc<Shared>, delivery: Delivery) {
     let done = attempt(&shared, &delivery).await;
     start(&shared, shared.dispatcher.attempt_ended(&delivery.lane));
-    match done {
-        Some((attempt, memory)) => finisher::submit(&shared, delivery, attempt, memory).await,
+    if let Some((attempt, memory)) = done {
+        finisher::submit(&shared, delivery, attempt, memory).await;
+    } else {
         // The lease can't be trusted: the delivery is left to whoever finds it free.
-        None => {
-            shared.dispatcher.forget(&delivery);
-            shared.doubt_leases();
-        }
+        shared.dispatcher.forget(&delivery);
+        shared.doubt_leases();
     }
 }
 

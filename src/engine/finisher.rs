@@ -28,7 +28,7 @@ pub(super) struct Job {
     /// Lanes of the callback messages.
     lanes: Vec<Arc<str>>,
     /// The share of memory that a large response body holds.
-    _memory: Option<OwnedSemaphorePermit>,
+    memory: Option<OwnedSemaphorePermit>,
 }
 
 impl Job {
@@ -66,7 +66,7 @@ fn job(
         Context { cancel_requested, max_body: shared.settings.max_response, ids: &mut FreshIds };
     let finish = decide(&delivery.message, attempt, &mut context);
     let lanes = finish.callbacks.iter().map(lane).collect();
-    Job { delivery, finish, lanes, _memory: memory }
+    Job { delivery, finish, lanes, memory }
 }
 
 /// The lane of a message: its destination's origin.
@@ -160,7 +160,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
         }
         let failed = matches!(job.finish.next, Next::Retry { .. } | Next::Failed { .. });
         if applied == Applied::No && failed {
-            again.push(self::job(shared, job.delivery, job.finish.attempt, true, job._memory));
+            again.push(self::job(shared, job.delivery, job.finish.attempt, true, job.memory));
         } else {
             if applied == Applied::No {
                 tracing::debug!(message.id = %job.delivery.message.id, "an outcome was dropped: the lease was gone");

@@ -12,7 +12,7 @@ use crate::store::{Result, SigningKeyPair};
 /// How often silent nodes are looked for: with the time to live and the sweep this is well below 20 s.
 const LOOK: Duration = Duration::from_millis(2500);
 /// How often the leases are compared without a reason.
-const RECONCILE: Duration = Duration::from_secs(3600);
+const RECONCILE: Duration = Duration::from_hours(1);
 
 pub(super) async fn run(shared: Arc<Shared>) {
     if shared.store.engine() == "sqlite" {

@@ -15,7 +15,7 @@ use crate::domain::time::Timestamp;
 use crate::store::{Delivery, Lease, Result};
 
 /// How often to look without a reason: alone on SQLite, alone on Postgres, and beside other nodes.
-const SWEEP_SQLITE: Duration = Duration::from_secs(60);
+const SWEEP_SQLITE: Duration = Duration::from_mins(1);
 const SWEEP_ALONE: Duration = Duration::from_millis(2500);
 const SWEEP_SHARED: Duration = Duration::from_secs(1);
 /// When everything that is due waits for a slot, a slot that ends rings; this is for the ring that was missed.

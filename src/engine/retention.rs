@@ -7,7 +7,7 @@ use super::Shared;
 use crate::clock::pause;
 
 /// Between two walks through the old messages.
-const WALK: Duration = Duration::from_secs(60);
+const WALK: Duration = Duration::from_mins(1);
 /// Between two batches of a walk: others come first.
 const BATCH: Duration = Duration::from_millis(50);
 

@@ -106,7 +106,9 @@ fn with_body(answer: &[u8]) -> Option<Vec<u8>> {
         b"14" => "the request target is too long",
         b"31" => "the request's headers are too many or too large",
         b"08" => "the request did not arrive in time",
-        _ => "the request could not be read as HTTP: a header name or value, the target or the framing is malformed",
+        _ => {
+            "the request could not be read as HTTP: a header name or value, the target or the framing is malformed"
+        }
     };
     let body = serde_json::json!({ "error": error }).to_string();
     let line = head.split("\r\n").next()?.len();

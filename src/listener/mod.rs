@@ -23,7 +23,7 @@ use self::bare_errors::BareErrors;
 use crate::api::Peer;
 
 /// Bytes of a request's head at most, for both protocols.
-const MAX_HEAD: usize = 128 << 10;
+const MAX_HEAD: u32 = 128 << 10;
 /// Header fields of a request at most; the API's own limit is lower and answers with a reason.
 const MAX_HEADERS: usize = 512;
 /// Requests at once on one HTTP/2 connection.
@@ -78,12 +78,12 @@ async fn accept(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(settings.idle_timeout)
-        .max_buf_size(MAX_HEAD)
+        .max_buf_size(MAX_HEAD as usize)
         .max_headers(MAX_HEADERS)
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEAD as u32)
+        .max_header_list_size(MAX_HEAD)
         .keep_alive_interval(settings.idle_timeout);
     let server = Arc::new(server);
     loop {

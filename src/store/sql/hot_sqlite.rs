@@ -99,14 +99,13 @@ async fn run(writer: SqlitePool, mut waiting: mpsc::Receiver<Step>) {
                     answer(step, Ok(result));
                 }
             }
-            Err(error) if group.len() == 1 => {
-                for step in group.drain(..) {
+            Err(error) => {
+                if group.len() == 1
+                    && let Some(step) = group.pop()
+                {
                     answer_error(step, error);
-                    break;
                 }
-            }
-            // One step's trouble must not be the others': each alone.
-            Err(_) => {
+                // One step's trouble must not be the others': each alone.
                 for step in group.drain(..) {
                     match transaction(&writer, std::slice::from_ref(&step)).await {
                         Ok(mut results) => match results.pop() {

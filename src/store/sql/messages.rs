@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::PgArguments;
+use sqlx::sqlite::SqliteArguments;
 use sqlx::{PgPool, SqlitePool};
 
 use super::{Backend, Tx, codec};
@@ -107,18 +110,30 @@ pub(super) use add_message;
 pub(super) async fn insert(tx: &mut Tx, message: &Message) -> Result<()> {
     let sql = "INSERT INTO messages \
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
-    on_backend!(tx, |tx| {
-        let mut arguments = Default::default();
-        arguments_of(&mut **tx, &mut arguments);
-        let added: Result<(), sqlx::error::BoxDynError> = (|| add_message!(&mut arguments, message))();
-        added.map_err(sqlx::Error::Encode)?;
-        sqlx::query_with(sql, arguments).execute(&mut **tx).await?;
-    });
+    match tx {
+        Tx::Postgres(tx) => {
+            let arguments = postgres_arguments(message).map_err(sqlx::Error::Encode)?;
+            sqlx::query_with(sql, arguments).execute(&mut **tx).await?;
+        }
+        Tx::Sqlite(tx) => {
+            let arguments = sqlite_arguments(message).map_err(sqlx::Error::Encode)?;
+            sqlx::query_with(sql, arguments).execute(&mut **tx).await?;
+        }
+    }
     Ok(())
 }
 
-/// Ties the type of the arguments to the connection's database.
-fn arguments_of<C: sqlx::Connection>(_: &C, _: &mut <C::Database as sqlx::Database>::Arguments) {}
+fn postgres_arguments(message: &Message) -> Result<PgArguments, BoxDynError> {
+    let mut arguments = PgArguments::default();
+    add_message!(&mut arguments, message)?;
+    Ok(arguments)
+}
+
+fn sqlite_arguments(message: &Message) -> Result<SqliteArguments, BoxDynError> {
+    let mut arguments = SqliteArguments::default();
+    add_message!(&mut arguments, message)?;
+    Ok(arguments)
+}
 
 pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -> Result<Option<Message>> {
     let sql = concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id = $1");

@@ -64,7 +64,7 @@ static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 /// Deadline of a call to Postgres, the wait for a connection included. A database that is slower than this is away.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The same for lists, retention and takeovers, which may read much.
-const LONG_DEADLINE: Duration = Duration::from_secs(60);
+const LONG_DEADLINE: Duration = Duration::from_mins(1);
 
 /// The channel on which nodes tell each other of rare changes that all must know. Never used for messages: Postgres takes
 /// a global lock at the commit of a transaction that notifies.
@@ -449,15 +449,12 @@ impl Store for SqlStore {
     async fn changed_elsewhere(&self) -> Result<()> {
         let Backend::Postgres(pools) = &self.backend else { return std::future::pending().await };
         let mut place = pools.listener.lock().await;
-        let mut listener = match place.take() {
-            Some(listener) => listener,
-            None => {
-                let mut listener = PgListener::connect_with(&pools.rest).await?;
-                listener.listen(CHANGES).await?;
-                // What changed before this was heard by nobody.
-                *place = Some(listener);
-                return Ok(());
-            }
+        let Some(mut listener) = place.take() else {
+            let mut listener = PgListener::connect_with(&pools.rest).await?;
+            listener.listen(CHANGES).await?;
+            *place = Some(listener);
+            // What changed before this was heard by nobody.
+            return Ok(());
         };
         // A listener whose connection broke is not put back: the next call connects anew.
         listener.recv().await?;

@@ -1,5 +1,6 @@
 //! Opening the database: connections, their settings, and SQLite's lock file.
 
+use std::fmt::Write as _;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::path::Path;
@@ -51,7 +52,7 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
         PgPoolOptions::new()
             .acquire_timeout(DEADLINE)
             .test_before_acquire(false)
-            .idle_timeout(Duration::from_secs(600))
+            .idle_timeout(Duration::from_mins(10))
     };
     Ok(PostgresPools {
         hot: pool().max_connections(options.hot_connections).connect_with(hot).await?,
@@ -102,7 +103,8 @@ fn folder_help(folder: &Path, verb: &str, error: &std::io::Error) -> String {
     let mut text = format!("{} can't be {verb}: {error}", folder.display());
     if error.kind() == std::io::ErrorKind::PermissionDenied {
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        text.push_str(&format!("; if it is a mounted volume: chown {uid}:{gid} {}", folder.display()));
+        let _never_fails =
+            write!(text, "; if it is a mounted volume: chown {uid}:{gid} {}", folder.display());
     }
     text
 }
