@@ -50,7 +50,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     })?;
     let engine =
         Arc::new(Engine::start(engine_settings(&config, address), Arc::clone(&store), client, keys).await?);
-    let api = Api::new(api_settings(&config), tokens, policy, Arc::clone(&engine));
+    let api = Api::new(api_settings(&config)?, tokens, policy, Arc::clone(&engine));
     let listener = Listener::start(
         socket,
         api.router(),
@@ -162,8 +162,8 @@ fn engine_settings(config: &Config, address: SocketAddr) -> engine::Settings {
     }
 }
 
-fn api_settings(config: &Config) -> api::Settings {
-    api::Settings {
+fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
+    Ok(api::Settings {
         headers: headers::Limits {
             default_retries: config.default_retries,
             max_retries: config.max_retries,
@@ -173,8 +173,9 @@ fn api_settings(config: &Config) -> api::Settings {
         max_message: config.max_message_size.get(),
         max_body_memory: config.max_inflight_request_bytes.get(),
         body_timeout: config.body_timeout.get(),
+        trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,
         deduplication_window: config.dedup_window.get(),
-    }
+    })
 }
 
 /// Tells on stdout where the server is, where its data is, and, at the first start, how to use it.

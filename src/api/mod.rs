@@ -15,11 +15,13 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
+use ipnet::IpNet;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub mod auth;
 mod body;
+mod caller;
 mod dead_letters;
 pub mod error;
 pub mod headers;
@@ -55,6 +57,8 @@ pub struct Settings {
     pub max_body_memory: usize,
     /// Time for a body to arrive.
     pub body_timeout: Duration,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// How long a deduplication key is held.
     pub deduplication_window: Duration,
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::error::ApiError;
 use super::headers::{self, Deduplication, Due, Kind, Publish, content_key, id_key};
-use super::{Api, Peer, json};
+use super::{Api, Peer, caller, json};
 use crate::domain::destination::{self, Destination, DestinationError, Origin, validate_url};
 use crate::domain::message::{CallbackSpec, Message, Options};
 use crate::domain::outcome::Ids as _;
@@ -48,7 +48,10 @@ impl Api {
         refuse_unsupported(&publish)?;
         let origin = self.check_destinations(&url, &publish.options)?;
         let received = self.read_body(&parts.headers, body, self.settings.max_message, "the message").await?;
-        let caller_ip = parts.extensions.get::<Peer>().map(|peer| peer.0.to_canonical().to_string());
+        let caller_ip = parts
+            .extensions
+            .get::<Peer>()
+            .map(|peer| caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string());
         let new = self.new_message(url, &origin, publish, received.body.clone(), caller_ip);
         let message = Arc::clone(&new.message);
         let accepted = self.engine.ingest().publish(vec![new]).await?;

@@ -302,6 +302,7 @@ impl Loaded {
             return Err(self.invalid("dev", reason));
         }
         c.egress_policy().map_err(|e| self.invalid(e.setting, e.to_string()))?;
+        c.trusted_networks().map_err(|reason| self.invalid("trusted_proxies", reason))?;
         Ok(())
     }
 

@@ -8,10 +8,11 @@ mod layers;
 mod print;
 mod values;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use confique::{Config as _, Layer as _};
+use ipnet::IpNet;
 use serde::Serialize;
 
 pub use self::layers::{ConfigError, Loaded, Origin, Sources, load};
@@ -53,6 +54,12 @@ pub struct Config {
     /// Flag --public-url.
     #[config(deserialize_with = values::public_url)]
     pub public_url: Option<String>,
+
+    /// Addresses and networks of the proxies in front (10.0.0.5, 172.16.0.0/12), whose
+    /// X-Forwarded-For is believed: it tells the publisher's address that messages
+    /// carry. Anybody else's is ignored.
+    #[config(default = [])]
+    pub trusted_proxies: Vec<String>,
 
     /// Name of this server among those that share a database, at most 200
     /// characters. Not set: host name and port.
@@ -254,6 +261,18 @@ impl Config {
     /// The address policy of `egress`, `egress_allow` and `egress_deny`. It doesn't fail for a config from [`load`].
     pub fn egress_policy(&self) -> Result<Policy, PolicyError> {
         Policy::new(self.egress, &self.egress_allow, &self.egress_deny)
+    }
+
+    /// `trusted_proxies`, read; the entry that is neither an address nor a network in the error. It doesn't fail for a
+    /// config from [`load`].
+    pub fn trusted_networks(&self) -> Result<Vec<IpNet>, String> {
+        let read = |entry: &String| {
+            let address = entry.parse::<IpAddr>().map(IpNet::from).ok();
+            entry.parse::<IpNet>().ok().or(address).ok_or_else(|| {
+                format!("`{entry}` is neither an address nor a network; allowed: 10.0.0.5, 172.16.0.0/12, fd00::/8")
+            })
+        };
+        self.trusted_proxies.iter().map(read).collect()
     }
 
     /// This server's name: `node_name`, else host name and the port of `listen`.

@@ -121,6 +121,18 @@ async fn store(shared: &Arc<Shared>, mut jobs: Vec<Job>) {
     }
 }
 
+/// Stores each outcome by itself: one that the store refuses must not take the others with it.
+async fn finish_singly(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool) {
+    let mut all = Vec::with_capacity(ended.len());
+    let mut all_sure = true;
+    for one in ended {
+        let (applied, sure) = Box::pin(finish(shared, std::slice::from_ref(one))).await;
+        all.extend(applied);
+        all_sure &= sure;
+    }
+    (all, all_sure)
+}
+
 /// Stores a batch; what is to be stored differently.
 async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
     let lease = shared.next_lease();
@@ -230,11 +242,12 @@ async fn finish(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool) {
                     "storing outcomes is tried again"
                 );
             }
+            Err(_) if ended.len() > 1 => return finish_singly(shared, ended).await,
             Err(error) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    outcomes = ended.len(),
-                    "outcomes could not be stored; the attempts will be repeated"
+                    message.id = ended.first().map(|ended| ended.id.as_str()),
+                    "an outcome could not be stored; the attempt will be repeated"
                 );
                 return (vec![Applied::No; ended.len()], false);
             }

@@ -134,6 +134,14 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
             for accept in accepts.iter().filter(leased) {
                 shared.dispatcher.unreserve(&accept.lane, accept.message.size());
             }
+            if !error.is_transient() && batch.len() > 1 {
+                // One publish that the store refuses must not take the others with it.
+                shared.dispatcher.close_lease(lease);
+                for submission in batch {
+                    Box::pin(write(shared, vec![submission])).await;
+                }
+                return;
+            }
             if error.is_transient() {
                 shared.doubt_leases();
             }
