@@ -271,6 +271,11 @@ impl Store for SqlStore {
     }
 
     async fn finish(&self, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+        if let Some(repeat) = attempts::first_repeat(batch) {
+            let mut applied = self.finish(node, &batch[..repeat]).await?;
+            applied.extend(self.finish(node, &batch[repeat..]).await?);
+            return Ok(applied);
+        }
         match &self.backend {
             Backend::Postgres(pools) => {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
