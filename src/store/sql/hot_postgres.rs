@@ -326,7 +326,8 @@ pub(super) async fn claim(
     wants: &[Want],
     max_bytes: usize,
 ) -> Result<Vec<Delivery>> {
-    // Rows that are locked but don't fit any more are free again when the statement ends.
+    // Rows that are locked but don't fit any more are free again when the statement ends. A lane that is wanted twice
+    // gives its deliveries once; only the first delivery has a running total that is its own size.
     let sql = concat!(
         "WITH picked AS MATERIALIZED ( \
              SELECT d.message_id, d.due_at, d.size FROM unnest($1::text[], $2::bigint[]) AS w (lane, count) \
@@ -337,8 +338,9 @@ pub(super) async fn claim(
         "         ORDER BY due_at, message_id LIMIT w.count FOR UPDATE SKIP LOCKED) AS d), \
          fit AS MATERIALIZED ( \
              SELECT message_id FROM ( \
-                 SELECT message_id, SUM(size) OVER (ORDER BY due_at, message_id) - size AS before FROM picked) AS p \
-             WHERE before < $3), \
+                 SELECT message_id, size, SUM(size) OVER (ORDER BY due_at, message_id) AS total \
+                 FROM (SELECT DISTINCT message_id, due_at, size FROM picked) AS once) AS p \
+             WHERE total <= $3 OR total = size), \
          taken AS ( \
              UPDATE deliveries d SET node = $4, lease = $5, claims = claims + 1 FROM fit \
              WHERE d.message_id = fit.message_id \

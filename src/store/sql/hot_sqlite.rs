@@ -330,15 +330,18 @@ pub(super) async fn claim(
         picked.extend(rows);
     }
     picked.sort_unstable();
-    let mut room = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    // A lane that is wanted twice gives its deliveries once.
+    picked.dedup();
+    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    let mut bytes: i64 = 0;
     let fit: Vec<&str> = picked
         .iter()
-        .take_while(|(_, _, size)| {
-            let fits = room > 0;
-            room -= size;
-            fits
+        .enumerate()
+        .take_while(|(index, (_, _, size))| {
+            bytes = bytes.saturating_add(*size);
+            bytes <= max_bytes || *index == 0
         })
-        .map(|(_, id, _)| id.as_str())
+        .map(|(_, (_, id, _))| id.as_str())
         .collect();
     let ids = serde_json::to_string(&fit).expect("text is valid JSON");
     sqlx::query(
