@@ -1,5 +1,7 @@
 //! The table `deliveries`, apart from the hot steps: cancelling, releasing, what is due next.
 
+use std::collections::HashSet;
+
 use sqlx::{PgPool, SqlitePool};
 
 use super::{Backend, Tx};
@@ -17,6 +19,12 @@ pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
          SELECT (SELECT d.lane FROM deliveries d WHERE d.node = 0 AND d.lane > next.lane ORDER BY d.lane LIMIT 1) \
          FROM next WHERE next.lane IS NOT NULL) \
      SELECT lane FROM next WHERE lane IS NOT NULL LIMIT $2";
+
+/// The lanes, each where it comes first.
+pub(super) fn distinct(lanes: Vec<String>) -> Vec<String> {
+    let mut seen = HashSet::with_capacity(lanes.len());
+    lanes.into_iter().filter(|lane| seen.insert(lane.clone())).collect()
+}
 
 pub(super) async fn insert(tx: &mut Tx, accept: &Accept) -> Result<()> {
     let sql = "INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \

@@ -292,7 +292,7 @@ async fn win(conn: &mut PgConnection, node: NodeId, batch: &[Accept]) -> Result<
 /// The lanes of what is due first, and of some lanes after `after`.
 pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str) -> Result<Vec<String>> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let first: Vec<String> = sqlx::query_scalar(concat!(
+    let mut lanes: Vec<String> = sqlx::query_scalar(concat!(
         "SELECT lane FROM deliveries WHERE node = 0 AND due_at <= ",
         now_ms!(),
         " ORDER BY due_at LIMIT $1"
@@ -300,14 +300,7 @@ pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str
     .bind(limit)
     .fetch_all(&mut *conn)
     .await?;
-    let full = i64::try_from(first.len()).unwrap_or(i64::MAX) == limit;
-    let mut lanes: Vec<String> = Vec::new();
-    for lane in first {
-        if !lanes.contains(&lane) {
-            lanes.push(lane);
-        }
-    }
-    if full {
+    if i64::try_from(lanes.len()).unwrap_or(i64::MAX) == limit {
         let more: Vec<String> = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
             .bind(super::deliveries::LANES_PER_LOOK)
@@ -315,7 +308,7 @@ pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str
             .await?;
         lanes.extend(more);
     }
-    Ok(lanes)
+    Ok(super::deliveries::distinct(lanes))
 }
 
 /// Leases what is due in the wanted lanes.

@@ -281,21 +281,14 @@ async fn insert_messages(
 /// The lanes of what is due first, and of some lanes after `after`.
 pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -> Result<Vec<String>> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let first: Vec<String> = sqlx::query_scalar(
+    let mut lanes: Vec<String> = sqlx::query_scalar(
         "SELECT lane FROM deliveries WHERE node = 0 AND due_at <= $1 ORDER BY due_at LIMIT $2",
     )
     .bind(system_now().as_millis())
     .bind(limit)
     .fetch_all(readers)
     .await?;
-    let full = i64::try_from(first.len()).unwrap_or(i64::MAX) == limit;
-    let mut lanes: Vec<String> = Vec::new();
-    for lane in first {
-        if !lanes.contains(&lane) {
-            lanes.push(lane);
-        }
-    }
-    if full {
+    if i64::try_from(lanes.len()).unwrap_or(i64::MAX) == limit {
         let more: Vec<String> = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
             .bind(super::deliveries::LANES_PER_LOOK)
@@ -303,7 +296,7 @@ pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -
             .await?;
         lanes.extend(more);
     }
-    Ok(lanes)
+    Ok(super::deliveries::distinct(lanes))
 }
 
 /// Leases what is due in the wanted lanes.
