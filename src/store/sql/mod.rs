@@ -167,6 +167,7 @@ impl Store for SqlStore {
             let mut tx = self.begin().await?;
             nodes::free_namesakes(&mut tx, name).await?;
             nodes::insert(&mut tx, node, name, now).await?;
+            nodes::free_orphans(&mut tx, node).await?;
             commit(tx).await
         })
         .await
@@ -208,8 +209,9 @@ impl Store for SqlStore {
         within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
             let freed = nodes::free_all_but(&mut tx, node, live).await?;
+            let orphans = nodes::free_orphans(&mut tx, node).await?;
             commit(tx).await?;
-            Ok(freed)
+            Ok(freed + orphans)
         })
         .await
     }
