@@ -100,9 +100,8 @@ async fn run(writer: SqlitePool, mut waiting: mpsc::Receiver<Step>) {
                 }
             }
             Err(error) if group.len() == 1 => {
-                for step in group.drain(..) {
+                if let Some(step) = group.pop() {
                     answer_error(step, error);
-                    break;
                 }
             }
             // One step's trouble must not be the others': each alone.

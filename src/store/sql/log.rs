@@ -302,7 +302,7 @@ fn entry(
         if state == State::Retry {
             entry.next_due_at = attempt.next_due_at.map(Timestamp::from_millis);
         } else {
-            entry.error = attempt.error.clone();
+            entry.error.clone_from(&attempt.error);
             entry.response = response(
                 attempt.status,
                 attempt.response_headers.as_deref(),

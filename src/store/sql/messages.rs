@@ -108,8 +108,7 @@ pub(super) async fn insert(tx: &mut Tx, message: &Message) -> Result<()> {
     let sql = "INSERT INTO messages \
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
     on_backend!(tx, |tx| {
-        let mut arguments = Default::default();
-        arguments_of(&mut **tx, &mut arguments);
+        let mut arguments = no_arguments(&**tx);
         let added: Result<(), sqlx::error::BoxDynError> = (|| add_message!(&mut arguments, message))();
         added.map_err(sqlx::Error::Encode)?;
         sqlx::query_with(sql, arguments).execute(&mut **tx).await?;
@@ -117,8 +116,10 @@ pub(super) async fn insert(tx: &mut Tx, message: &Message) -> Result<()> {
     Ok(())
 }
 
-/// Ties the type of the arguments to the connection's database.
-fn arguments_of<C: sqlx::Connection>(_: &C, _: &mut <C::Database as sqlx::Database>::Arguments) {}
+/// No arguments yet, of the type that the connection's database takes.
+fn no_arguments<C: sqlx::Connection>(_: &C) -> <C::Database as sqlx::Database>::Arguments {
+    Default::default()
+}
 
 pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -> Result<Option<Message>> {
     let sql = concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id = $1");

@@ -62,7 +62,7 @@ static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 /// Deadline of a call to Postgres, the wait for a connection included. A database that is slower than this is away.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The same for lists, retention and takeovers, which may read much.
-const LONG_DEADLINE: Duration = Duration::from_secs(60);
+const LONG_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Which database, and how many connections to it.
 #[derive(Clone, Debug)]

@@ -51,7 +51,7 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
         PgPoolOptions::new()
             .acquire_timeout(DEADLINE)
             .test_before_acquire(false)
-            .idle_timeout(Duration::from_secs(600))
+            .idle_timeout(Duration::from_mins(10))
     };
     Ok(PostgresPools {
         hot: pool().max_connections(options.hot_connections).connect_with(hot).await?,
@@ -100,7 +100,7 @@ fn folder_help(folder: &Path, verb: &str, error: &std::io::Error) -> String {
     let mut text = format!("{} can't be {verb}: {error}", folder.display());
     if error.kind() == std::io::ErrorKind::PermissionDenied {
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        text.push_str(&format!("; if it is a mounted volume: chown {uid}:{gid} {}", folder.display()));
+        text = format!("{text}; if it is a mounted volume: chown {uid}:{gid} {}", folder.display());
     }
     text
 }
