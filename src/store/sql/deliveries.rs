@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use sqlx::{PgPool, SqlitePool};
 
+use super::query::wanted;
 use super::{Backend, Tx};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
@@ -56,7 +57,7 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
     // Between the two statements a node may lease the delivery, or give it back: then it is looked at again.
     for _ in 0..4 {
         let deleted = on_backend!(&mut *tx, |tx| {
-            sqlx::query(delete).bind(id.as_str()).execute(&mut **tx).await?.rows_affected()
+            sqlx::query(delete).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
         });
         if deleted == 1 {
             record(tx, id, now, Some(now)).await?;
@@ -64,7 +65,7 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
         }
         let marked = on_backend!(&mut *tx, |tx| {
             sqlx::query(mark)
-                .bind(id.as_str())
+                .bind(wanted(id.as_str()))
                 .bind(now.as_millis())
                 .execute(&mut **tx)
                 .await?
@@ -84,7 +85,7 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
 async fn exists(tx: &mut Tx, id: &MessageId) -> Result<bool> {
     let sql = "SELECT 1 FROM deliveries WHERE message_id = $1";
     Ok(on_backend!(tx, |tx| {
-        sqlx::query(sql).bind(id.as_str()).fetch_optional(&mut **tx).await?.is_some()
+        sqlx::query(sql).bind(wanted(id.as_str())).fetch_optional(&mut **tx).await?.is_some()
     }))
 }
 
