@@ -52,10 +52,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether trying again may help.
     pub const fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::Unavailable(_) | Self::Deadline(_) | Self::Contended | Self::BatchFailed
-        )
+        matches!(self, Self::Unavailable(_) | Self::Deadline(_) | Self::Contended | Self::BatchFailed)
     }
 }
 

@@ -124,8 +124,9 @@ fn no_arguments<C: sqlx::Connection>(_: &C) -> <C::Database as sqlx::Database>::
 
 pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -> Result<Option<Message>> {
     let sql = concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id = $1");
-    let row: Option<MessageRow> =
-        on_backend!(pools, |pool| { sqlx::query_as(sql).bind(wanted(id.as_str())).fetch_optional(*pool).await? });
+    let row: Option<MessageRow> = on_backend!(pools, |pool| {
+        sqlx::query_as(sql).bind(wanted(id.as_str())).fetch_optional(*pool).await?
+    });
     row.map(MessageRow::into_message).transpose()
 }
 
