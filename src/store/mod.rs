@@ -289,7 +289,8 @@ pub trait Store: Send + Sync + 'static {
     /// Now, by the clock that decides what is due.
     async fn now(&self) -> Result<Timestamp>;
 
-    /// Registers this process; an earlier incarnation of the same name loses its leases at once.
+    /// Registers this process; an earlier incarnation of the same name loses its leases at once, and so does everybody
+    /// who is not registered.
     async fn register(&self, node: NodeId, name: &str) -> Result<()>;
     /// Renews the registration and tells the time. `None`: others have taken over what this incarnation held.
     async fn heartbeat(&self, node: NodeId) -> Result<Option<Timestamp>>;
@@ -299,7 +300,8 @@ pub trait Store: Send + Sync + 'static {
     async fn count_nodes(&self) -> Result<u64>;
     /// Ends the registration and frees what it still holds.
     async fn deregister(&self, node: NodeId) -> Result<()>;
-    /// Frees the node's leases other than `live` ones. How many deliveries that were.
+    /// Frees the node's leases other than `live` ones, and those of nodes that are not registered (any more): one that
+    /// was taken over may store leases in its old name until it notices. How many deliveries that were.
     async fn reconcile(&self, node: NodeId, live: &[Lease]) -> Result<u64>;
 
     /// Stores the messages, all or none. With `repeat`, some may have been stored by an earlier call whose answer was
@@ -308,7 +310,7 @@ pub trait Store: Send + Sync + 'static {
     /// The lanes of the deliveries that are due first, up to `limit` of these looked at, and of some more lanes after
     /// `after` in their order, so that each lane comes up even when one holds all of the first.
     async fn due_lanes(&self, limit: usize, after: &str) -> Result<Vec<String>>;
-    /// Leases what is due in these lanes, at most `max_bytes` of messages (or one that is larger).
+    /// Leases what is due in these lanes, at most `max_bytes` of messages (or one that is larger), the earliest first.
     async fn claim(
         &self,
         node: NodeId,
@@ -318,7 +320,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<Delivery>>;
     /// The earliest due time of what nobody holds.
     async fn next_due(&self) -> Result<NextDue>;
-    /// Stores the ends of attempts with all their consequences, each only while its lease holds.
+    /// Stores the ends of attempts with all their consequences, each only while its lease holds. A batch may name a
+    /// message more than once, with different leases; it is then not stored at one instant.
     async fn finish(&self, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>>;
     /// Ends leased deliveries that a user has cancelled, without an attempt.
     async fn finish_cancelled(

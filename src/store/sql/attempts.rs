@@ -1,8 +1,18 @@
 //! The table `attempts`: one row per attempt that has ended.
 
+use std::collections::HashSet;
+
 use super::codec;
 use crate::domain::outcome::{Finish, Next, Outcome};
 use crate::domain::time::Timestamp;
+use crate::store::Ended;
+
+/// Where a batch names a message for the second time. The statements tell ends apart by their message, so they must see
+/// each once: a node that lost a lease and took the message again may report two ends, of which one lease holds.
+pub(super) fn first_repeat(batch: &[Ended]) -> Option<usize> {
+    let mut seen = HashSet::with_capacity(batch.len());
+    batch.iter().position(|ended| !seen.insert(ended.id.as_str()))
+}
 
 /// The columns of an ended attempt, but for its message's id.
 pub(super) struct AttemptColumns<'a> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use sqlx::{PgPool, SqlitePool};
 
-use super::query::Query;
+use super::query::{Query, wanted};
 use super::{Backend, Tx, codec, messages};
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::outcome::Response;
@@ -146,7 +146,7 @@ pub(super) fn fitting(sizes: impl Iterator<Item = i64>, count: usize, max_bytes:
 pub(super) async fn delete(tx: &mut Tx, id: &DeadLetterId) -> Result<bool> {
     let sql = "DELETE FROM dead_letters WHERE id = $1";
     let deleted = on_backend!(tx, |tx| {
-        sqlx::query(sql).bind(id.as_str()).execute(&mut **tx).await?.rows_affected()
+        sqlx::query(sql).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
     });
     Ok(deleted == 1)
 }

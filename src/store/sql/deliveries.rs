@@ -1,7 +1,10 @@
 //! The table `deliveries`, apart from the hot steps: cancelling, releasing, what is due next.
 
+use std::collections::HashSet;
+
 use sqlx::{PgPool, SqlitePool};
 
+use super::query::wanted;
 use super::{Backend, Tx};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
@@ -17,6 +20,12 @@ pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
          SELECT (SELECT d.lane FROM deliveries d WHERE d.node = 0 AND d.lane > next.lane ORDER BY d.lane LIMIT 1) \
          FROM next WHERE next.lane IS NOT NULL) \
      SELECT lane FROM next WHERE lane IS NOT NULL LIMIT $2";
+
+/// The lanes, each where it comes first.
+pub(super) fn distinct(lanes: Vec<String>) -> Vec<String> {
+    let mut seen = HashSet::with_capacity(lanes.len());
+    lanes.into_iter().filter(|lane| seen.insert(lane.clone())).collect()
+}
 
 pub(super) async fn insert(tx: &mut Tx, accept: &Accept) -> Result<()> {
     let sql = "INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
@@ -48,7 +57,7 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
     // Between the two statements a node may lease the delivery, or give it back: then it is looked at again.
     for _ in 0..4 {
         let deleted = on_backend!(&mut *tx, |tx| {
-            sqlx::query(delete).bind(id.as_str()).execute(&mut **tx).await?.rows_affected()
+            sqlx::query(delete).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
         });
         if deleted == 1 {
             record(tx, id, now, Some(now)).await?;
@@ -56,7 +65,7 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
         }
         let marked = on_backend!(&mut *tx, |tx| {
             sqlx::query(mark)
-                .bind(id.as_str())
+                .bind(wanted(id.as_str()))
                 .bind(now.as_millis())
                 .execute(&mut **tx)
                 .await?
@@ -76,7 +85,7 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
 async fn exists(tx: &mut Tx, id: &MessageId) -> Result<bool> {
     let sql = "SELECT 1 FROM deliveries WHERE message_id = $1";
     Ok(on_backend!(tx, |tx| {
-        sqlx::query(sql).bind(id.as_str()).fetch_optional(&mut **tx).await?.is_some()
+        sqlx::query(sql).bind(wanted(id.as_str())).fetch_optional(&mut **tx).await?.is_some()
     }))
 }
 

@@ -292,7 +292,7 @@ async fn win(conn: &mut PgConnection, node: NodeId, batch: &[Accept]) -> Result<
 /// The lanes of what is due first, and of some lanes after `after`.
 pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str) -> Result<Vec<String>> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let first: Vec<String> = sqlx::query_scalar(concat!(
+    let mut lanes: Vec<String> = sqlx::query_scalar(concat!(
         "SELECT lane FROM deliveries WHERE node = 0 AND due_at <= ",
         now_ms!(),
         " ORDER BY due_at LIMIT $1"
@@ -300,14 +300,7 @@ pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str
     .bind(limit)
     .fetch_all(&mut *conn)
     .await?;
-    let full = i64::try_from(first.len()).unwrap_or(i64::MAX) == limit;
-    let mut lanes: Vec<String> = Vec::new();
-    for lane in first {
-        if !lanes.contains(&lane) {
-            lanes.push(lane);
-        }
-    }
-    if full {
+    if i64::try_from(lanes.len()).unwrap_or(i64::MAX) == limit {
         let more: Vec<String> = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
             .bind(super::deliveries::LANES_PER_LOOK)
@@ -315,7 +308,7 @@ pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str
             .await?;
         lanes.extend(more);
     }
-    Ok(lanes)
+    Ok(super::deliveries::distinct(lanes))
 }
 
 /// Leases what is due in the wanted lanes.
@@ -326,7 +319,8 @@ pub(super) async fn claim(
     wants: &[Want],
     max_bytes: usize,
 ) -> Result<Vec<Delivery>> {
-    // Rows that are locked but don't fit any more are free again when the statement ends.
+    // Rows that are locked but don't fit any more are free again when the statement ends. A lane that is wanted twice
+    // gives its deliveries once; only the first delivery has a running total that is its own size.
     let sql = concat!(
         "WITH picked AS MATERIALIZED ( \
              SELECT d.message_id, d.due_at, d.size FROM unnest($1::text[], $2::bigint[]) AS w (lane, count) \
@@ -337,8 +331,9 @@ pub(super) async fn claim(
         "         ORDER BY due_at, message_id LIMIT w.count FOR UPDATE SKIP LOCKED) AS d), \
          fit AS MATERIALIZED ( \
              SELECT message_id FROM ( \
-                 SELECT message_id, SUM(size) OVER (ORDER BY due_at, message_id) - size AS before FROM picked) AS p \
-             WHERE before < $3), \
+                 SELECT message_id, size, SUM(size) OVER (ORDER BY due_at, message_id) AS total \
+                 FROM (SELECT DISTINCT message_id, due_at, size FROM picked) AS once) AS p \
+             WHERE total <= $3 OR total = size), \
          taken AS ( \
              UPDATE deliveries d SET node = $4, lease = $5, claims = claims + 1 FROM fit \
              WHERE d.message_id = fit.message_id \

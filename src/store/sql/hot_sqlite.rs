@@ -280,21 +280,14 @@ async fn insert_messages(
 /// The lanes of what is due first, and of some lanes after `after`.
 pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -> Result<Vec<String>> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let first: Vec<String> = sqlx::query_scalar(
+    let mut lanes: Vec<String> = sqlx::query_scalar(
         "SELECT lane FROM deliveries WHERE node = 0 AND due_at <= $1 ORDER BY due_at LIMIT $2",
     )
     .bind(system_now().as_millis())
     .bind(limit)
     .fetch_all(readers)
     .await?;
-    let full = i64::try_from(first.len()).unwrap_or(i64::MAX) == limit;
-    let mut lanes: Vec<String> = Vec::new();
-    for lane in first {
-        if !lanes.contains(&lane) {
-            lanes.push(lane);
-        }
-    }
-    if full {
+    if i64::try_from(lanes.len()).unwrap_or(i64::MAX) == limit {
         let more: Vec<String> = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
             .bind(super::deliveries::LANES_PER_LOOK)
@@ -302,7 +295,7 @@ pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -
             .await?;
         lanes.extend(more);
     }
-    Ok(lanes)
+    Ok(super::deliveries::distinct(lanes))
 }
 
 /// Leases what is due in the wanted lanes.
@@ -329,15 +322,18 @@ pub(super) async fn claim(
         picked.extend(rows);
     }
     picked.sort_unstable();
-    let mut room = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    // A lane that is wanted twice gives its deliveries once.
+    picked.dedup();
+    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    let mut bytes: i64 = 0;
     let fit: Vec<&str> = picked
         .iter()
-        .take_while(|(_, _, size)| {
-            let fits = room > 0;
-            room -= size;
-            fits
+        .enumerate()
+        .take_while(|(index, (_, _, size))| {
+            bytes = bytes.saturating_add(*size);
+            bytes <= max_bytes || *index == 0
         })
-        .map(|(_, id, _)| id.as_str())
+        .map(|(_, (_, id, _))| id.as_str())
         .collect();
     let ids = serde_json::to_string(&fit).expect("text is valid JSON");
     sqlx::query(

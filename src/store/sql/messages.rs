@@ -8,6 +8,7 @@ use sqlx::postgres::PgArguments;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{PgPool, SqlitePool};
 
+use super::query::wanted;
 use super::{Backend, Tx, codec};
 use crate::domain::id::MessageId;
 use crate::domain::message::{Message, Method};
@@ -137,8 +138,9 @@ fn sqlite_arguments(message: &Message) -> Result<SqliteArguments, BoxDynError> {
 
 pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -> Result<Option<Message>> {
     let sql = concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id = $1");
-    let row: Option<MessageRow> =
-        on_backend!(pools, |pool| { sqlx::query_as(sql).bind(id.as_str()).fetch_optional(*pool).await? });
+    let row: Option<MessageRow> = on_backend!(pools, |pool| {
+        sqlx::query_as(sql).bind(wanted(id.as_str())).fetch_optional(*pool).await?
+    });
     row.map(MessageRow::into_message).transpose()
 }
 

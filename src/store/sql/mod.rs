@@ -178,6 +178,7 @@ impl Store for SqlStore {
             let mut tx = self.begin().await?;
             nodes::free_namesakes(&mut tx, name).await?;
             nodes::insert(&mut tx, node, name, now).await?;
+            nodes::free_orphans(&mut tx, node).await?;
             commit(tx).await
         })
         .await
@@ -219,8 +220,9 @@ impl Store for SqlStore {
         within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
             let freed = nodes::free_all_but(&mut tx, node, live).await?;
+            let orphans = nodes::free_orphans(&mut tx, node).await?;
             commit(tx).await?;
-            Ok(freed)
+            Ok(freed + orphans)
         })
         .await
     }
@@ -282,6 +284,11 @@ impl Store for SqlStore {
     }
 
     async fn finish(&self, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+        if let Some(repeat) = attempts::first_repeat(batch) {
+            let mut applied = self.finish(node, &batch[..repeat]).await?;
+            applied.extend(self.finish(node, &batch[repeat..]).await?);
+            return Ok(applied);
+        }
         match &self.backend {
             Backend::Postgres(pools) => {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;

@@ -57,6 +57,17 @@ pub(super) async fn free(tx: &mut Tx, node: NodeId) -> Result<u64> {
     Ok(on_backend!(tx, |tx| sqlx::query(sql).bind(node.0).execute(&mut **tx).await?.rows_affected()))
 }
 
+/// Frees what is held by nodes that are not registered, other than `node` itself. A node that was silent for too long
+/// may store leases in its old name until it notices, and nobody else would look for that name again.
+pub(super) async fn free_orphans(tx: &mut Tx, node: NodeId) -> Result<u64> {
+    // The holders are found first: a delivery that a new node takes meanwhile is not among theirs.
+    let sql = "WITH gone AS MATERIALIZED ( \
+             SELECT DISTINCT node FROM deliveries WHERE node <> 0 AND node <> $1 \
+             AND node NOT IN (SELECT incarnation FROM nodes)) \
+         UPDATE deliveries SET node = 0, lease = 0 WHERE node IN (SELECT node FROM gone)";
+    Ok(on_backend!(tx, |tx| sqlx::query(sql).bind(node.0).execute(&mut **tx).await?.rows_affected()))
+}
+
 /// Frees the node's leases other than `live`.
 pub(super) async fn free_all_but(tx: &mut Tx, node: NodeId, live: &[Lease]) -> Result<u64> {
     let live: Vec<i64> = live.iter().map(|lease| lease.0).collect();

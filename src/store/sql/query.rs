@@ -1,5 +1,7 @@
 //! A statement put together from parts, for lists whose filters vary. Values are always bound, never written in.
 
+use std::borrow::Cow;
+
 use sqlx::{AssertSqlSafe, FromRow, PgPool, SqlitePool, postgres::PgRow, sqlite::SqliteRow};
 
 use super::Backend;
@@ -8,6 +10,12 @@ use crate::store::Result;
 enum Value {
     Text(String),
     Number(i64),
+}
+
+/// A text from a user, to be looked up. Postgres has no NUL in texts and refuses the statement; nothing that is stored
+/// has one, so that any other character that ids don't have does as well.
+pub(super) fn wanted(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
 /// SQL with its bound values.
@@ -47,7 +55,7 @@ impl Query {
 
     /// Appends a placeholder for a text.
     pub(super) fn text(&mut self, value: &str) -> &mut Self {
-        self.placeholder(Value::Text(value.to_owned()))
+        self.placeholder(Value::Text(wanted(value).into_owned()))
     }
 
     /// Appends a placeholder for a number.
@@ -57,7 +65,8 @@ impl Query {
 
     /// Appends a list of texts, for `IN`.
     pub(super) fn list(&mut self, values: &[&str]) -> &mut Self {
-        let json = serde_json::to_string(values).expect("text is valid JSON");
+        let values: Vec<Cow<'_, str>> = values.iter().map(|value| wanted(value)).collect();
+        let json = serde_json::to_string(&values).expect("text is valid JSON");
         match self.engine {
             Engine::Postgres => self.sql("(SELECT jsonb_array_elements_text(").text(&json).sql("::jsonb))"),
             Engine::Sqlite => self.sql("(SELECT value FROM json_each(").text(&json).sql("))"),

@@ -31,7 +31,8 @@ pub(super) async fn prune(
          AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.message_id = messages.id) \
          AND NOT EXISTS (SELECT 1 FROM dead_letters l WHERE l.message_id = messages.id) \
          AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = messages.id AND a.ended_at >= $3) \
-         AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.message_id = messages.id AND c.requested_at >= $3)";
+         AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.message_id = messages.id \
+             AND (c.requested_at >= $3 OR c.cancelled_at >= $3))";
     on_backend!(&mut *tx, |tx| {
         sqlx::query(messages)
             .bind(after)

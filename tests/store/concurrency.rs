@@ -1,0 +1,160 @@
+//! Two nodes on one Postgres, each with its own connections.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use homing::domain::id::MessageId;
+use homing::store::sql::SqlStore;
+use homing::store::{Accept, Accepted, Applied, Lease, NodeId, Repeat, Store};
+
+use crate::support::{ANY_SIZE, Database, FUTURE, Held, START, ids, keyed, message, waiting, want};
+
+const NODES: [NodeId; 2] = [NodeId(1), NodeId(2)];
+
+async fn on_two_nodes<F>(scenario: impl FnOnce([Arc<SqlStore>; 2]) -> F)
+where
+    F: Future<Output = ()>,
+{
+    let database = Database::create().await;
+    let stores = [Arc::new(database.connect().await), Arc::new(database.connect().await)];
+    let ended = AssertUnwindSafe(async {
+        for (store, node) in stores.iter().zip(NODES) {
+            store.register(node, &format!("node-{}", node.0)).await.unwrap();
+        }
+        scenario(stores.clone()).await;
+    })
+    .catch_unwind()
+    .await;
+    for store in &stores {
+        store.close().await;
+    }
+    database.remove().await;
+    if let Err(panic) = ended {
+        resume_unwind(panic);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_two_nodes_claim_is_claimed_once() {
+    on_two_nodes(async |stores| {
+        let messages: Vec<Accept> = (0..2000)
+            .map(|number| {
+                waiting(message(number, START + i64::from(number)), ["a", "b", "c"][number as usize % 3])
+            })
+            .collect();
+        for batch in messages.chunks(250) {
+            stores[0].accept(NODES[0], batch, Repeat::First).await.unwrap();
+        }
+        let mut claims = tokio::task::JoinSet::new();
+        // Two tasks for each node, and the nodes prefer different lanes.
+        for task in 0..4_usize {
+            let (store, node) = (Arc::clone(&stores[task % 2]), NODES[task % 2]);
+            claims.spawn(async move {
+                let mut claimed: Vec<MessageId> = Vec::new();
+                let lanes = if task % 2 == 0 { ["a", "b", "c"] } else { ["c", "b", "a"] };
+                for round in 0.. {
+                    let lease = Lease(i64::try_from(task * 10_000 + round).unwrap());
+                    let wants = lanes.map(|lane| want(lane, 7));
+                    let deliveries = store.claim(node, lease, &wants, ANY_SIZE).await.unwrap();
+                    let ended: Vec<_> =
+                        deliveries.iter().map(|delivery| Held::from(delivery).delivered()).collect();
+                    let applied = store.finish(node, &ended).await.unwrap();
+                    assert!(applied.iter().all(|applied| *applied == Applied::Yes));
+                    claimed.extend(ids(&deliveries));
+                    // What the others have locked shows up again only if they give it back.
+                    if deliveries.is_empty() && store.next_due().await.unwrap().due_at.is_none() {
+                        break;
+                    }
+                }
+                claimed
+            });
+        }
+        let claimed: Vec<MessageId> = claims.join_all().await.into_iter().flatten().collect();
+        assert_eq!(claimed.len(), 2000);
+        assert_eq!(claimed.iter().collect::<BTreeSet<_>>().len(), 2000);
+    })
+    .await;
+}
+
+/// Two batches that want the same keys in opposite orders wait for each other one way only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overlapping_keys_of_two_nodes_do_not_deadlock() {
+    on_two_nodes(async |stores| {
+        for round in 0..30_u32 {
+            let mut accepts = tokio::task::JoinSet::new();
+            for node in 0..2_usize {
+                let store = Arc::clone(&stores[node]);
+                accepts.spawn(async move {
+                    let first = round * 100 + u32::try_from(node).unwrap() * 50;
+                    let mut batch: Vec<Accept> = (0..50)
+                        .map(|key| {
+                            let message = message(first + key, START + i64::from(first + key));
+                            keyed(message, &format!("{round}-{key}"), FUTURE)
+                        })
+                        .collect();
+                    if node == 1 {
+                        batch.reverse();
+                    }
+                    let results = store.accept(NODES[node], &batch, Repeat::First).await.unwrap();
+                    batch
+                        .into_iter()
+                        .zip(results)
+                        .map(|(accept, result)| {
+                            (accept.deduplication.unwrap().key, accept.message.id.clone(), result)
+                        })
+                        .collect::<Vec<_>>()
+                });
+            }
+            let results: Vec<_> = accepts.join_all().await.into_iter().flatten().collect();
+            let stored: Vec<_> = results.iter().filter(|(.., result)| *result == Accepted::Stored).collect();
+            assert_eq!(stored.len(), 50);
+            for (key, id, result) in &results {
+                let (_, winner, _) = stored.iter().find(|(of, ..)| of == key).unwrap();
+                let expected =
+                    if id == winner { Accepted::Stored } else { Accepted::Duplicate(winner.clone()) };
+                assert_eq!(*result, expected);
+            }
+        }
+        let claimed = stores[1].claim(NODES[1], Lease(1), &[want("a", 5000)], ANY_SIZE).await.unwrap();
+        assert_eq!(claimed.len(), 1500);
+    })
+    .await;
+}
+
+/// Cancelling races with claiming: each message ends either without an attempt or in the hands of a node that is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_meets_a_claim() {
+    on_two_nodes(async |stores| {
+        let messages: Vec<Accept> =
+            (0..200).map(|number| waiting(message(number, START + i64::from(number)), "a")).collect();
+        stores[0].accept(NODES[0], &messages, Repeat::First).await.unwrap();
+        let store = Arc::clone(&stores[0]);
+        let wanted: Vec<MessageId> = messages.iter().map(|accept| accept.message.id.clone()).collect();
+        let cancels = tokio::spawn(async move {
+            let mut cancelled = 0;
+            for id in &wanted {
+                match store.cancel(id, crate::support::time(START + 900)).await.unwrap() {
+                    homing::store::Cancellation::NotFound => panic!("{id} is there"),
+                    homing::store::Cancellation::Cancelled => cancelled += 1,
+                    homing::store::Cancellation::Requested => {}
+                }
+            }
+            cancelled
+        });
+        let mut held = Vec::new();
+        let mut round = 0;
+        while !cancels.is_finished() || stores[1].next_due().await.unwrap().due_at.is_some() {
+            round += 1;
+            held.extend(stores[1].claim(NODES[1], Lease(round), &[want("a", 3)], ANY_SIZE).await.unwrap());
+        }
+        let cancelled: usize = cancels.await.unwrap();
+        assert_eq!(cancelled + held.len(), 200);
+        // Everything that was claimed has been asked to stop meanwhile.
+        let ended: Vec<_> = held.iter().map(|delivery| Held::from(delivery).cancelled()).collect();
+        let applied = stores[1].finish(NODES[1], &ended).await.unwrap();
+        assert!(applied.iter().all(|applied| *applied == Applied::Yes));
+    })
+    .await;
+}

@@ -1,0 +1,510 @@
+//! Random calls, applied to the model and to a real store: all answers are the same, and so is what is left at the end.
+
+use std::sync::Arc;
+
+use homing::domain::id::{DeadLetterId, MessageId};
+use homing::store::{
+    Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, NodeId, Order, Repeat,
+    Retention, SigningKeyPair, State, Store, Want,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::model::{Model, Processes};
+use crate::support::{
+    ANY_SIZE, Engine, FUTURE, Fresh, Held, Place, START, keyed, message, time, waiting, with_callback,
+};
+
+const CASES: u32 = 100;
+const STEPS: usize = 40;
+/// Another number tries other calls.
+const SEED: u64 = 20_240_601;
+
+const LANES: [&str; 4] = ["https://a.example", "https://b.example:8443", "q", "Ä"];
+const NAMES: [&str; 2] = ["node-1", "node-2"];
+
+/// One of the two nodes, by its place in [`NAMES`].
+type Node = usize;
+
+#[derive(Clone, Debug)]
+struct Item {
+    lane: usize,
+    key: Option<u8>,
+    later: bool,
+    leased: bool,
+}
+
+#[derive(Clone, Debug)]
+struct End {
+    whose: Index,
+    kind: u8,
+    wrong_lease: bool,
+    /// Lane, and whether it is leased at once.
+    callbacks: Vec<(usize, bool)>,
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Accept { node: Node, items: Vec<Item> },
+    AcceptAgain,
+    Claim { node: Node, wants: Vec<(usize, usize)>, max_bytes: usize },
+    Finish { stranger: bool, ends: Vec<End> },
+    FinishCancelled { whose: Vec<Index> },
+    Release { whose: Vec<Index> },
+    Cancel { whose: Index },
+    Reconcile { node: Node, live: u64 },
+    Register { node: Node },
+    Deregister { node: Node },
+    Heartbeat { node: Node },
+    DeleteLetters { which: Vec<Index> },
+    RetryLetters { which: Vec<Index> },
+    Prune { log_s: i64, letters_s: i64 },
+    Log { count: usize, latest_first: bool, of: Option<Index>, states: Vec<State>, from_s: Option<i64> },
+    Letters { count: usize, latest_first: bool },
+    DueLanes,
+    RotateKeys { set: bool },
+}
+
+fn state() -> impl Strategy<Value = State> {
+    prop::sample::select(vec![
+        State::Created,
+        State::Active,
+        State::Delivered,
+        State::Error,
+        State::Retry,
+        State::Failed,
+        State::CancelRequested,
+        State::Cancelled,
+    ])
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let node = || 0..NAMES.len();
+    let lane = || 0..LANES.len();
+    let some = || vec(any::<Index>(), 1..4);
+    let item = (lane(), prop::option::weighted(0.3, 0..4_u8), prop::bool::weighted(0.1), any::<bool>())
+        .prop_map(|(lane, key, later, leased)| Item { lane, key, later, leased: leased && !later });
+    let end = (
+        any::<Index>(),
+        prop::sample::select(vec![0, 0, 1, 1, 2, 3, 4]),
+        prop::bool::weighted(0.1),
+        vec((lane(), any::<bool>()), 0..3),
+    )
+        .prop_map(|(whose, kind, wrong_lease, callbacks)| End { whose, kind, wrong_lease, callbacks });
+    prop_oneof![
+        12 => (node(), vec(item, 0..6)).prop_map(|(node, items)| Call::Accept { node, items }),
+        2 => Just(Call::AcceptAgain),
+        10 => (node(), vec((lane(), 0..5_usize), 0..4), prop::sample::select(vec![1, 1200, 2000, ANY_SIZE]))
+            .prop_map(|(node, wants, max_bytes)| Call::Claim { node, wants, max_bytes }),
+        14 => (prop::bool::weighted(0.1), vec(end, 0..6)).prop_map(|(stranger, ends)| Call::Finish { stranger, ends }),
+        2 => some().prop_map(|whose| Call::FinishCancelled { whose }),
+        2 => some().prop_map(|whose| Call::Release { whose }),
+        6 => any::<Index>().prop_map(|whose| Call::Cancel { whose }),
+        2 => (node(), any::<u64>()).prop_map(|(node, live)| Call::Reconcile { node, live }),
+        1 => node().prop_map(|node| Call::Register { node }),
+        1 => node().prop_map(|node| Call::Deregister { node }),
+        1 => node().prop_map(|node| Call::Heartbeat { node }),
+        1 => some().prop_map(|which| Call::DeleteLetters { which }),
+        2 => some().prop_map(|which| Call::RetryLetters { which }),
+        2 => (0..30_i64, 0..30_i64).prop_map(|(log_s, letters_s)| Call::Prune { log_s, letters_s }),
+        2 => (
+            1..20_usize,
+            any::<bool>(),
+            prop::option::of(any::<Index>()),
+            vec(state(), 0..4),
+            prop::option::of(0..40_i64),
+        )
+            .prop_map(|(count, latest_first, of, states, from_s)| Call::Log {
+                count,
+                latest_first,
+                of,
+                states,
+                from_s,
+            }),
+        1 => (1..4_usize, any::<bool>()).prop_map(|(count, latest_first)| Call::Letters { count, latest_first }),
+        2 => Just(Call::DueLanes),
+        1 => any::<bool>().prop_map(|set| Call::RotateKeys { set }),
+    ]
+}
+
+/// Makes a call on both stores; the answer, which is the same.
+macro_rules! same {
+    ($run:expr, |$store:ident| $call:expr) => {{
+        let expected = {
+            let $store: &dyn Store = &$run.model;
+            $call
+        };
+        let found = {
+            let $store: &dyn Store = &*$run.real;
+            $call
+        };
+        assert_eq!(format!("{found:#?}"), format!("{expected:#?}"));
+        expected
+    }};
+}
+
+struct Run {
+    model: Model,
+    real: Arc<dyn Store>,
+    /// A second for each call.
+    now: i64,
+    made: i64,
+    lease: i64,
+    nodes: [NodeId; 2],
+    held: Vec<(NodeId, Held)>,
+    messages: Vec<MessageId>,
+    letters: Vec<DeadLetterId>,
+    accepted: Option<(NodeId, Vec<Accept>)>,
+}
+
+impl Run {
+    async fn new(real: Arc<dyn Store>) -> Self {
+        let processes = if real.engine() == "sqlite" { Processes::One } else { Processes::Several };
+        let mut run = Self {
+            model: Model::new(processes),
+            real,
+            now: START,
+            made: 0,
+            lease: 0,
+            nodes: [NodeId(1); 2],
+            held: Vec::new(),
+            messages: Vec::new(),
+            letters: Vec::new(),
+            accepted: None,
+        };
+        for node in 0..NAMES.len() {
+            run.register(node).await;
+        }
+        let pair = SigningKeyPair { current: "sig_1".to_owned(), next: "sig_2".to_owned() };
+        run.keys(&pair).await;
+        run
+    }
+
+    async fn register(&mut self, node: Node) {
+        self.made += 1;
+        self.nodes[node] = NodeId(self.made);
+        same!(self, |store| store.register(self.nodes[node], NAMES[node]).await.unwrap());
+    }
+
+    /// Pairs have no debug form, since they are secret.
+    async fn keys(&self, fresh: &SigningKeyPair) {
+        let now = time(self.now);
+        same!(self, |store| {
+            let pair = store.signing_keys(fresh, now).await.unwrap();
+            (pair.current, pair.next)
+        });
+    }
+
+    fn message(&mut self) -> homing::domain::message::Message {
+        self.made += 1;
+        let message = message(u32::try_from(self.made).unwrap(), self.now);
+        self.messages.push(message.id.clone());
+        message
+    }
+
+    /// One that was leased lately, by whomever; it may be finished or taken over meanwhile.
+    fn held(&self, index: Index) -> Option<(NodeId, Held)> {
+        let recent = &self.held[self.held.len().saturating_sub(12)..];
+        (!recent.is_empty()).then(|| index.get(recent).clone())
+    }
+
+    fn some_held(&self, indexes: &[Index]) -> Option<(NodeId, Vec<(MessageId, Lease)>)> {
+        let (node, _) = self.held(*indexes.first()?)?;
+        let held = indexes.iter().filter_map(|index| self.held(*index));
+        Some((node, held.map(|(_, held)| (held.id, held.lease)).collect()))
+    }
+
+    fn some_letters(&self, indexes: &[Index]) -> Vec<DeadLetterId> {
+        if self.letters.is_empty() {
+            return vec![DeadLetterId::new("unknown")];
+        }
+        indexes.iter().map(|index| index.get(&self.letters).clone()).collect()
+    }
+
+    fn took(&mut self, node: NodeId, deliveries: &[Delivery]) {
+        self.held.extend(deliveries.iter().map(|delivery| (node, Held::from(delivery))));
+    }
+
+    async fn accept(&mut self, node: NodeId, batch: &[Accept], repeat: Repeat) {
+        let results = same!(self, |store| store.accept(node, batch, repeat).await.unwrap());
+        for (accept, result) in batch.iter().zip(results) {
+            if let (Some(lease), homing::store::Accepted::Stored) = (accept.lease, result) {
+                self.held.push((node, Held { id: accept.message.id.clone(), lease, retried: 0 }));
+            }
+        }
+    }
+
+    fn new_batch(&mut self, items: Vec<Item>) -> Vec<Accept> {
+        self.lease += 1;
+        let mut batch = Vec::new();
+        for item in items {
+            let mut message = self.message();
+            if item.later {
+                message.due_at = time(FUTURE + self.made);
+            }
+            let mut accept = match item.key {
+                Some(key) => keyed(message, &format!("key {key}"), self.now + 3000),
+                None => waiting(message, ""),
+            };
+            accept.lane = Arc::from(LANES[item.lane]);
+            accept.lease = item.leased.then_some(Lease(self.lease));
+            batch.push(accept);
+        }
+        batch
+    }
+
+    async fn finish(&mut self, stranger: bool, ends: Vec<End>) {
+        self.lease += 1;
+        let mut node = None;
+        let mut batch: Vec<Ended> = Vec::new();
+        for end in ends {
+            let Some((holder, mut held)) = self.held(end.whose) else { break };
+            node.get_or_insert(if stranger { NodeId(0) } else { holder });
+            if end.wrong_lease {
+                held.lease = Lease(held.lease.0 + 1);
+            }
+            self.made += 1;
+            let letter = format!("{}-{}", self.now, self.made);
+            let mut ended = match end.kind {
+                0 => held.delivered(),
+                1 => held.retry_at(self.now),
+                2 => held.failed(&letter),
+                3 => held.failed_unanswered(&letter),
+                _ => held.cancelled(),
+            };
+            ended.finish.attempt.started_at = time(self.now);
+            ended.finish.attempt.ended_at = time(self.now + 7);
+            for (lane, leased) in end.callbacks {
+                ended = with_callback(ended, self.message(), LANES[lane], leased.then_some(self.lease));
+            }
+            self.letters.push(DeadLetterId::new(letter));
+            batch.push(ended);
+        }
+        let Some(node) = node else { return };
+        let applied = same!(self, |store| store.finish(node, &batch).await.unwrap());
+        for (ended, applied) in batch.iter().zip(applied) {
+            for (callback, (_, lease)) in ended.finish.callbacks.iter().zip(&ended.callbacks) {
+                if let (Some(lease), Applied::Yes) = (*lease, applied) {
+                    self.held.push((node, Held { id: callback.id.clone(), lease, retried: 0 }));
+                }
+            }
+        }
+    }
+
+    async fn walk_log(&self, filter: &LogFilter, order: Order, count: usize) {
+        let mut cursor: Option<LogCursor> = None;
+        loop {
+            let page = same!(self, |store| store
+                .log(filter, order, cursor.as_ref(), count, ANY_SIZE)
+                .await
+                .unwrap());
+            let Some(last) = page.items.last().filter(|_| page.more) else { return };
+            cursor =
+                Some(LogCursor { time: last.time, entry: Some((last.message.id.clone(), last.sequence)) });
+        }
+    }
+
+    async fn walk_letters(&self, order: Order, count: usize) {
+        let filter = DeadLetterFilter::default();
+        let mut after = None;
+        loop {
+            let page = same!(self, |store| store
+                .dead_letters(&filter, order, after.as_ref(), count, ANY_SIZE)
+                .await
+                .unwrap());
+            let Some(last) = page.items.last().filter(|_| page.more) else { return };
+            after = Some((last.created_at, last.id.clone()));
+        }
+    }
+
+    async fn step(&mut self, call: Call) {
+        self.now += 1000;
+        let now = time(self.now);
+        match call {
+            Call::Accept { node, items } => {
+                let batch = self.new_batch(items);
+                let node = self.nodes[node];
+                self.accept(node, &batch, Repeat::First).await;
+                self.accepted = Some((node, batch));
+            }
+            Call::AcceptAgain => {
+                let Some((node, batch)) = self.accepted.take() else { return };
+                self.accept(node, &batch, Repeat::Again).await;
+            }
+            Call::Claim { node, wants, max_bytes } => {
+                self.lease += 1;
+                let (node, lease) = (self.nodes[node], Lease(self.lease));
+                let wants: Vec<Want> = wants
+                    .into_iter()
+                    .map(|(lane, count)| Want { lane: Arc::from(LANES[lane]), count })
+                    .collect();
+                let claimed = same!(self, |store| store.claim(node, lease, &wants, max_bytes).await.unwrap());
+                self.took(node, &claimed);
+            }
+            Call::Finish { stranger, ends } => self.finish(stranger, ends).await,
+            Call::FinishCancelled { whose } => {
+                let Some((node, held)) = self.some_held(&whose) else { return };
+                same!(self, |store| store.finish_cancelled(node, &held, now).await.unwrap());
+            }
+            Call::Release { whose } => {
+                let Some((node, held)) = self.some_held(&whose) else { return };
+                same!(self, |store| store.release(node, &held).await.unwrap());
+            }
+            Call::Cancel { whose } => {
+                if self.messages.is_empty() {
+                    return;
+                }
+                let recent = &self.messages[self.messages.len().saturating_sub(20)..];
+                let id = whose.get(recent);
+                same!(self, |store| store.cancel(id, now).await.unwrap());
+            }
+            Call::Reconcile { node, live } => {
+                let live: Vec<Lease> =
+                    (0..=self.lease).filter(|lease| live & (1 << (lease % 64)) != 0).map(Lease).collect();
+                same!(self, |store| store.reconcile(self.nodes[node], &live).await.unwrap());
+            }
+            Call::Register { node } => self.register(node).await,
+            Call::Deregister { node } => {
+                same!(self, |store| store.deregister(self.nodes[node]).await.unwrap());
+            }
+            Call::Heartbeat { node } => {
+                same!(self, |store| store.heartbeat(self.nodes[node]).await.unwrap().is_some());
+            }
+            Call::DeleteLetters { which } => {
+                let ids = self.some_letters(&which);
+                same!(self, |store| store.delete_dead_letters(&ids).await.unwrap());
+            }
+            Call::RetryLetters { which } => {
+                let ids = self.some_letters(&which);
+                let replacements: Vec<(DeadLetterId, Accept)> =
+                    ids.into_iter().map(|id| (id, waiting(self.message(), LANES[0]))).collect();
+                same!(self, |store| store.retry_dead_letters(&replacements).await.unwrap());
+            }
+            Call::Prune { log_s, letters_s } => {
+                let age = |seconds: i64| std::time::Duration::from_secs(seconds.unsigned_abs());
+                let retention = Retention { log: age(log_s), dead_letters: age(letters_s) };
+                same!(self, |store| store.prune(retention, now, "").await.unwrap());
+            }
+            Call::Log { count, latest_first, of, states, from_s } => {
+                let of = of.filter(|_| !self.messages.is_empty());
+                let filter = LogFilter {
+                    messages: of.map(|of| of.get(&self.messages).clone()).into_iter().collect(),
+                    states,
+                    from: from_s.map(|seconds| time(START + 1000 * seconds)),
+                    to: from_s.map(|seconds| time(START + 1000 * seconds + 12_000)),
+                };
+                self.walk_log(&filter, order(latest_first), count).await;
+            }
+            Call::Letters { count, latest_first } => self.walk_letters(order(latest_first), count).await,
+            Call::DueLanes => {
+                same!(self, |store| {
+                    let mut lanes = store.due_lanes(1000, "").await.unwrap();
+                    lanes.sort();
+                    (lanes, store.next_due().await.unwrap().due_at)
+                });
+            }
+            Call::RotateKeys { set } => {
+                let pair = SigningKeyPair { current: format!("sig_{now:?}"), next: "sig_next".to_owned() };
+                if set {
+                    same!(self, |store| store.set_signing_keys(&pair, now).await.unwrap());
+                } else {
+                    same!(self, |store| {
+                        let pair = store.rotate_signing_keys(&pair.current, now).await.unwrap();
+                        (pair.current, pair.next)
+                    });
+                }
+                self.keys(&pair).await;
+            }
+        }
+    }
+
+    /// Everything that a store tells, and at last what it gives to a node that takes all.
+    async fn compare_all(&mut self) {
+        let everything = LogFilter::default();
+        self.walk_log(&everything, Order::EarliestFirst, 1000).await;
+        self.walk_letters(Order::EarliestFirst, 1000).await;
+        for id in self.messages.clone() {
+            same!(self, |store| store.message(&id).await.unwrap());
+        }
+        for letter in self.letters.clone() {
+            same!(self, |store| store.dead_letter(&letter).await.unwrap());
+        }
+        self.keys(&SigningKeyPair { current: String::new(), next: String::new() }).await;
+        same!(self, |store| store.count_nodes().await.unwrap());
+        for node in self.nodes {
+            same!(self, |store| store.reconcile(node, &[]).await.unwrap());
+        }
+        self.step(Call::DueLanes).await;
+        let wants = (0..LANES.len()).map(|lane| (lane, 1000)).collect();
+        self.step(Call::Claim { node: 0, wants, max_bytes: ANY_SIZE }).await;
+        self.walk_log(&everything, Order::LatestFirst, 1000).await;
+        for id in self.messages.clone() {
+            same!(self, |store| store.cancel(&id, time(self.now)).await.unwrap());
+        }
+        self.step(Call::DueLanes).await;
+    }
+}
+
+const fn order(latest_first: bool) -> Order {
+    if latest_first { Order::LatestFirst } else { Order::EarliestFirst }
+}
+
+/// Postgres: one database for all cases, emptied between them. `SQLite`: a file for each.
+async fn empty(fresh: &Fresh) {
+    let Place::Database(database) = &fresh.place else { return };
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    sqlx::raw_sql(
+        "DELETE FROM messages; DELETE FROM deliveries; DELETE FROM attempts; DELETE FROM cancellations; \
+         DELETE FROM dead_letters; DELETE FROM deduplications; DELETE FROM nodes; DELETE FROM signing_keys; \
+         DELETE FROM tokens",
+    )
+    .execute(&mut connection)
+    .await
+    .unwrap();
+    connection.close().await.unwrap();
+}
+
+fn behaves_like_the_model(engine: Engine) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&SEED.to_le_bytes());
+    let config =
+        Config { cases: CASES, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
+    let shared = (engine == Engine::Postgres).then(|| runtime.block_on(Fresh::open(engine)));
+    let result = runner.run(&vec(call(), STEPS), |calls| {
+        runtime.block_on(async {
+            let own = if shared.is_none() { Some(Fresh::open(engine).await) } else { None };
+            let fresh = own.as_ref().or(shared.as_ref()).expect("it is one or the other");
+            empty(fresh).await;
+            let mut run = Run::new(Arc::clone(&fresh.store)).await;
+            for call in calls {
+                run.step(call).await;
+            }
+            run.compare_all().await;
+            if let Some(own) = own {
+                own.remove().await;
+            }
+        });
+        Ok(())
+    });
+    if let Some(shared) = shared {
+        runtime.block_on(shared.remove());
+    }
+    if let Err(failure) = result {
+        panic!("with the seed {SEED}: {failure}");
+    }
+}
+
+#[test]
+fn sqlite_behaves_like_the_model() {
+    behaves_like_the_model(Engine::Sqlite);
+}
+
+#[test]
+fn postgres_behaves_like_the_model() {
+    behaves_like_the_model(Engine::Postgres);
+}

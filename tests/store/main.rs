@@ -1,0 +1,90 @@
+//! One suite over the `Store` trait, on the in-memory model, SQLite and Postgres, so that a difference between any two of
+//! them shows.
+//!
+//! [`suite`] and [`lists`] hold the scenarios, each run on all three; [`differential`] applies random calls to the model
+//! and to a real store and compares; [`concurrency`] lets two nodes work on one Postgres. [`model`] is the oracle.
+//! Whatever is due was due years ago or will be in decades, so that no test depends on a clock.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
+mod concurrency;
+mod differential;
+mod lists;
+mod model;
+mod suite;
+mod support;
+
+/// A test on each of the three stores for each scenario.
+macro_rules! on_all_stores {
+    ($module:ident: $($scenario:ident),+ $(,)?) => {
+        $(mod $scenario {
+            use crate::support::{Engine, on};
+
+            #[tokio::test]
+            async fn model() {
+                on(Engine::Model, crate::$module::$scenario).await;
+            }
+
+            #[tokio::test]
+            async fn sqlite() {
+                on(Engine::Sqlite, crate::$module::$scenario).await;
+            }
+
+            #[tokio::test]
+            async fn postgres() {
+                on(Engine::Postgres, crate::$module::$scenario).await;
+            }
+        })+
+    };
+}
+
+on_all_stores! { suite:
+    messages_are_read_back_unchanged,
+    accepted_messages_wait_or_are_leased,
+    a_repeat_stores_nothing_twice,
+    a_repeat_does_not_resurrect_what_is_finished,
+    a_key_admits_one_message_until_it_expires,
+    a_key_admits_one_message_of_a_batch,
+    the_own_repeat_is_not_a_duplicate,
+    equal_keys_at_once_store_one_message,
+    claims_come_in_order_and_within_counts,
+    claims_are_bounded_in_bytes,
+    a_lane_named_twice_is_claimed_once,
+    future_messages_are_not_claimed,
+    every_due_lane_comes_up,
+    the_earliest_due_time_is_told,
+    a_delivered_message_is_done,
+    a_retry_waits_again_with_its_claims_reset,
+    a_failure_leaves_a_dead_letter,
+    callbacks_are_stored_with_the_outcome,
+    a_stranger_finishes_nothing,
+    one_batch_may_name_a_message_twice,
+    large_batches_are_stored_whole,
+    a_released_delivery_is_not_counted_as_claimed,
+    reconciling_frees_all_but_the_live_leases,
+    a_namesake_takes_the_leases_at_once,
+    a_silent_node_is_taken_over,
+    leases_of_a_node_that_is_gone_are_freed,
+    a_node_that_signs_off_frees_its_leases,
+    a_waiting_message_is_cancelled,
+    a_leased_message_is_cancelled_after_its_attempt,
+    a_cancel_does_not_undo_a_delivery,
+    a_cancelled_message_that_is_given_back_ends_unattempted,
+    ids_are_only_text,
+}
+
+on_all_stores! { lists:
+    the_log_tells_each_story,
+    log_pages_follow_each_other,
+    log_pages_stay_in_place_under_new_entries,
+    log_filters_apply_together,
+    log_pages_are_bounded_in_bytes,
+    dead_letters_are_listed_in_pages,
+    dead_letters_are_filtered,
+    dead_letters_are_deleted_once,
+    dead_letters_are_retried_all_or_none,
+    signing_keys_are_made_once_and_rotate,
+    one_token_is_made_however_many_ask,
+    only_what_is_finished_and_old_is_pruned,
+    pruning_walks_on,
+}

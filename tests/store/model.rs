@@ -1,0 +1,693 @@
+//! The store as plain maps under one lock: what the SQL stores are compared with. Obviously correct rather than fast.
+//!
+//! Its clock is its own and moves on by a millisecond whenever it is asked, so that nothing here waits for time to pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use homing::domain::id::{DeadLetterId, MessageId};
+use homing::domain::message::Message;
+use homing::domain::outcome::{Attempt, Next, Outcome, Response};
+use homing::domain::time::Timestamp;
+use homing::store::{
+    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, Ended, Lease, LogCursor,
+    LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair, State,
+    Store, Want,
+};
+
+/// Sequences of a cancellation's entries in the log: behind any attempt's.
+const CANCEL_REQUESTED: i64 = 1 << 40;
+const CANCELLED: i64 = CANCEL_REQUESTED + 1;
+
+/// How many server processes may share the store: what a registration says about earlier ones.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Processes {
+    /// As with SQLite's locked file: whoever was registered before is gone.
+    One,
+    /// As with Postgres: only the namesake is gone.
+    Several,
+}
+
+pub(crate) struct Model {
+    processes: Processes,
+    state: Mutex<Contents>,
+}
+
+struct Waiting {
+    lane: Arc<str>,
+    due_at: Timestamp,
+    retried: u32,
+    claims: u32,
+    holder: Option<(NodeId, Lease)>,
+    cancel_requested: bool,
+}
+
+struct Ending {
+    attempt: Attempt,
+    next: Next,
+    error: Option<String>,
+}
+
+struct Cancelling {
+    requested_at: Timestamp,
+    cancelled_at: Option<Timestamp>,
+}
+
+struct Letter {
+    message: MessageId,
+    created_at: Timestamp,
+    response: Option<Response>,
+    error: Option<String>,
+}
+
+struct Contents {
+    now: Timestamp,
+    messages: BTreeMap<MessageId, Arc<Message>>,
+    deliveries: BTreeMap<MessageId, Waiting>,
+    attempts: BTreeMap<(MessageId, u32), Ending>,
+    cancellations: BTreeMap<MessageId, Cancelling>,
+    dead_letters: BTreeMap<DeadLetterId, Letter>,
+    /// Deduplication keys: the message that holds each, and until when.
+    keys: BTreeMap<String, (MessageId, Timestamp)>,
+    /// Registered incarnations: name and last heartbeat.
+    nodes: BTreeMap<i64, (String, Timestamp)>,
+    signing_keys: Option<SigningKeyPair>,
+    tokens: Vec<[u8; 32]>,
+}
+
+impl Model {
+    pub(crate) fn new(processes: Processes) -> Self {
+        Self {
+            processes,
+            state: Mutex::new(Contents {
+                now: Timestamp::from_millis(1_790_000_000_000),
+                messages: BTreeMap::new(),
+                deliveries: BTreeMap::new(),
+                attempts: BTreeMap::new(),
+                cancellations: BTreeMap::new(),
+                dead_letters: BTreeMap::new(),
+                keys: BTreeMap::new(),
+                nodes: BTreeMap::new(),
+                signing_keys: None,
+                tokens: Vec::new(),
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Contents> {
+        self.state.lock().expect("a test that panics is over")
+    }
+}
+
+impl Contents {
+    fn tick(&mut self) -> Timestamp {
+        self.now = self.now.after(Duration::from_millis(1));
+        self.now
+    }
+
+    /// Frees the deliveries whose holder is one of these.
+    fn free(&mut self, whose: impl Fn(NodeId, Lease) -> bool) -> u64 {
+        let mut freed = 0;
+        for delivery in self.deliveries.values_mut() {
+            if delivery.holder.is_some_and(|(node, lease)| whose(node, lease)) {
+                delivery.holder = None;
+                freed += 1;
+            }
+        }
+        freed
+    }
+
+    /// Frees what is held by nodes that are not registered.
+    fn free_orphans(&mut self) -> u64 {
+        let registered: BTreeSet<i64> = self.nodes.keys().copied().collect();
+        self.free(|node, _| !registered.contains(&node.0))
+    }
+
+    fn insert(&mut self, message: Arc<Message>, lane: Arc<str>, holder: Option<(NodeId, Lease)>) {
+        let waiting = Waiting {
+            lane,
+            due_at: message.due_at,
+            retried: 0,
+            claims: u32::from(holder.is_some()),
+            holder,
+            cancel_requested: false,
+        };
+        let id = message.id.clone();
+        assert!(self.messages.insert(id.clone(), message).is_none(), "{id} is there already");
+        self.deliveries.insert(id, waiting);
+    }
+
+    fn accept(&mut self, node: NodeId, accept: &Accept, repeat: Repeat) -> Accepted {
+        let message = &accept.message;
+        if let Some(wanted) = &accept.deduplication {
+            if let Some((holder, expires_at)) = self.keys.get(&wanted.key)
+                && *holder != message.id
+                && *expires_at > message.created_at
+            {
+                return Accepted::Duplicate(holder.clone());
+            }
+            self.keys.insert(wanted.key.clone(), (message.id.clone(), wanted.expires_at));
+        }
+        if repeat == Repeat::First || !self.messages.contains_key(&message.id) {
+            let holder = accept.lease.map(|lease| (node, lease));
+            self.insert(Arc::clone(message), Arc::clone(&accept.lane), holder);
+        }
+        Accepted::Stored
+    }
+
+    fn finish(&mut self, node: NodeId, ended: &Ended) -> Applied {
+        let Some(delivery) = self.deliveries.get_mut(&ended.id) else { return Applied::No };
+        if delivery.holder != Some((node, ended.lease)) {
+            return Applied::No;
+        }
+        let finish = &ended.finish;
+        let allowed = match finish.next {
+            Next::Delivered => true,
+            Next::Retry { .. } | Next::Failed { .. } => !delivery.cancel_requested,
+            Next::Cancelled => delivery.cancel_requested,
+        };
+        if !allowed {
+            return Applied::No;
+        }
+        match &finish.next {
+            Next::Retry { due_at } => {
+                delivery.due_at = *due_at;
+                delivery.retried = finish.attempt.retried + 1;
+                delivery.claims = 0;
+                delivery.holder = None;
+            }
+            Next::Delivered | Next::Failed { .. } | Next::Cancelled => {
+                self.deliveries.remove(&ended.id);
+            }
+        }
+        match &finish.next {
+            Next::Failed { dead_letter } => {
+                let letter = Letter {
+                    message: ended.id.clone(),
+                    created_at: finish.attempt.ended_at,
+                    response: response_of(&finish.attempt).cloned(),
+                    error: finish.error.clone(),
+                };
+                self.dead_letters.insert(dead_letter.clone(), letter);
+            }
+            Next::Cancelled => {
+                let cancelling = self.cancellations.get_mut(&ended.id).expect("it was requested");
+                cancelling.cancelled_at = Some(finish.attempt.ended_at);
+            }
+            Next::Delivered | Next::Retry { .. } => {}
+        }
+        let ending = Ending {
+            attempt: finish.attempt.clone(),
+            next: finish.next.clone(),
+            error: finish.error.clone(),
+        };
+        let before = self.attempts.insert((ended.id.clone(), finish.attempt.retried), ending);
+        assert!(before.is_none(), "an attempt of {} ended twice", ended.id);
+        for (message, (lane, lease)) in finish.callbacks.iter().zip(&ended.callbacks) {
+            let holder = lease.map(|lease| (node, lease));
+            self.insert(Arc::new(message.clone()), Arc::clone(lane), holder);
+        }
+        Applied::Yes
+    }
+
+    fn cancel(&mut self, id: &MessageId, now: Timestamp) -> Cancellation {
+        let Some(delivery) = self.deliveries.get_mut(id) else { return Cancellation::NotFound };
+        let cancelling = self
+            .cancellations
+            .entry(id.clone())
+            .or_insert(Cancelling { requested_at: now, cancelled_at: None });
+        if delivery.holder.is_some() {
+            delivery.cancel_requested = true;
+            return Cancellation::Requested;
+        }
+        cancelling.cancelled_at = Some(now);
+        self.deliveries.remove(id);
+        Cancellation::Cancelled
+    }
+
+    fn claim(&mut self, node: NodeId, lease: Lease, wants: &[Want], max_bytes: usize) -> Vec<Delivery> {
+        let now = self.tick();
+        let mut picked: BTreeSet<(Timestamp, MessageId)> = BTreeSet::new();
+        for want in wants {
+            let mut due: Vec<(Timestamp, MessageId)> = self
+                .deliveries
+                .iter()
+                .filter(|(_, waiting)| waiting.lane == want.lane)
+                .filter(|(_, waiting)| waiting.holder.is_none() && waiting.due_at <= now)
+                .map(|(id, waiting)| (waiting.due_at, id.clone()))
+                .collect();
+            due.sort();
+            picked.extend(due.into_iter().take(want.count));
+        }
+        let mut bytes = 0;
+        let mut claimed = Vec::new();
+        for (_, id) in picked {
+            let message = Arc::clone(&self.messages[&id]);
+            bytes += message.size();
+            if bytes > max_bytes && !claimed.is_empty() {
+                break;
+            }
+            let waiting = self.deliveries.get_mut(&id).expect("it was picked from there");
+            waiting.holder = Some((node, lease));
+            waiting.claims += 1;
+            claimed.push(Delivery {
+                message,
+                lane: Arc::clone(&waiting.lane),
+                lease,
+                retried: waiting.retried,
+                claims: waiting.claims,
+                cancel_requested: waiting.cancel_requested,
+            });
+        }
+        claimed
+    }
+
+    /// All entries of the log, the earliest first.
+    fn log(&self) -> Vec<LogEntry> {
+        let mut entries = Vec::new();
+        let mut add = |id: &MessageId, time: Timestamp, state: State, sequence: i64| {
+            let message = Arc::clone(&self.messages[id]);
+            entries.push(LogEntry {
+                time,
+                message,
+                state,
+                sequence,
+                next_due_at: None,
+                error: None,
+                response: None,
+            });
+            entries.len() - 1
+        };
+        let mut created_later = Vec::new();
+        for (id, message) in &self.messages {
+            let entry = add(id, message.created_at, State::Created, 0);
+            if message.due_at > message.created_at {
+                created_later.push((entry, message.due_at));
+            }
+        }
+        for (id, waiting) in self.deliveries.iter().filter(|(_, waiting)| waiting.holder.is_some()) {
+            add(id, waiting.due_at, State::Active, 4 * i64::from(waiting.retried) + 1);
+        }
+        for (id, cancelling) in &self.cancellations {
+            add(id, cancelling.requested_at, State::CancelRequested, CANCEL_REQUESTED);
+            if let Some(cancelled_at) = cancelling.cancelled_at {
+                add(id, cancelled_at, State::Cancelled, CANCELLED);
+            }
+        }
+        let mut ended = Vec::new();
+        for ((id, retried), ending) in &self.attempts {
+            let base = 4 * i64::from(*retried);
+            add(id, ending.attempt.started_at, State::Active, base + 1);
+            let at = ending.attempt.ended_at;
+            if ending.next != Next::Delivered {
+                ended.push((add(id, at, State::Error, base + 2), ending));
+            }
+            match &ending.next {
+                Next::Delivered => ended.push((add(id, at, State::Delivered, base + 3), ending)),
+                Next::Retry { .. } => ended.push((add(id, at, State::Retry, base + 3), ending)),
+                Next::Failed { .. } => ended.push((add(id, at, State::Failed, base + 3), ending)),
+                Next::Cancelled => {}
+            }
+        }
+        for (entry, due_at) in created_later {
+            entries[entry].next_due_at = Some(due_at);
+        }
+        for (entry, ending) in ended {
+            let entry = &mut entries[entry];
+            if let (State::Retry, Next::Retry { due_at }) = (entry.state, &ending.next) {
+                entry.next_due_at = Some(*due_at);
+            } else {
+                entry.error.clone_from(&ending.error);
+                entry.response = response_of(&ending.attempt).cloned();
+            }
+        }
+        entries.sort_by(|a, b| place(a).cmp(&place(b)));
+        entries
+    }
+
+    fn body_size(&self, id: &MessageId) -> usize {
+        let answers = self.attempts.iter().filter(|((of, _), _)| of == id);
+        let answers = answers.filter_map(|(_, ending)| response_of(&ending.attempt));
+        self.messages[id].body.len() + answers.map(|response| response.body.len()).sum::<usize>()
+    }
+
+    fn dead_letter(&self, id: &DeadLetterId) -> Option<DeadLetter> {
+        let letter = self.dead_letters.get(id)?;
+        Some(DeadLetter {
+            id: id.clone(),
+            created_at: letter.created_at,
+            message: Message::clone(&self.messages[&letter.message]),
+            response: letter.response.clone(),
+            error: letter.error.clone(),
+        })
+    }
+
+    /// Whether anything happened to the message at `cutoff` or later.
+    fn is_young(&self, id: &MessageId, cutoff: Timestamp) -> bool {
+        let attempts =
+            self.attempts.iter().any(|((of, _), ending)| of == id && ending.attempt.ended_at >= cutoff);
+        let cancelled = self.cancellations.get(id).is_some_and(|cancelling| {
+            cancelling.requested_at >= cutoff || cancelling.cancelled_at.is_some_and(|at| at >= cutoff)
+        });
+        self.messages[id].created_at >= cutoff || attempts || cancelled
+    }
+}
+
+fn response_of(attempt: &Attempt) -> Option<&Response> {
+    match &attempt.outcome {
+        Outcome::Response(response) => Some(response),
+        Outcome::NoResponse { .. } | Outcome::Unsendable { .. } => None,
+    }
+}
+
+fn place(entry: &LogEntry) -> (Timestamp, &MessageId, i64) {
+    (entry.time, &entry.message.id, entry.sequence)
+}
+
+/// The first items of a list: at most `count`, and no more once `max_bytes` are reached.
+fn cut<T>(items: Vec<T>, count: usize, max_bytes: usize, size: impl Fn(&T) -> usize) -> Page<T> {
+    let total = items.len();
+    let mut bytes = 0;
+    let mut page = Vec::new();
+    for item in items {
+        if page.len() == count || bytes >= max_bytes {
+            break;
+        }
+        bytes += size(&item);
+        page.push(item);
+    }
+    Page { more: page.len() < total, items: page }
+}
+
+#[async_trait]
+impl Store for Model {
+    fn engine(&self) -> &'static str {
+        "model"
+    }
+
+    async fn now(&self) -> Result<Timestamp> {
+        Ok(self.state().tick())
+    }
+
+    async fn register(&self, node: NodeId, name: &str) -> Result<()> {
+        let mut state = self.state();
+        let now = state.tick();
+        match self.processes {
+            Processes::One => state.nodes.clear(),
+            Processes::Several => state.nodes.retain(|_, (other, _)| other != name),
+        }
+        state.nodes.insert(node.0, (name.to_owned(), now));
+        state.free_orphans();
+        Ok(())
+    }
+
+    async fn heartbeat(&self, node: NodeId) -> Result<Option<Timestamp>> {
+        let mut state = self.state();
+        let now = state.tick();
+        if self.processes == Processes::One {
+            return Ok(Some(now));
+        }
+        Ok(state.nodes.get_mut(&node.0).map(|(_, heartbeat_at)| {
+            *heartbeat_at = now;
+            now
+        }))
+    }
+
+    async fn take_over(&self, ttl: Duration) -> Result<u64> {
+        if self.processes == Processes::One {
+            return Ok(0);
+        }
+        let mut state = self.state();
+        let stale = state.tick().before(ttl);
+        let before = state.nodes.len();
+        state.nodes.retain(|_, (_, heartbeat_at)| *heartbeat_at >= stale);
+        let dead = before - state.nodes.len();
+        if dead > 0 {
+            state.free_orphans();
+        }
+        Ok(dead as u64)
+    }
+
+    async fn count_nodes(&self) -> Result<u64> {
+        match self.processes {
+            Processes::One => Ok(1),
+            Processes::Several => Ok(self.state().nodes.len() as u64),
+        }
+    }
+
+    async fn deregister(&self, node: NodeId) -> Result<()> {
+        let mut state = self.state();
+        state.free(|holder, _| holder == node);
+        state.nodes.remove(&node.0);
+        Ok(())
+    }
+
+    async fn reconcile(&self, node: NodeId, live: &[Lease]) -> Result<u64> {
+        let mut state = self.state();
+        let own = state.free(|holder, lease| holder == node && !live.contains(&lease));
+        // What this node holds is settled by `live`, whether it is registered or not.
+        let mut registered: BTreeSet<i64> = state.nodes.keys().copied().collect();
+        registered.insert(node.0);
+        Ok(own + state.free(|holder, _| !registered.contains(&holder.0)))
+    }
+
+    async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>> {
+        let mut state = self.state();
+        Ok(batch.iter().map(|accept| state.accept(node, accept, repeat)).collect())
+    }
+
+    async fn due_lanes(&self, limit: usize, after: &str) -> Result<Vec<String>> {
+        let mut state = self.state();
+        let now = state.tick();
+        let free = || state.deliveries.iter().filter(|(_, waiting)| waiting.holder.is_none());
+        let mut due: Vec<(Timestamp, &MessageId, &Arc<str>)> = free()
+            .filter(|(_, waiting)| waiting.due_at <= now)
+            .map(|(id, waiting)| (waiting.due_at, id, &waiting.lane))
+            .collect();
+        due.sort();
+        due.truncate(limit);
+        let mut lanes: Vec<String> = Vec::new();
+        for (_, _, lane) in &due {
+            if !lanes.iter().any(|have| **have == ***lane) {
+                lanes.push(lane.to_string());
+            }
+        }
+        if due.len() == limit {
+            let more: BTreeSet<&Arc<str>> =
+                free().map(|(_, waiting)| &waiting.lane).filter(|lane| ***lane > *after).collect();
+            let more = more.into_iter().take(64).map(ToString::to_string);
+            let more: Vec<String> = more.filter(|lane| !lanes.contains(lane)).collect();
+            lanes.extend(more);
+        }
+        Ok(lanes)
+    }
+
+    async fn claim(
+        &self,
+        node: NodeId,
+        lease: Lease,
+        wants: &[Want],
+        max_bytes: usize,
+    ) -> Result<Vec<Delivery>> {
+        Ok(self.state().claim(node, lease, wants, max_bytes))
+    }
+
+    async fn next_due(&self) -> Result<NextDue> {
+        let mut state = self.state();
+        let now = state.tick();
+        let free = state.deliveries.values().filter(|waiting| waiting.holder.is_none());
+        Ok(NextDue { due_at: free.map(|waiting| waiting.due_at).min(), now })
+    }
+
+    async fn finish(&self, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+        let mut state = self.state();
+        Ok(batch.iter().map(|ended| state.finish(node, ended)).collect())
+    }
+
+    async fn finish_cancelled(
+        &self,
+        node: NodeId,
+        batch: &[(MessageId, Lease)],
+        now: Timestamp,
+    ) -> Result<u64> {
+        let mut state = self.state();
+        let mut ended = 0;
+        for (id, lease) in batch {
+            let held = state
+                .deliveries
+                .get(id)
+                .is_some_and(|waiting| waiting.holder == Some((node, *lease)) && waiting.cancel_requested);
+            if held {
+                state.deliveries.remove(id);
+                let cancelling = state.cancellations.get_mut(id).expect("it was requested");
+                cancelling.cancelled_at = Some(now);
+                ended += 1;
+            }
+        }
+        Ok(ended)
+    }
+
+    async fn release(&self, node: NodeId, batch: &[(MessageId, Lease)]) -> Result<u64> {
+        let mut state = self.state();
+        let mut freed = 0;
+        for (id, lease) in batch {
+            if let Some(waiting) = state.deliveries.get_mut(id)
+                && waiting.holder == Some((node, *lease))
+            {
+                waiting.holder = None;
+                waiting.claims -= 1;
+                freed += 1;
+            }
+        }
+        Ok(freed)
+    }
+
+    async fn message(&self, id: &MessageId) -> Result<Option<Message>> {
+        Ok(self.state().messages.get(id).map(|message| Message::clone(message)))
+    }
+
+    async fn cancel(&self, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
+        Ok(self.state().cancel(id, now))
+    }
+
+    async fn log(
+        &self,
+        filter: &LogFilter,
+        order: Order,
+        cursor: Option<&LogCursor>,
+        count: usize,
+        max_bytes: usize,
+    ) -> Result<Page<LogEntry>> {
+        let state = self.state();
+        let mut entries = state.log();
+        if order == Order::LatestFirst {
+            entries.reverse();
+        }
+        entries.retain(|entry| {
+            let (after, before) = match cursor {
+                None => (true, true),
+                Some(LogCursor { time, entry: None }) => (entry.time > *time, entry.time < *time),
+                Some(LogCursor { time, entry: Some((id, sequence)) }) => {
+                    (place(entry) > (*time, id, *sequence), place(entry) < (*time, id, *sequence))
+                }
+            };
+            (match order {
+                Order::EarliestFirst => after,
+                Order::LatestFirst => before,
+            }) && (filter.messages.is_empty() || filter.messages.contains(&entry.message.id))
+                && (filter.states.is_empty() || filter.states.contains(&entry.state))
+                && filter.from.is_none_or(|from| entry.time >= from)
+                && filter.to.is_none_or(|to| entry.time <= to)
+        });
+        Ok(cut(entries, count, max_bytes, |entry| state.body_size(&entry.message.id)))
+    }
+
+    async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>> {
+        Ok(self.state().dead_letter(id))
+    }
+
+    async fn dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<&(Timestamp, DeadLetterId)>,
+        count: usize,
+        max_bytes: usize,
+    ) -> Result<Page<DeadLetter>> {
+        let state = self.state();
+        let mut letters: Vec<DeadLetter> =
+            state.dead_letters.keys().filter_map(|id| state.dead_letter(id)).collect();
+        let place = |letter: &DeadLetter| (letter.created_at, letter.id.clone());
+        letters.sort_by_key(place);
+        if order == Order::LatestFirst {
+            letters.reverse();
+        }
+        letters.retain(|letter| {
+            after.is_none_or(|after| match order {
+                Order::EarliestFirst => place(letter) > *after,
+                Order::LatestFirst => place(letter) < *after,
+            }) && (filter.messages.is_empty() || filter.messages.contains(&letter.message.id))
+                && (filter.ids.is_empty() || filter.ids.contains(&letter.id))
+                && filter.from.is_none_or(|from| letter.created_at >= from)
+                && filter.to.is_none_or(|to| letter.created_at <= to)
+        });
+        Ok(cut(letters, count, max_bytes, |letter| {
+            letter.message.body.len() + letter.response.as_ref().map_or(0, |response| response.body.len())
+        }))
+    }
+
+    async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64> {
+        let mut state = self.state();
+        Ok(ids.iter().filter(|id| state.dead_letters.remove(id).is_some()).count() as u64)
+    }
+
+    async fn retry_dead_letters(&self, replacements: &[(DeadLetterId, Accept)]) -> Result<bool> {
+        let mut state = self.state();
+        let ids: BTreeSet<&DeadLetterId> = replacements.iter().map(|(id, _)| id).collect();
+        if ids.len() < replacements.len() || ids.iter().any(|id| !state.dead_letters.contains_key(id)) {
+            return Ok(false);
+        }
+        for (id, accept) in replacements {
+            state.dead_letters.remove(id);
+            state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None);
+        }
+        Ok(true)
+    }
+
+    async fn signing_keys(&self, fresh: &SigningKeyPair, _: Timestamp) -> Result<SigningKeyPair> {
+        Ok(self.state().signing_keys.get_or_insert_with(|| fresh.clone()).clone())
+    }
+
+    async fn rotate_signing_keys(&self, fresh: &str, _: Timestamp) -> Result<SigningKeyPair> {
+        let mut state = self.state();
+        let pair = state.signing_keys.as_mut().expect("the engine reads them first");
+        *pair = SigningKeyPair { current: pair.next.clone(), next: fresh.to_owned() };
+        Ok(pair.clone())
+    }
+
+    async fn set_signing_keys(&self, pair: &SigningKeyPair, _: Timestamp) -> Result<()> {
+        self.state().signing_keys = Some(pair.clone());
+        Ok(())
+    }
+
+    async fn tokens(&self, fresh: &[u8; 32], _: Timestamp) -> Result<(Vec<[u8; 32]>, bool)> {
+        let mut state = self.state();
+        let stored = state.tokens.is_empty();
+        if stored {
+            state.tokens.push(*fresh);
+        }
+        Ok((state.tokens.clone(), stored))
+    }
+
+    /// All in one batch.
+    async fn prune(&self, retention: Retention, now: Timestamp, after: &str) -> Result<Option<String>> {
+        let mut state = self.state();
+        if after.is_empty() {
+            let cutoff = now.before(retention.dead_letters);
+            state.dead_letters.retain(|_, letter| letter.created_at >= cutoff);
+            state.keys.retain(|_, (_, expires_at)| *expires_at > now);
+        }
+        let cutoff = now.before(retention.log);
+        let bound = MessageId::earliest_at(cutoff);
+        let kept = |id: &MessageId| {
+            id.as_str() <= after
+                || *id >= bound
+                || state.deliveries.contains_key(id)
+                || state.dead_letters.values().any(|letter| letter.message == *id)
+                || state.is_young(id, cutoff)
+        };
+        let gone: BTreeSet<MessageId> = state.messages.keys().filter(|id| !kept(id)).cloned().collect();
+        state.messages.retain(|id, _| !gone.contains(id));
+        state.attempts.retain(|(id, _), _| !gone.contains(id));
+        state.cancellations.retain(|id, _| !gone.contains(id));
+        Ok(None)
+    }
+
+    async fn ping(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}
