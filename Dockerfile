@@ -8,6 +8,9 @@ ARG BASE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
+# Without line tables the binary is a quarter as large; backtraces keep the functions' names.
+ENV CARGO_PROFILE_RELEASE_DEBUG=false \
+    CARGO_PROFILE_RELEASE_STRIP=debuginfo
 
 # Dependencies first: they change seldom and take most of the time. With an empty crate in its place, ours isn't needed.
 COPY Cargo.toml Cargo.lock ./
