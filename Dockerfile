@@ -2,11 +2,11 @@
 #   docker build -t homing .
 # No cache mounts, so that any builder can build it; the dependencies are a layer of their own instead.
 
-# Debian 12's C library and certificates, no shell, user 65532. It must be the build stage's Debian: a newer C library
-# there would make a binary that doesn't start here. Where it can't be had: --build-arg BASE=debian:bookworm-slim
-ARG BASE=gcr.io/distroless/cc-debian12:nonroot
+# Debian 13's C library and certificates, no shell, user 65532. It must be the build stage's Debian: a newer C library
+# there would make a binary that doesn't start here. Where it can't be had: --build-arg BASE=debian:trixie-slim
+ARG BASE=gcr.io/distroless/cc-debian13:nonroot
 
-FROM rust:1.95-bookworm AS build
+FROM rust:1.95-trixie AS build
 WORKDIR /build
 # Without line tables the binary is a quarter as large; backtraces keep the functions' names.
 ENV CARGO_PROFILE_RELEASE_DEBUG=false \
