@@ -40,7 +40,7 @@ impl Clock {
         }
     }
 
-    /// Takes note of what the store said, in answer to a question asked at `asked`.
+    /// Takes note of what the store said.
     ///
     /// The answer was true somewhere between the question and now. Taking it as of now keeps this clock from running
     /// ahead of the store's, by which something would be sent early.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use homing::config::{self, Config, ConfigError, LogFormat, LogLevel, Sources};
+use homing::store::StoreError;
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -114,7 +115,9 @@ fn main() -> ExitCode {
             // Where stderr is gone, the exit code has to do.
             drop(writeln!(io::stderr(), "homing: {error:#}"));
             // Docker knows 0 and 1 of a health check, and reserves the rest.
-            if error.is::<ConfigError>() && !healthcheck {
+            let unusable =
+                matches!(error.downcast_ref(), Some(StoreError::Open { .. } | StoreError::Locked { .. }));
+            if (error.is::<ConfigError>() || unusable) && !healthcheck {
                 ExitCode::from(EXIT_CONFIG)
             } else {
                 ExitCode::FAILURE

@@ -15,13 +15,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api::auth::{Role, Tokens, sha256};
 use crate::api::{self, Api, headers};
 use crate::clock::system_now;
-use crate::config::{Config, DatabaseUrl, Secret};
+use crate::config::{self, Config, DatabaseUrl, Secret};
 use crate::egress::client::{self, Client};
 use crate::engine::keys::{self, Keys};
 use crate::engine::{self, Engine};
 use crate::listener::{self, Listener};
 use crate::store::sql::{self, SqlStore};
-use crate::store::{Retention, SigningKeyPair, Store};
+use crate::store::{Retention, SigningKeyPair, Store, StoredKeys};
 
 /// The longest flow-control period that a message may name.
 const MAX_FLOW_CONTROL_PERIOD: std::time::Duration = std::time::Duration::from_hours(7 * 24);
@@ -101,23 +101,32 @@ async fn open(config: &Config) -> anyhow::Result<SqlStore> {
         .with_context(|| format!("can't open the database {}", config.database_url))
 }
 
-/// The configured signing keys, else the stored ones, made at the first start.
+/// The signing keys: the configured ones, or what rotations have made of them since; without configured ones the stored
+/// ones, made at the first start. Development's keys, which everybody knows, don't outlive development.
 async fn signing_keys(config: &Config, store: &dyn Store) -> anyhow::Result<Keys> {
-    let configured = config.current_signing_key.as_ref().zip(config.next_signing_key.as_ref());
-    let fresh = match configured {
-        Some((current, next)) => {
-            SigningKeyPair { current: current.expose().to_owned(), next: next.expose().to_owned() }
-        }
-        None => SigningKeyPair { current: keys::fresh(), next: keys::fresh() },
+    let hash = |pair: &SigningKeyPair| sha256(&format!("{} {}", pair.current, pair.next));
+    let configured =
+        config.current_signing_key.as_ref().zip(config.next_signing_key.as_ref()).map(|(current, next)| {
+            let pair =
+                SigningKeyPair { current: current.expose().to_owned(), next: next.expose().to_owned() };
+            StoredKeys { configured: Some(hash(&pair)), pair }
+        });
+    let wanted = configured.clone().unwrap_or_else(keys::fresh_pair);
+    let stored = store.signing_keys(&wanted, system_now()).await?;
+    let dev = SigningKeyPair {
+        current: config::DEV_CURRENT_SIGNING_KEY.to_owned(),
+        next: config::DEV_NEXT_SIGNING_KEY.to_owned(),
     };
-    let stored = store.signing_keys(&fresh, system_now()).await?;
-    // After a rotation the configuration still has the old pair: its next key is the current one now.
-    if configured.is_some() && stored.current != fresh.current && stored.current != fresh.next {
-        tracing::warn!("the signing keys of the configuration replace the stored ones");
-        store.set_signing_keys(&fresh, system_now()).await?;
-        return Ok(Keys::new(fresh));
+    let replace = match &configured {
+        Some(configured) => stored.configured != configured.configured,
+        None => stored.configured == Some(hash(&dev)),
+    };
+    if !replace {
+        return Ok(Keys::new(stored.pair));
     }
-    Ok(Keys::new(stored))
+    tracing::warn!("the stored signing keys are replaced: receivers must learn of the new ones");
+    store.set_signing_keys(&wanted, system_now()).await?;
+    Ok(Keys::new(wanted.pair))
 }
 
 /// The accepted tokens, and the one to show: the one that was made now, or development's.

@@ -11,7 +11,9 @@ CREATE TABLE signing_keys (
     id          BIGINT PRIMARY KEY,
     current_key TEXT NOT NULL,
     next_key    TEXT NOT NULL,
-    rotated_at  BIGINT NOT NULL
+    rotated_at  BIGINT NOT NULL,
+    -- SHA-256 of the configured pair that these come from, perhaps by rotation; NULL for generated ones.
+    configured  BYTEA
 );
 
 -- Generated API tokens: only their SHA-256.

@@ -11,7 +11,9 @@ CREATE TABLE signing_keys (
     id          INTEGER PRIMARY KEY,
     current_key TEXT NOT NULL,
     next_key    TEXT NOT NULL,
-    rotated_at  INTEGER NOT NULL
+    rotated_at  INTEGER NOT NULL,
+    -- SHA-256 of the configured pair that these come from, perhaps by rotation; NULL for generated ones.
+    configured  BLOB
 ) STRICT;
 
 -- Generated API tokens: only their SHA-256.

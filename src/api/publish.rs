@@ -140,10 +140,17 @@ pub(super) fn refuse_unsupported(publish: &Publish) -> Result<(), ApiError> {
         "Upstash-Queue-Name"
     } else if publish.cron.is_some() {
         "Upstash-Cron"
-    } else if publish.options.flow_control.is_some() {
+    } else if has_flow_control(&publish.options) {
         "Upstash-Flow-Control-Key"
     } else {
         return Ok(());
     };
     Err(ApiError::bad_request(format!("invalid header {header}: this server does not support it yet")))
+}
+
+/// Whether the message or one of its callbacks is under flow control.
+fn has_flow_control(options: &Options) -> bool {
+    let callbacks = [&options.callback, &options.failure_callback];
+    options.flow_control.is_some()
+        || callbacks.into_iter().flatten().any(|spec| has_flow_control(&spec.options))
 }

@@ -23,9 +23,9 @@ use crate::egress::policy::{Mode, Policy, PolicyError};
 /// The API token of development mode: user 1 of the official development server, public by design.
 const DEV_TOKEN: &str = "eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0=";
 /// The current signing key that belongs to [`DEV_TOKEN`].
-const DEV_CURRENT_SIGNING_KEY: &str = "sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r";
+pub(crate) const DEV_CURRENT_SIGNING_KEY: &str = "sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r";
 /// The next signing key that belongs to [`DEV_TOKEN`].
-const DEV_NEXT_SIGNING_KEY: &str = "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs";
+pub(crate) const DEV_NEXT_SIGNING_KEY: &str = "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs";
 
 /// Settings of Homing, each with its default.
 ///

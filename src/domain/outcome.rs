@@ -1,5 +1,7 @@
 //! What an attempt came to, and what follows from it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::id::{DeadLetterId, MessageId};
@@ -99,7 +101,7 @@ pub struct Finish {
     /// The text that logs show for a failed attempt; `None` when it was delivered.
     pub error: Option<String>,
     /// Callback and failure callback messages.
-    pub callbacks: Vec<Message>,
+    pub callbacks: Vec<Arc<Message>>,
 }
 
 /// Where the ids of new messages and dead letters come from: the engine's clock and random numbers, or a test's counter.
@@ -142,7 +144,7 @@ pub fn decide(message: &Message, attempt: Attempt, context: &mut Context<'_>) ->
         let delay = retry::delay(&message.options, headers, attempt.retried, now);
         Next::Retry { due_at: now.after(delay) }
     };
-    let callbacks = callbacks(message, &attempt, &next, context);
+    let callbacks = callbacks(message, &attempt, &next, context).into_iter().map(Arc::new).collect();
     Finish { attempt, next, error, callbacks }
 }
 

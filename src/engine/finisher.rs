@@ -24,7 +24,7 @@ const BATCH_BYTES: usize = 16 << 20;
 /// An outcome to store.
 pub(super) struct Job {
     delivery: Delivery,
-    finish: Finish,
+    finish: Arc<Finish>,
     /// Lanes of the callback messages.
     lanes: Vec<Arc<str>>,
     /// The share of memory that a large response body holds.
@@ -33,7 +33,7 @@ pub(super) struct Job {
 
 impl Job {
     fn size(&self) -> usize {
-        let callbacks: usize = self.finish.callbacks.iter().map(Message::size).sum();
+        let callbacks: usize = self.finish.callbacks.iter().map(|message| message.size()).sum();
         let response = match &self.finish.attempt.outcome {
             crate::domain::outcome::Outcome::Response(response) => response.body.len(),
             _ => 0,
@@ -64,8 +64,8 @@ fn job(
 ) -> Job {
     let mut context =
         Context { cancel_requested, max_body: shared.settings.max_response, ids: &mut FreshIds };
-    let finish = decide(&delivery.message, attempt, &mut context);
-    let lanes = finish.callbacks.iter().map(lane).collect();
+    let finish = Arc::new(decide(&delivery.message, attempt, &mut context));
+    let lanes = finish.callbacks.iter().map(|message| lane(message)).collect();
     Job { delivery, finish, lanes, memory }
 }
 
@@ -153,7 +153,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
                 for (message, (lane, lease)) in callbacks {
                     let Some(lease) = *lease else { continue };
                     started.push(Delivery {
-                        message: Arc::new(message.clone()),
+                        message: Arc::clone(message),
                         lane: Arc::clone(lane),
                         lease,
                         retried: 0,
@@ -172,7 +172,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
         }
         let failed = matches!(job.finish.next, Next::Retry { .. } | Next::Failed { .. });
         if applied == Applied::No && failed {
-            again.push(self::job(shared, job.delivery, job.finish.attempt, true, job.memory));
+            again.push(self::job(shared, job.delivery, job.finish.attempt.clone(), true, job.memory));
         } else {
             if applied == Applied::No {
                 tracing::debug!(message.id = %job.delivery.message.id, "an outcome was dropped: the lease was gone");
@@ -209,7 +209,7 @@ fn lease_callbacks(shared: &Shared, jobs: &[Job], lease: Lease) -> Vec<Ended> {
             Ended {
                 id: job.delivery.message.id.clone(),
                 lease: job.delivery.lease,
-                finish: job.finish.clone(),
+                finish: Arc::clone(&job.finish),
                 callbacks,
             }
         })

@@ -31,6 +31,9 @@ pub struct NewMessage {
     pub deduplication: Option<Deduplication>,
 }
 
+/// How long a publisher waits. One that gives up does not know what became of its messages.
+const ANSWER: Duration = Duration::from_secs(5);
+
 struct Submission {
     messages: Vec<NewMessage>,
     reply: oneshot::Sender<Result<Vec<Accepted>>>,
@@ -54,8 +57,11 @@ impl Ingest {
     pub async fn publish(&self, messages: Vec<NewMessage>) -> Result<Vec<Accepted>> {
         let stopped = || StoreError::Unavailable(sqlx::Error::PoolClosed);
         let (reply, result) = oneshot::channel();
-        self.0.send(Submission { messages, reply }).await.map_err(|_| stopped())?;
-        result.await.map_err(|_| stopped())?
+        let answer = async {
+            self.0.send(Submission { messages, reply }).await.map_err(|_| stopped())?;
+            result.await.map_err(|_| stopped())?
+        };
+        tokio::time::timeout(ANSWER, answer).await.map_err(|_| StoreError::Deadline(ANSWER))?
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rand::RngExt as _;
 
 use crate::domain::signature::{self, SigningKey};
-use crate::store::SigningKeyPair;
+use crate::store::{SigningKeyPair, StoredKeys};
 
 /// The pair that signs, prepared.
 struct Prepared {
@@ -45,6 +45,11 @@ impl Prepared {
     fn new(pair: SigningKeyPair) -> Self {
         Self { current: Arc::new(SigningKey::new(&pair.current)), pair }
     }
+}
+
+/// A new pair, for a store that has none.
+pub fn fresh_pair() -> StoredKeys {
+    StoredKeys { pair: SigningKeyPair { current: fresh(), next: fresh() }, configured: None }
 }
 
 /// A new signing key, as text.

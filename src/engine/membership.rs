@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{HEARTBEAT, NODE_TTL, Shared, ids};
 use crate::clock::pause;
-use crate::store::{Result, SigningKeyPair};
+use crate::store::Result;
 
 /// How often silent nodes are looked for: with the time to live and the sweep this is well below 20 s.
 const LOOK: Duration = Duration::from_millis(2500);
@@ -71,9 +71,8 @@ async fn beat(shared: &Arc<Shared>) -> Result<()> {
 
 /// Another node may have rotated the keys.
 async fn read_keys(shared: &Shared) -> Result<()> {
-    let fallback = SigningKeyPair { current: super::keys::fresh(), next: super::keys::fresh() };
-    let pair = shared.store.signing_keys(&fallback, shared.clock.now()).await?;
-    shared.keys.replace(pair);
+    let stored = shared.store.signing_keys(&super::keys::fresh_pair(), shared.clock.now()).await?;
+    shared.keys.replace(stored.pair);
     Ok(())
 }
 

@@ -45,7 +45,7 @@ pub enum StoreError {
     )]
     Locked { path: String },
     /// The database can't be opened.
-    #[error("can't open the database: {reason}")]
+    #[error("{reason}")]
     Open { reason: String },
 }
 
@@ -142,7 +142,7 @@ pub struct Want {
 pub struct Ended {
     pub id: MessageId,
     pub lease: Lease,
-    pub finish: Finish,
+    pub finish: Arc<Finish>,
     /// Lane and lease for each of the callback messages.
     pub callbacks: Vec<(Arc<str>, Option<Lease>)>,
 }
@@ -279,6 +279,14 @@ pub struct SigningKeyPair {
     pub next: String,
 }
 
+/// A stored pair, and the SHA-256 of the configured pair that it comes from, perhaps by rotation; `None` for a generated
+/// one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredKeys {
+    pub pair: SigningKeyPair,
+    pub configured: Option<[u8; 32]>,
+}
+
 /// Durable storage. Every call is one atomic step; none may be cancelled half-way by its caller's disappearance, so the
 /// engine and the API call it from tasks of their own.
 #[async_trait]
@@ -364,12 +372,12 @@ pub trait Store: Send + Sync + 'static {
     /// Replaces dead letters by new messages, unleased; false: one of them does not exist, and nothing was done.
     async fn retry_dead_letters(&self, replacements: &[(DeadLetterId, Accept)]) -> Result<bool>;
 
-    /// The stored pair of signing keys, storing this one when there is none.
-    async fn signing_keys(&self, fresh: &SigningKeyPair, now: Timestamp) -> Result<SigningKeyPair>;
+    /// The stored pair of signing keys, storing this one when there is none; and what it comes from.
+    async fn signing_keys(&self, fresh: &StoredKeys, now: Timestamp) -> Result<StoredKeys>;
     /// Makes next current and `fresh` next; the new pair.
     async fn rotate_signing_keys(&self, fresh: &str, now: Timestamp) -> Result<SigningKeyPair>;
     /// Replaces the stored pair.
-    async fn set_signing_keys(&self, pair: &SigningKeyPair, now: Timestamp) -> Result<()>;
+    async fn set_signing_keys(&self, keys: &StoredKeys, now: Timestamp) -> Result<()>;
     /// Hashes of the generated tokens; stores `fresh` when there are none, and tells whether it did.
     async fn tokens(&self, fresh: &[u8; 32], now: Timestamp) -> Result<(Vec<[u8; 32]>, bool)>;
 

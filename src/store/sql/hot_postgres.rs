@@ -376,36 +376,36 @@ pub(super) async fn finish(conn: &mut PgConnection, node: NodeId, batch: &[Ended
 
 /// Attempts, column by column.
 #[derive(Default)]
-struct AttemptArrays {
-    ids: Vec<String>,
+struct AttemptArrays<'a> {
+    ids: Vec<&'a str>,
     leases: Vec<i64>,
     retried: Vec<i64>,
     started_at: Vec<i64>,
     ended_at: Vec<i64>,
     results: Vec<&'static str>,
     statuses: Vec<i64>,
-    errors: Vec<Option<String>>,
+    errors: Vec<Option<&'a str>>,
     next_due_at: Vec<Option<i64>>,
     headers: Vec<Option<String>>,
-    bodies: Vec<Option<Vec<u8>>>,
+    bodies: Vec<Option<&'a [u8]>>,
 }
 
-impl AttemptArrays {
-    fn new(batch: &[Ended]) -> Self {
+impl<'a> AttemptArrays<'a> {
+    fn new(batch: &'a [Ended]) -> Self {
         let mut arrays = Self::default();
         for ended in batch {
             let row = AttemptColumns::new(&ended.finish);
-            arrays.ids.push(ended.id.as_str().to_owned());
+            arrays.ids.push(ended.id.as_str());
             arrays.leases.push(ended.lease.0);
             arrays.retried.push(row.retried);
             arrays.started_at.push(row.started_at);
             arrays.ended_at.push(row.ended_at);
             arrays.results.push(row.result);
             arrays.statuses.push(row.status);
-            arrays.errors.push(row.error.map(str::to_owned));
+            arrays.errors.push(row.error);
             arrays.next_due_at.push(row.next_due_at);
             arrays.headers.push(row.headers);
-            arrays.bodies.push(row.body.map(<[u8]>::to_vec));
+            arrays.bodies.push(row.body);
         }
         arrays
     }
@@ -490,7 +490,7 @@ async fn finish_mixed(conn: &mut PgConnection, node: NodeId, batch: &[Ended]) ->
     let mut sources = Vec::new();
     for ended in batch {
         for (message, (lane, lease)) in ended.finish.callbacks.iter().zip(&ended.callbacks) {
-            rows.push((message, &**lane, *lease));
+            rows.push((&**message, &**lane, *lease));
             sources.push(ended.id.as_str());
         }
     }

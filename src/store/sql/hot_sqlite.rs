@@ -389,7 +389,7 @@ async fn finish(conn: &mut SqliteConnection, node: NodeId, batch: &[Ended]) -> R
     let callbacks: Vec<(&Message, &str, Option<Lease>)> = ended
         .iter()
         .flat_map(|ended| ended.finish.callbacks.iter().zip(&ended.callbacks))
-        .map(|(message, (lane, lease))| (message, &**lane, *lease))
+        .map(|(message, (lane, lease))| (&**message, &**lane, *lease))
         .collect();
     insert_messages(conn, node, &callbacks).await?;
     Ok(batch

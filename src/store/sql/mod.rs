@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use super::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, Ended, Lease, LogCursor,
     LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair, Store,
-    StoreError, Want,
+    StoreError, StoredKeys, Want,
 };
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
@@ -401,7 +401,7 @@ impl Store for SqlStore {
         .await
     }
 
-    async fn signing_keys(&self, fresh: &SigningKeyPair, now: Timestamp) -> Result<SigningKeyPair> {
+    async fn signing_keys(&self, fresh: &StoredKeys, now: Timestamp) -> Result<StoredKeys> {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let pair = secrets::signing_keys(&mut tx, fresh, now).await?;
@@ -424,10 +424,10 @@ impl Store for SqlStore {
         .await
     }
 
-    async fn set_signing_keys(&self, pair: &SigningKeyPair, now: Timestamp) -> Result<()> {
+    async fn set_signing_keys(&self, keys: &StoredKeys, now: Timestamp) -> Result<()> {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
-            secrets::set(&mut tx, pair, now).await?;
+            secrets::set(&mut tx, keys, now).await?;
             commit(tx).await
         })
         .await

@@ -1,6 +1,5 @@
 //! Opening the database: connections, their settings, and SQLite's lock file.
 
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::path::Path;
@@ -54,10 +53,19 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
             .test_before_acquire(false)
             .idle_timeout(Duration::from_mins(10))
     };
+    // A call that ran out of time may leave its connection inside a transaction.
+    let clean = || {
+        pool().before_acquire(|connection, _| {
+            Box::pin(async move {
+                let sql = "SELECT now() = statement_timestamp()";
+                sqlx::query_scalar::<_, bool>(sql).fetch_one(connection).await
+            })
+        })
+    };
     Ok(PostgresPools {
         hot: pool().max_connections(options.hot_connections).connect_with(hot).await?,
-        heartbeat: pool().max_connections(1).connect_with(rest.clone()).await?,
-        rest: pool().max_connections(options.connections).connect_with(rest).await?,
+        heartbeat: clean().max_connections(1).connect_with(rest.clone()).await?,
+        rest: clean().max_connections(options.connections).connect_with(rest).await?,
         listener: tokio::sync::Mutex::new(None),
     })
 }
@@ -99,14 +107,15 @@ async fn sqlite(path: &Path) -> Result<SqlitePools> {
     Ok(SqlitePools { group: hot_sqlite::GroupCommit::start(writer.clone()), writer, readers, _lock: lock })
 }
 
-fn folder_help(folder: &Path, verb: &str, error: &std::io::Error) -> String {
-    let mut text = format!("{} can't be {verb}: {error}", folder.display());
-    if error.kind() == std::io::ErrorKind::PermissionDenied {
-        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let _never_fails =
-            write!(text, "; if it is a mounted volume: chown {uid}:{gid} {}", folder.display());
+/// What can't be done with a path, and what may help. Files are made in the folder, which is what must be writable.
+fn folder_help(path: &Path, verb: &str, error: &std::io::Error) -> String {
+    let text = format!("{} can't be {verb}: {error}", path.display());
+    if error.kind() != std::io::ErrorKind::PermissionDenied {
+        return text;
     }
-    text
+    let folder = path.ancestors().find(|folder| folder.is_dir()).unwrap_or(path);
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    format!("{text}; if it is a mounted volume: chown {uid}:{gid} {}", folder.display())
 }
 
 /// Takes the exclusive lock beside the database file, which the system releases when the process ends, however it does.

@@ -2,42 +2,47 @@
 
 use super::Tx;
 use crate::domain::time::Timestamp;
-use crate::store::{Result, SigningKeyPair};
+use crate::store::{Result, SigningKeyPair, StoredKeys};
 
-async fn read(tx: &mut Tx) -> Result<SigningKeyPair> {
-    let sql = "SELECT current_key, next_key FROM signing_keys WHERE id = 1";
-    let (current, next): (String, String) =
+/// The insert, up to what happens when there is a pair already.
+macro_rules! insert {
+    () => {
+        "INSERT INTO signing_keys (id, current_key, next_key, rotated_at, configured) VALUES (1, $1, $2, $3, $4) \
+         ON CONFLICT (id) "
+    };
+}
+async fn read(tx: &mut Tx) -> Result<StoredKeys> {
+    let sql = "SELECT current_key, next_key, configured FROM signing_keys WHERE id = 1";
+    let (current, next, configured): (String, String, Option<Vec<u8>>) =
         on_backend!(tx, |tx| sqlx::query_as(sql).fetch_one(&mut **tx).await?);
-    Ok(SigningKeyPair { current, next })
+    Ok(StoredKeys {
+        pair: SigningKeyPair { current, next },
+        configured: configured.and_then(|hash| hash.try_into().ok()),
+    })
 }
 
-pub(super) async fn signing_keys(
-    tx: &mut Tx,
-    fresh: &SigningKeyPair,
-    now: Timestamp,
-) -> Result<SigningKeyPair> {
-    let sql = "INSERT INTO signing_keys (id, current_key, next_key, rotated_at) VALUES (1, $1, $2, $3) \
-               ON CONFLICT (id) DO NOTHING";
-    on_backend!(&mut *tx, |tx| {
-        sqlx::query(sql)
-            .bind(fresh.current.as_str())
-            .bind(fresh.next.as_str())
-            .bind(now.as_millis())
-            .execute(&mut **tx)
-            .await?;
-    });
+pub(super) async fn signing_keys(tx: &mut Tx, fresh: &StoredKeys, now: Timestamp) -> Result<StoredKeys> {
+    let sql = concat!(insert!(), "DO NOTHING");
+    write(tx, sql, fresh, now).await?;
     read(tx).await
 }
 
-pub(super) async fn set(tx: &mut Tx, pair: &SigningKeyPair, now: Timestamp) -> Result<()> {
-    let sql = "INSERT INTO signing_keys (id, current_key, next_key, rotated_at) VALUES (1, $1, $2, $3) \
-               ON CONFLICT (id) DO UPDATE SET current_key = excluded.current_key, \
-               next_key = excluded.next_key, rotated_at = excluded.rotated_at";
+pub(super) async fn set(tx: &mut Tx, keys: &StoredKeys, now: Timestamp) -> Result<()> {
+    let sql = concat!(
+        insert!(),
+        "DO UPDATE SET current_key = excluded.current_key, next_key = excluded.next_key, \
+         rotated_at = excluded.rotated_at, configured = excluded.configured"
+    );
+    write(tx, sql, keys, now).await
+}
+
+async fn write(tx: &mut Tx, sql: &'static str, keys: &StoredKeys, now: Timestamp) -> Result<()> {
     on_backend!(tx, |tx| {
         sqlx::query(sql)
-            .bind(pair.current.as_str())
-            .bind(pair.next.as_str())
+            .bind(keys.pair.current.as_str())
+            .bind(keys.pair.next.as_str())
             .bind(now.as_millis())
+            .bind(keys.configured.as_ref().map(|hash| &hash[..]))
             .execute(&mut **tx)
             .await?;
     });
@@ -49,7 +54,7 @@ pub(super) async fn rotate(tx: &mut Tx, fresh: &str, now: Timestamp) -> Result<S
     on_backend!(&mut *tx, |tx| {
         sqlx::query(sql).bind(fresh).bind(now.as_millis()).execute(&mut **tx).await?;
     });
-    read(tx).await
+    Ok(read(tx).await?.pair)
 }
 
 /// The hashes of all tokens, storing `fresh` when there are none.
