@@ -421,13 +421,12 @@ impl Store for Model {
         }
         let mut state = self.state();
         let stale = state.tick().before(ttl);
-        let before = state.nodes.len();
-        state.nodes.retain(|_, (_, heartbeat_at)| *heartbeat_at >= stale);
-        let dead = before - state.nodes.len();
-        if dead > 0 {
-            state.free_orphans();
-        }
-        Ok(dead as u64)
+        let (live, dead) = std::mem::take(&mut state.nodes)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(_, (_, heartbeat_at))| *heartbeat_at >= stale);
+        state.nodes = live;
+        state.free(|node, _| dead.contains_key(&node.0));
+        Ok(dead.len() as u64)
     }
 
     async fn count_nodes(&self) -> Result<u64> {
