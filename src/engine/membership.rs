@@ -101,6 +101,8 @@ async fn rejoin(shared: &Arc<Shared>) -> Result<()> {
     shared.store.register(node, &shared.settings.node_name).await?;
     shared.set_node(node);
     shared.renewed();
+    // A step that was under way may still have leased something to the old incarnation.
+    shared.doubt_leases();
     tracing::warn!(
         deliveries = dropped.len(),
         "this node was silent for too long; others have taken over its deliveries, and it begins anew"

@@ -119,12 +119,12 @@ async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
     }
     // What is told from here on is not covered by what is read below.
     shared.refill.due_ms.store(i64::MAX, Ordering::Release);
-    let lanes = shared.store.due_lanes(LOOK, after).await?;
+    let due = shared.store.due_lanes(LOOK, after).await?;
+    *after = due.after;
+    let lanes = due.lanes;
     if lanes.is_empty() {
         return idle(shared).await;
     }
-    let last = lanes.iter().max().cloned().unwrap_or_default();
-    *after = if last > *after { last } else { String::new() };
     let (wants, max_bytes) = shared.dispatcher.wants(lanes.iter().map(|lane| Arc::from(lane.as_str())));
     if wants.is_empty() {
         return Ok(Round::Full);

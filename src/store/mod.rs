@@ -176,6 +176,15 @@ pub struct NextDue {
     pub now: Timestamp,
 }
 
+/// Lanes in which something may be due.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DueLanes {
+    /// Each once.
+    pub lanes: Vec<String>,
+    /// How far the walk through all lanes has come; empty at its end, or when there was none.
+    pub after: String,
+}
+
 /// A dead letter.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeadLetter {
@@ -315,9 +324,9 @@ pub trait Store: Send + Sync + 'static {
     /// Stores the messages, all or none. With `repeat`, some may have been stored by an earlier call whose answer was
     /// lost; they are not stored twice.
     async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>>;
-    /// The lanes of the deliveries that are due first, up to `limit` of these looked at, and of some more lanes after
-    /// `after` in their order, so that each lane comes up even when one holds all of the first.
-    async fn due_lanes(&self, limit: usize, after: &str) -> Result<Vec<String>>;
+    /// The lanes of the deliveries that are due first, up to `limit` of these looked at; when there are as many, also
+    /// some lanes after `after` in their order, so that each lane comes up even when one holds all of the first.
+    async fn due_lanes(&self, limit: usize, after: &str) -> Result<DueLanes>;
     /// Leases what is due in these lanes, at most `max_bytes` of messages (or one that is larger), the earliest first.
     async fn claim(
         &self,

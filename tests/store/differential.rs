@@ -5,7 +5,7 @@ use std::sync::Arc;
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::store::{
     Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, NodeId, Order, Repeat,
-    Retention, SigningKeyPair, State, Store, Want,
+    Retention, State, Store, StoredKeys, Want,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -13,6 +13,7 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use sqlx::{Connection as _, PgConnection};
 
+use crate::lists::keys;
 use crate::model::{Model, Processes};
 use crate::support::{
     ANY_SIZE, Engine, FUTURE, Fresh, Held, Place, START, keyed, message, time, waiting, with_callback,
@@ -178,7 +179,7 @@ impl Run {
         for node in 0..NAMES.len() {
             run.register(node).await;
         }
-        let pair = SigningKeyPair { current: "sig_1".to_owned(), next: "sig_2".to_owned() };
+        let pair = keys("sig_1", "sig_2");
         run.keys(&pair).await;
         run
     }
@@ -190,11 +191,11 @@ impl Run {
     }
 
     /// Pairs have no debug form, since they are secret.
-    async fn keys(&self, fresh: &SigningKeyPair) {
+    async fn keys(&self, fresh: &StoredKeys) {
         let now = time(self.now);
         same!(self, |store| {
             let pair = store.signing_keys(fresh, now).await.unwrap();
-            (pair.current, pair.next)
+            (pair.pair.current, pair.pair.next, pair.configured)
         });
     }
 
@@ -275,8 +276,9 @@ impl Run {
                 3 => held.failed_unanswered(&letter),
                 _ => held.cancelled(),
             };
-            ended.finish.attempt.started_at = time(self.now);
-            ended.finish.attempt.ended_at = time(self.now + 7);
+            let attempt = &mut Arc::make_mut(&mut ended.finish).attempt;
+            attempt.started_at = time(self.now);
+            attempt.ended_at = time(self.now + 7);
             for (lane, leased) in end.callbacks {
                 ended = with_callback(ended, self.message(), LANES[lane], leased.then_some(self.lease));
             }
@@ -401,18 +403,18 @@ impl Run {
             Call::Letters { count, latest_first } => self.walk_letters(order(latest_first), count).await,
             Call::DueLanes => {
                 same!(self, |store| {
-                    let mut lanes = store.due_lanes(1000, "").await.unwrap();
+                    let mut lanes = store.due_lanes(1000, "").await.unwrap().lanes;
                     lanes.sort();
                     (lanes, store.next_due().await.unwrap().due_at)
                 });
             }
             Call::RotateKeys { set } => {
-                let pair = SigningKeyPair { current: format!("sig_{now:?}"), next: "sig_next".to_owned() };
+                let pair = keys(&format!("sig_{now:?}"), "sig_next");
                 if set {
                     same!(self, |store| store.set_signing_keys(&pair, now).await.unwrap());
                 } else {
                     same!(self, |store| {
-                        let pair = store.rotate_signing_keys(&pair.current, now).await.unwrap();
+                        let pair = store.rotate_signing_keys(&pair.pair.current, now).await.unwrap();
                         (pair.current, pair.next)
                     });
                 }
@@ -432,7 +434,7 @@ impl Run {
         for letter in self.letters.clone() {
             same!(self, |store| store.dead_letter(&letter).await.unwrap());
         }
-        self.keys(&SigningKeyPair { current: String::new(), next: String::new() }).await;
+        self.keys(&keys("", "")).await;
         same!(self, |store| store.count_nodes().await.unwrap());
         for node in self.nodes {
             same!(self, |store| store.reconcile(node, &[]).await.unwrap());

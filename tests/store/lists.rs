@@ -9,7 +9,7 @@ use homing::domain::message::Message;
 use homing::domain::time::Timestamp;
 use homing::store::{
     Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Lease, LogCursor, LogEntry, LogFilter,
-    Order, Retention, SigningKeyPair, State,
+    Order, Retention, SigningKeyPair, State, StoredKeys,
 };
 
 use crate::support::{
@@ -264,7 +264,7 @@ async fn some_letters(world: &World) -> Vec<DeadLetterId> {
         let held = world.publish_leased("a", 1).await;
         let mut ended = if index == 3 { held.failed_unanswered(text) } else { held.failed(text) };
         let created_at = START + 5000 + i64::try_from(index / 2).unwrap();
-        ended.finish.attempt.ended_at = time(created_at);
+        Arc::make_mut(&mut ended.finish).attempt.ended_at = time(created_at);
         assert_eq!(world.finish(ended).await, Applied::Yes);
         ids.push(DeadLetterId::new(text));
     }
@@ -353,8 +353,11 @@ pub(crate) async fn dead_letters_are_retried_all_or_none(world: World) {
     assert!(world.store.retry_dead_letters(&[]).await.unwrap());
 }
 
-fn pair(current: &str, next: &str) -> SigningKeyPair {
-    SigningKeyPair { current: current.to_owned(), next: next.to_owned() }
+pub(crate) fn keys(current: &str, next: &str) -> StoredKeys {
+    StoredKeys {
+        pair: SigningKeyPair { current: current.to_owned(), next: next.to_owned() },
+        configured: Some([7; 32]),
+    }
 }
 
 pub(crate) async fn signing_keys_are_made_once_and_rotate(world: World) {
@@ -362,16 +365,16 @@ pub(crate) async fn signing_keys_are_made_once_and_rotate(world: World) {
     let mut asks = tokio::task::JoinSet::new();
     for number in 0..8 {
         let store = Arc::clone(&world.store);
-        let fresh = pair(&format!("sig_{number}"), &format!("sig_{number}_next"));
+        let fresh = keys(&format!("sig_{number}"), &format!("sig_{number}_next"));
         asks.spawn(async move { store.signing_keys(&fresh, now).await.unwrap() });
     }
     let pairs = asks.join_all().await;
     assert!(pairs.iter().all(|pair| *pair == pairs[0]));
     let rotated = world.store.rotate_signing_keys("sig_x", now).await.unwrap();
-    assert!(rotated == pair(&pairs[0].next, "sig_x"));
-    assert!(world.store.signing_keys(&pair("a", "b"), now).await.unwrap() == rotated);
-    world.store.set_signing_keys(&pair("c", "d"), now).await.unwrap();
-    assert!(world.store.signing_keys(&pair("a", "b"), now).await.unwrap() == pair("c", "d"));
+    assert!(rotated == keys(&pairs[0].pair.next, "sig_x").pair);
+    assert!(world.store.signing_keys(&keys("a", "b"), now).await.unwrap().pair == rotated);
+    world.store.set_signing_keys(&keys("c", "d"), now).await.unwrap();
+    assert!(world.store.signing_keys(&keys("a", "b"), now).await.unwrap() == keys("c", "d"));
 }
 
 pub(crate) async fn one_token_is_made_however_many_ask(world: World) {
@@ -406,7 +409,7 @@ pub(crate) async fn only_what_is_finished_and_old_is_pruned(world: World) {
     let now = time(START).after(30 * DAY);
     let day = i64::try_from(DAY.as_millis()).unwrap();
     let ending_at = |mut ended: homing::store::Ended, at: i64| {
-        ended.finish.attempt.ended_at = time(at);
+        Arc::make_mut(&mut ended.finish).attempt.ended_at = time(at);
         ended
     };
     let (young, old) = (START + 25 * day, START + 15 * day);

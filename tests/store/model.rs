@@ -12,9 +12,9 @@ use homing::domain::message::Message;
 use homing::domain::outcome::{Attempt, Next, Outcome, Response};
 use homing::domain::time::Timestamp;
 use homing::store::{
-    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, Ended, Lease, LogCursor,
-    LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair, State,
-    Store, Want,
+    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
+    LogCursor, LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair,
+    State, Store, StoredKeys, Want,
 };
 
 /// Sequences of a cancellation's entries in the log: behind any attempt's.
@@ -73,7 +73,7 @@ struct Contents {
     keys: BTreeMap<String, (MessageId, Timestamp)>,
     /// Registered incarnations: name and last heartbeat.
     nodes: BTreeMap<i64, (String, Timestamp)>,
-    signing_keys: Option<SigningKeyPair>,
+    signing_keys: Option<StoredKeys>,
     tokens: Vec<[u8; 32]>,
 }
 
@@ -207,7 +207,7 @@ impl Contents {
         assert!(before.is_none(), "an attempt of {} ended twice", ended.id);
         for (message, (lane, lease)) in finish.callbacks.iter().zip(&ended.callbacks) {
             let holder = lease.map(|lease| (node, lease));
-            self.insert(Arc::new(message.clone()), Arc::clone(lane), holder);
+            self.insert(Arc::clone(message), Arc::clone(lane), holder);
         }
         Applied::Yes
     }
@@ -457,7 +457,7 @@ impl Store for Model {
         Ok(batch.iter().map(|accept| state.accept(node, accept, repeat)).collect())
     }
 
-    async fn due_lanes(&self, limit: usize, after: &str) -> Result<Vec<String>> {
+    async fn due_lanes(&self, limit: usize, after: &str) -> Result<DueLanes> {
         let mut state = self.state();
         let now = state.tick();
         let free = || state.deliveries.iter().filter(|(_, waiting)| waiting.holder.is_none());
@@ -473,14 +473,19 @@ impl Store for Model {
                 lanes.push(lane.to_string());
             }
         }
+        let mut position = String::new();
         if due.len() == limit {
-            let more: BTreeSet<&Arc<str>> =
+            let behind: BTreeSet<&Arc<str>> =
                 free().map(|(_, waiting)| &waiting.lane).filter(|lane| ***lane > *after).collect();
-            let more = more.into_iter().take(64).map(ToString::to_string);
-            let more: Vec<String> = more.filter(|lane| !lanes.contains(lane)).collect();
-            lanes.extend(more);
+            let walked: Vec<String> = behind.into_iter().take(64).map(ToString::to_string).collect();
+            if walked.len() == 64 {
+                position.clone_from(&walked[63]);
+            }
+            lanes.extend(walked);
+            let mut seen = BTreeSet::new();
+            lanes.retain(|lane| seen.insert(lane.clone()));
         }
-        Ok(lanes)
+        Ok(DueLanes { lanes, after: position })
     }
 
     async fn claim(
@@ -635,19 +640,19 @@ impl Store for Model {
         Ok(true)
     }
 
-    async fn signing_keys(&self, fresh: &SigningKeyPair, _: Timestamp) -> Result<SigningKeyPair> {
+    async fn signing_keys(&self, fresh: &StoredKeys, _: Timestamp) -> Result<StoredKeys> {
         Ok(self.state().signing_keys.get_or_insert_with(|| fresh.clone()).clone())
     }
 
     async fn rotate_signing_keys(&self, fresh: &str, _: Timestamp) -> Result<SigningKeyPair> {
         let mut state = self.state();
-        let pair = state.signing_keys.as_mut().expect("the engine reads them first");
+        let pair = &mut state.signing_keys.as_mut().expect("the engine reads them first").pair;
         *pair = SigningKeyPair { current: pair.next.clone(), next: fresh.to_owned() };
         Ok(pair.clone())
     }
 
-    async fn set_signing_keys(&self, pair: &SigningKeyPair, _: Timestamp) -> Result<()> {
-        self.state().signing_keys = Some(pair.clone());
+    async fn set_signing_keys(&self, keys: &StoredKeys, _: Timestamp) -> Result<()> {
+        self.state().signing_keys = Some(keys.clone());
         Ok(())
     }
 

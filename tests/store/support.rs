@@ -255,7 +255,7 @@ impl Held {
         let ended_at = time(self.ended_at());
         let attempt =
             Attempt { retried: self.retried, started_at: time(self.ended_at() - 10), ended_at, outcome };
-        let finish = Finish { attempt, next, error, callbacks: Vec::new() };
+        let finish = Arc::new(Finish { attempt, next, error, callbacks: Vec::new() });
         Ended { id: self.id.clone(), lease: self.lease, finish, callbacks: Vec::new() }
     }
 
@@ -287,7 +287,9 @@ impl Held {
 
 /// Adds a callback message to an attempt's end.
 pub(crate) fn with_callback(mut ended: Ended, message: Message, lane: &str, lease: Option<i64>) -> Ended {
-    ended.finish.callbacks.push(Message { source_id: Some(ended.id.clone()), ..message });
+    Arc::make_mut(&mut ended.finish)
+        .callbacks
+        .push(Arc::new(Message { source_id: Some(ended.id.clone()), ..message }));
     ended.callbacks.push((Arc::from(lane), lease.map(Lease)));
     ended
 }

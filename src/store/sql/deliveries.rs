@@ -8,7 +8,7 @@ use super::query::wanted;
 use super::{Backend, Tx};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Accept, Cancellation, Lease, NodeId, Result};
+use crate::store::{Accept, Cancellation, DueLanes, Lease, NodeId, Result};
 
 /// Lanes looked at after the ones whose deliveries are due first.
 pub(super) const LANES_PER_LOOK: i64 = 64;
@@ -21,10 +21,13 @@ pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
          FROM next WHERE next.lane IS NOT NULL) \
      SELECT lane FROM next WHERE lane IS NOT NULL LIMIT $2";
 
-/// The lanes, each where it comes first.
-pub(super) fn distinct(lanes: Vec<String>) -> Vec<String> {
-    let mut seen = HashSet::with_capacity(lanes.len());
-    lanes.into_iter().filter(|lane| seen.insert(lane.clone())).collect()
+/// The lanes that are due first and those of one look at [`NEXT_LANES`], each where it comes first.
+pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
+    let complete = i64::try_from(walked.len()).is_ok_and(|count| count < LANES_PER_LOOK);
+    let after = walked.last().filter(|_| !complete).cloned().unwrap_or_default();
+    let mut seen = HashSet::with_capacity(first.len() + walked.len());
+    let lanes = first.into_iter().chain(walked).filter(|lane| seen.insert(lane.clone())).collect();
+    DueLanes { lanes, after }
 }
 
 pub(super) async fn insert(tx: &mut Tx, accept: &Accept) -> Result<()> {

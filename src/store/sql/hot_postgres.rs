@@ -19,7 +19,7 @@ use crate::domain::message::Message;
 use crate::domain::outcome::Next;
 use crate::domain::time::Timestamp;
 use crate::store::{
-    Accept, Accepted, Applied, Delivery, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
+    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
 };
 
 pub(super) async fn now(pool: &PgPool) -> Result<Timestamp> {
@@ -290,9 +290,9 @@ async fn win(conn: &mut PgConnection, node: NodeId, batch: &[Accept]) -> Result<
 }
 
 /// The lanes of what is due first, and of some lanes after `after`.
-pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str) -> Result<Vec<String>> {
+pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut lanes: Vec<String> = sqlx::query_scalar(concat!(
+    let first: Vec<String> = sqlx::query_scalar(concat!(
         "SELECT lane FROM deliveries WHERE node = 0 AND due_at <= ",
         now_ms!(),
         " ORDER BY due_at LIMIT $1"
@@ -300,15 +300,15 @@ pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str
     .bind(limit)
     .fetch_all(&mut *conn)
     .await?;
-    if i64::try_from(lanes.len()).unwrap_or(i64::MAX) == limit {
-        let more: Vec<String> = sqlx::query_scalar(super::deliveries::NEXT_LANES)
+    let mut walked = Vec::new();
+    if i64::try_from(first.len()).unwrap_or(i64::MAX) == limit {
+        walked = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
             .bind(super::deliveries::LANES_PER_LOOK)
             .fetch_all(conn)
             .await?;
-        lanes.extend(more);
     }
-    Ok(super::deliveries::distinct(lanes))
+    Ok(super::deliveries::due_lanes(first, walked))
 }
 
 /// Leases what is due in the wanted lanes.

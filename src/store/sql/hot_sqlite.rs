@@ -18,7 +18,7 @@ use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Next;
 use crate::store::{
-    Accept, Accepted, Applied, Delivery, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
+    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
 };
 
 /// Steps that may wait for the writer; beyond, callers wait to hand theirs over.
@@ -278,24 +278,24 @@ async fn insert_messages(
 }
 
 /// The lanes of what is due first, and of some lanes after `after`.
-pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -> Result<Vec<String>> {
+pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut lanes: Vec<String> = sqlx::query_scalar(
+    let first: Vec<String> = sqlx::query_scalar(
         "SELECT lane FROM deliveries WHERE node = 0 AND due_at <= $1 ORDER BY due_at LIMIT $2",
     )
     .bind(system_now().as_millis())
     .bind(limit)
     .fetch_all(readers)
     .await?;
-    if i64::try_from(lanes.len()).unwrap_or(i64::MAX) == limit {
-        let more: Vec<String> = sqlx::query_scalar(super::deliveries::NEXT_LANES)
+    let mut walked = Vec::new();
+    if i64::try_from(first.len()).unwrap_or(i64::MAX) == limit {
+        walked = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
             .bind(super::deliveries::LANES_PER_LOOK)
             .fetch_all(readers)
             .await?;
-        lanes.extend(more);
     }
-    Ok(super::deliveries::distinct(lanes))
+    Ok(super::deliveries::due_lanes(first, walked))
 }
 
 /// Leases what is due in the wanted lanes.

@@ -15,9 +15,9 @@ use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;
 
 use super::{
-    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, Ended, Lease, LogCursor,
-    LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair, Store,
-    StoreError, StoredKeys, Want,
+    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
+    LogCursor, LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair,
+    Store, StoreError, StoredKeys, Want,
 };
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
@@ -245,7 +245,7 @@ impl Store for SqlStore {
         }
     }
 
-    async fn due_lanes(&self, limit: usize, after: &str) -> Result<Vec<String>> {
+    async fn due_lanes(&self, limit: usize, after: &str) -> Result<DueLanes> {
         match &self.backend {
             Backend::Postgres(pools) => {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
