@@ -112,9 +112,7 @@ impl Database {
     }
 
     pub(crate) fn url(&self) -> String {
-        let (base, query) = self.base.split_once('?').unwrap_or((&self.base, ""));
-        let server = base.rsplit_once('/').map_or(base, |(server, _)| server);
-        format!("{server}/{}?{query}", self.name)
+        format!("{}/{}", self.base.trim_end_matches('/'), self.name)
     }
 
     /// A store of another node on the same database.
