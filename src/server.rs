@@ -53,7 +53,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let api = Api::new(api_settings(&config)?, tokens, policy, Arc::clone(&engine));
     let listener = Listener::start(
         socket,
-        api.router(),
+        Arc::new(api),
         listener::Settings {
             max_connections: config.max_connections,
             idle_timeout: config.idle_timeout.get(),

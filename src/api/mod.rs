@@ -7,9 +7,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderValue;
@@ -79,19 +78,15 @@ impl Api {
         Self { settings, tokens, policy, engine, body_memory }
     }
 
-    /// The service. One handler for all paths: see [`routes`].
-    pub fn router(self) -> Router {
-        Router::new().fallback(handle).with_state(Arc::new(self))
+    /// Answers a request. One handler for all paths: see [`routes`].
+    pub async fn answer(self: &Arc<Self>, request: Request) -> Response {
+        let head = request.method() == http::Method::HEAD;
+        let mut response = self.respond(request).await.unwrap_or_else(ApiError::into_response);
+        if head {
+            *response.body_mut() = Body::empty();
+        }
+        response
     }
-}
-
-async fn handle(State(api): State<Arc<Api>>, request: Request) -> Response {
-    let head = request.method() == http::Method::HEAD;
-    let mut response = api.respond(request).await.unwrap_or_else(ApiError::into_response);
-    if head {
-        *response.body_mut() = Body::empty();
-    }
-    response
 }
 
 impl Api {

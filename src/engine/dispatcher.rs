@@ -46,6 +46,8 @@ struct State {
     held_bytes: usize,
     /// Claim numbers in use, and by how many deliveries (or calls that will bring some).
     leases: HashMap<Lease, usize>,
+    /// The last claim number; they only grow, also when the node begins a new incarnation.
+    last_lease: i64,
     draining: bool,
     /// Someone waits for room.
     starved: bool,
@@ -103,9 +105,13 @@ impl Dispatcher {
         self.ring_for_room(&mut state);
     }
 
-    /// Marks a claim number as in use, before the step that leases with it.
-    pub(super) fn open_lease(&self, lease: Lease) {
-        *self.state().leases.entry(lease).or_default() += 1;
+    /// A new claim number, in use from now on, for a step that leases with it.
+    pub(super) fn open_lease(&self) -> Lease {
+        let mut state = self.state();
+        state.last_lease += 1;
+        let lease = Lease(state.last_lease);
+        state.leases.insert(lease, 1);
+        lease
     }
 
     /// Ends the mark of [`Dispatcher::open_lease`]; the deliveries that came keep the number in use.
@@ -113,9 +119,10 @@ impl Dispatcher {
         self.state().end_lease(lease);
     }
 
-    /// The claim numbers in use.
-    pub(super) fn live_leases(&self) -> Vec<Lease> {
-        self.state().leases.keys().copied().collect()
+    /// The claim numbers in use, and the last one that was given out: what has a later one was leased after this.
+    pub(super) fn live_leases(&self) -> (Vec<Lease>, Lease) {
+        let state = self.state();
+        (state.leases.keys().copied().collect(), Lease(state.last_lease))
     }
 
     /// Takes leased deliveries whose room is reserved; those that may start now.

@@ -135,8 +135,7 @@ async fn finish_singly(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool)
 
 /// Stores a batch; what is to be stored differently.
 async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
-    let lease = shared.next_lease();
-    shared.dispatcher.open_lease(lease);
+    let lease = shared.dispatcher.open_lease();
     let ended = lease_callbacks(shared, &jobs, lease);
     let (applied, sure) = finish(shared, &ended).await;
     if !sure {

@@ -103,8 +103,7 @@ fn size(submission: &Submission) -> (usize, usize) {
 }
 
 async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
-    let lease = shared.next_lease();
-    shared.dispatcher.open_lease(lease);
+    let lease = shared.dispatcher.open_lease();
     let accepts = lease_due(shared, &batch, lease);
     let result = store(shared, &accepts).await;
     let leased = |accept: &&Accept| accept.lease.is_some();

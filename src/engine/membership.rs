@@ -127,7 +127,8 @@ async fn reconcile(shared: &Shared) {
     if !shared.unsure.swap(false, Ordering::AcqRel) {
         return;
     }
-    match shared.store.reconcile(shared.node(), &shared.dispatcher.live_leases()).await {
+    let (live, last) = shared.dispatcher.live_leases();
+    match shared.store.reconcile(shared.node(), &live, last).await {
         Ok(0) => {}
         Ok(freed) => {
             tracing::info!(deliveries = freed, "freed deliveries whose lease had got lost");

@@ -72,8 +72,6 @@ pub(crate) struct Shared {
     pub(crate) dispatcher: Dispatcher,
     /// This process's incarnation; a new one when others have taken over the old one's deliveries.
     node: AtomicI64,
-    /// The last claim number.
-    lease: AtomicI64,
     /// When the registration was last renewed, in milliseconds since boot.
     renewed_ms: AtomicU64,
     /// A step's outcome is unknown: what the store has leased to us is to be compared with what we hold.
@@ -95,11 +93,6 @@ impl Shared {
 
     fn set_node(&self, node: NodeId) {
         self.node.store(node.0, Ordering::Release);
-    }
-
-    /// A claim number that was not used before.
-    pub(crate) fn next_lease(&self) -> Lease {
-        Lease(self.lease.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     fn renewed(&self) {
@@ -157,7 +150,6 @@ impl Engine {
             client,
             keys,
             node: AtomicI64::new(node.0),
-            lease: AtomicI64::new(0),
             renewed_ms: AtomicU64::new(boot_ms()),
             unsure: AtomicBool::new(false),
             reconcile: Notify::new(),

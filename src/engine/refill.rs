@@ -129,8 +129,7 @@ async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
     if wants.is_empty() {
         return Ok(Round::Full);
     }
-    let lease = shared.next_lease();
-    shared.dispatcher.open_lease(lease);
+    let lease = shared.dispatcher.open_lease();
     let claimed = shared.store.claim(shared.node(), lease, &wants, max_bytes.max(1)).await;
     let result = match claimed {
         Ok(deliveries) if deliveries.is_empty() => idle(shared).await,

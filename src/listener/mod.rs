@@ -1,10 +1,10 @@
 //! Connections coming in: our own accept loop, since every connection needs its limits.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use http::Request;
 use hyper::body::Incoming;
@@ -15,12 +15,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 
 mod bare_errors;
 
 use self::bare_errors::BareErrors;
-use crate::api::Peer;
+use crate::api::{Api, Peer};
 
 /// Bytes of a request's head at most, for both protocols.
 const MAX_HEAD: u32 = 128 << 10;
@@ -48,10 +47,10 @@ pub struct Listener {
 
 impl Listener {
     /// Serves connections until [`Listener::stop`].
-    pub fn start(socket: TcpListener, service: Router, settings: Settings) -> Self {
+    pub fn start(socket: TcpListener, api: Arc<Api>, settings: Settings) -> Self {
         let stopping = CancellationToken::new();
         let connections = TaskTracker::new();
-        connections.spawn(accept(socket, service, settings, stopping.clone(), connections.clone()));
+        connections.spawn(accept(socket, api, settings, stopping.clone(), connections.clone()));
         Self { stopping, connections }
     }
 
@@ -67,7 +66,7 @@ impl Listener {
 
 async fn accept(
     socket: TcpListener,
-    service: Router,
+    api: Arc<Api>,
     settings: Settings,
     stopping: CancellationToken,
     connections: TaskTracker,
@@ -102,9 +101,9 @@ async fn accept(
                 continue;
             }
         };
-        let (server, service, stopping) = (Arc::clone(&server), service.clone(), stopping.clone());
+        let (server, api, stopping) = (Arc::clone(&server), Arc::clone(&api), stopping.clone());
         connections.spawn(async move {
-            serve(&server, stream, service, stopping).await;
+            serve(&server, stream, api, stopping).await;
             drop(place);
         });
     }
@@ -122,7 +121,7 @@ async fn refused(error: &io::Error) {
 async fn serve(
     server: &auto::Builder<TokioExecutor>,
     stream: TcpStream,
-    service: Router,
+    api: Arc<Api>,
     stopping: CancellationToken,
 ) {
     let Ok(peer) = stream.peer_addr() else { return };
@@ -131,7 +130,8 @@ async fn serve(
     }
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer.ip()));
-        service.clone().oneshot(request.map(Body::new))
+        let api = Arc::clone(&api);
+        async move { Ok::<_, Infallible>(api.answer(request.map(Body::new)).await) }
     });
     let connection = server.serve_connection(BareErrors::new(TokioIo::new(stream)), service);
     tokio::pin!(connection);

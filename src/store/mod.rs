@@ -317,9 +317,10 @@ pub trait Store: Send + Sync + 'static {
     async fn count_nodes(&self) -> Result<u64>;
     /// Ends the registration and frees what it still holds.
     async fn deregister(&self, node: NodeId) -> Result<()>;
-    /// Frees the node's leases other than `live` ones, and those of nodes that are not registered (any more): one that
-    /// was taken over may store leases in its old name until it notices. How many deliveries that were.
-    async fn reconcile(&self, node: NodeId, live: &[Lease]) -> Result<u64>;
+    /// Frees the node's leases up to the number `last` other than `live` ones, and those of nodes that are not registered
+    /// (any more): one that was taken over may store leases in its old name until it notices. Later leases are none of
+    /// its business: they are being taken at this moment. How many deliveries that were.
+    async fn reconcile(&self, node: NodeId, live: &[Lease], last: Lease) -> Result<u64>;
 
     /// Stores the messages, all or none. With `repeat`, some may have been stored by an earlier call whose answer was
     /// lost; they are not stored twice.

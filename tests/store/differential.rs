@@ -16,7 +16,7 @@ use sqlx::{Connection as _, PgConnection};
 use crate::lists::keys;
 use crate::model::{Model, Processes};
 use crate::support::{
-    ANY_SIZE, Engine, FUTURE, Fresh, Held, Place, START, keyed, message, time, waiting, with_callback,
+    ANY_SIZE, Engine, FUTURE, Fresh, Held, LATEST, Place, START, keyed, message, time, waiting, with_callback,
 };
 
 const CASES: u32 = 100;
@@ -366,7 +366,7 @@ impl Run {
             Call::Reconcile { node, live } => {
                 let live: Vec<Lease> =
                     (0..=self.lease).filter(|lease| live & (1 << (lease % 64)) != 0).map(Lease).collect();
-                same!(self, |store| store.reconcile(self.nodes[node], &live).await.unwrap());
+                same!(self, |store| store.reconcile(self.nodes[node], &live, LATEST).await.unwrap());
             }
             Call::Register { node } => self.register(node).await,
             Call::Deregister { node } => {
@@ -437,7 +437,7 @@ impl Run {
         self.keys(&keys("", "")).await;
         same!(self, |store| store.count_nodes().await.unwrap());
         for node in self.nodes {
-            same!(self, |store| store.reconcile(node, &[]).await.unwrap());
+            same!(self, |store| store.reconcile(node, &[], LATEST).await.unwrap());
         }
         self.step(Call::DueLanes).await;
         let wants = (0..LANES.len()).map(|lane| (lane, 1000)).collect();

@@ -443,9 +443,9 @@ impl Store for Model {
         Ok(())
     }
 
-    async fn reconcile(&self, node: NodeId, live: &[Lease]) -> Result<u64> {
+    async fn reconcile(&self, node: NodeId, live: &[Lease], last: Lease) -> Result<u64> {
         let mut state = self.state();
-        let own = state.free(|holder, lease| holder == node && !live.contains(&lease));
+        let own = state.free(|holder, lease| holder == node && !live.contains(&lease) && lease <= last);
         // What this node holds is settled by `live`, whether it is registered or not.
         let mut registered: BTreeSet<i64> = state.nodes.keys().copied().collect();
         registered.insert(node.0);

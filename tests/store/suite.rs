@@ -13,7 +13,8 @@ use homing::store::{
 };
 
 use crate::support::{
-    ANY_SIZE, FUTURE, Held, NODE, START, World, ids, keyed, leased, time, waiting, want, with_callback,
+    ANY_SIZE, FUTURE, Held, LATEST, NODE, START, World, ids, keyed, leased, time, waiting, want,
+    with_callback,
 };
 
 const OTHER: NodeId = NodeId(2);
@@ -96,7 +97,7 @@ pub(crate) async fn a_repeat_stores_nothing_twice(world: World) {
         let results = world.store.accept(NODE, &batch, Repeat::Again).await.unwrap();
         assert_eq!(results, vec![Accepted::Stored; 3]);
         if lease.is_some() {
-            world.store.reconcile(NODE, &[]).await.unwrap();
+            world.store.reconcile(NODE, &[], LATEST).await.unwrap();
         }
         let claimed = world.claim(lane, 2).await;
         let expected: Vec<_> = batch.iter().map(|accept| accept.message.id.clone()).collect();
@@ -117,7 +118,7 @@ pub(crate) async fn a_repeat_does_not_resurrect_what_is_finished(world: World) {
     let again = world.store.accept(NODE, &batch, Repeat::Again).await.unwrap();
     assert_eq!(again, [Accepted::Stored, Accepted::Stored]);
     assert!(world.nothing_waits().await);
-    assert_eq!(world.store.reconcile(NODE, &[]).await.unwrap(), 0);
+    assert_eq!(world.store.reconcile(NODE, &[], LATEST).await.unwrap(), 0);
 }
 
 pub(crate) async fn a_key_admits_one_message_until_it_expires(world: World) {
@@ -300,7 +301,7 @@ pub(crate) async fn a_delivered_message_is_done(world: World) {
     assert_eq!(world.finish(held.delivered()).await, Applied::Yes);
     assert_eq!(world.finish(held.delivered()).await, Applied::No);
     assert!(world.nothing_waits().await);
-    assert_eq!(world.store.reconcile(NODE, &[]).await.unwrap(), 0);
+    assert_eq!(world.store.reconcile(NODE, &[], LATEST).await.unwrap(), 0);
     assert!(world.store.message(&held.id).await.unwrap().is_some());
     assert_eq!(world.story(&held.id).await, [State::Created, State::Active, State::Delivered]);
     assert_eq!(world.store.finish(NODE, &[]).await.unwrap(), []);
@@ -312,7 +313,7 @@ pub(crate) async fn a_retry_waits_again_with_its_claims_reset(world: World) {
         let delivery = world.claim_one("a", i64::from(claims)).await;
         assert_eq!((delivery.claims, delivery.retried), (claims, 0));
         if claims < 3 {
-            assert_eq!(world.store.reconcile(NODE, &[]).await.unwrap(), 1);
+            assert_eq!(world.store.reconcile(NODE, &[], LATEST).await.unwrap(), 1);
         } else {
             assert_eq!(world.finish(Held::from(&delivery).retry_at(START + 5)).await, Applied::Yes);
         }
@@ -406,7 +407,7 @@ pub(crate) async fn a_stranger_finishes_nothing(world: World) {
 pub(crate) async fn one_batch_may_name_a_message_twice(world: World) {
     for (round, stale_first) in [(0, true), (1, false)] {
         let stale = world.publish_leased("a", 10 * round + 1).await;
-        assert_eq!(world.store.reconcile(NODE, &[]).await.unwrap(), 1);
+        assert_eq!(world.store.reconcile(NODE, &[], LATEST).await.unwrap(), 1);
         let current = Held::from(&world.claim_one("a", 10 * round + 2).await);
         let callbacks = world.messages(4);
         let ended =
@@ -478,8 +479,10 @@ pub(crate) async fn reconciling_frees_all_but_the_live_leases(world: World) {
         held.push(world.publish_leased("a", lease).await);
     }
     let live = [Lease(1), Lease(3), Lease(4)];
-    assert_eq!(world.store.reconcile(NODE, &live).await.unwrap(), 2);
-    assert_eq!(world.store.reconcile(NODE, &live).await.unwrap(), 0);
+    // What was leased after the look at the live ones is left alone.
+    assert_eq!(world.store.reconcile(NODE, &[], Lease(0)).await.unwrap(), 0);
+    assert_eq!(world.store.reconcile(NODE, &live, LATEST).await.unwrap(), 2);
+    assert_eq!(world.store.reconcile(NODE, &live, LATEST).await.unwrap(), 0);
     finishes_nothing(&world, NODE, &held[1]).await;
     let claimed = world.claim("a", 5).await;
     assert_eq!(ids(&claimed), [held[1].id.clone(), held[2].id.clone()]);
@@ -535,10 +538,10 @@ pub(crate) async fn a_silent_node_is_taken_over(world: World) {
 pub(crate) async fn leases_of_a_node_that_is_gone_are_freed(world: World) {
     world.store.register(OTHER, "node-1").await.unwrap();
     let zombie = world.publish_leased("a", 1).await;
-    assert_eq!(world.store.reconcile(OTHER, &[]).await.unwrap(), 1);
+    assert_eq!(world.store.reconcile(OTHER, &[], LATEST).await.unwrap(), 1);
     finishes_nothing(&world, NODE, &zombie).await;
     assert_eq!(world.claim_as(OTHER, "a", 2).await.len(), 1);
-    assert_eq!(world.store.reconcile(OTHER, &[Lease(2)]).await.unwrap(), 0);
+    assert_eq!(world.store.reconcile(OTHER, &[Lease(2)], LATEST).await.unwrap(), 0);
     let zombie = world.publish_leased("b", 3).await;
     world.store.register(NodeId(3), "node-1").await.unwrap();
     let claimed = world.claim_as(NodeId(3), "b", 1).await;

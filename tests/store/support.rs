@@ -84,6 +84,9 @@ async fn connect(database: sql::Database) -> SqlStore {
     store
 }
 
+/// A claim number that none comes after.
+pub(crate) const LATEST: Lease = Lease(i64::MAX);
+
 /// A Postgres database of its own.
 pub(crate) struct Database {
     base: String,

@@ -216,10 +216,10 @@ impl Store for SqlStore {
         .await
     }
 
-    async fn reconcile(&self, node: NodeId, live: &[Lease]) -> Result<u64> {
+    async fn reconcile(&self, node: NodeId, live: &[Lease], last: Lease) -> Result<u64> {
         within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
-            let freed = nodes::free_all_but(&mut tx, node, live).await?;
+            let freed = nodes::free_all_but(&mut tx, node, live, last).await?;
             let orphans = nodes::free_orphans(&mut tx, node).await?;
             commit(tx).await?;
             Ok(freed + orphans)

@@ -68,26 +68,28 @@ pub(super) async fn free_orphans(tx: &mut Tx, node: NodeId) -> Result<u64> {
     Ok(on_backend!(tx, |tx| sqlx::query(sql).bind(node.0).execute(&mut **tx).await?.rows_affected()))
 }
 
-/// Frees the node's leases other than `live`.
-pub(super) async fn free_all_but(tx: &mut Tx, node: NodeId, live: &[Lease]) -> Result<u64> {
+/// Frees the node's leases up to `last` other than `live`.
+pub(super) async fn free_all_but(tx: &mut Tx, node: NodeId, live: &[Lease], last: Lease) -> Result<u64> {
     let live: Vec<i64> = live.iter().map(|lease| lease.0).collect();
     match tx {
-        Tx::Postgres(tx) => {
-            Ok(sqlx::query("UPDATE deliveries SET node = 0, lease = 0 WHERE node = $1 AND lease <> ALL ($2)")
-                .bind(node.0)
-                .bind(live)
-                .execute(&mut **tx)
-                .await?
-                .rows_affected())
-        }
+        Tx::Postgres(tx) => Ok(sqlx::query(
+            "UPDATE deliveries SET node = 0, lease = 0 WHERE node = $1 AND lease <> ALL ($2) AND lease <= $3",
+        )
+        .bind(node.0)
+        .bind(live)
+        .bind(last.0)
+        .execute(&mut **tx)
+        .await?
+        .rows_affected()),
         Tx::Sqlite(tx) => {
             let live = serde_json::to_string(&live).expect("numbers are valid JSON");
             Ok(sqlx::query(
                 "UPDATE deliveries SET node = 0, lease = 0 \
-                 WHERE node = $1 AND lease NOT IN (SELECT value FROM json_each($2))",
+                 WHERE node = $1 AND lease NOT IN (SELECT value FROM json_each($2)) AND lease <= $3",
             )
             .bind(node.0)
             .bind(live)
+            .bind(last.0)
             .execute(&mut **tx)
             .await?
             .rows_affected())
