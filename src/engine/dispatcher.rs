@@ -308,3 +308,164 @@ impl State {
         lane.ready.push_back(delivery);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::message::{Headers, Message, Method, Options};
+    use crate::domain::time::Timestamp;
+
+    fn dispatcher(concurrency: usize, per_lane: usize, held: usize) -> Dispatcher {
+        let limits = Limits { concurrency, per_lane, held, held_bytes: usize::MAX };
+        Dispatcher { state: Mutex::default(), limits, room: Notify::new() }
+    }
+
+    fn delivery(id: usize, lane: &str, lease: Lease) -> Delivery {
+        let now = Timestamp::from_millis(0);
+        let message = Message {
+            id: MessageId::new(format!("msg_{id}")),
+            created_at: now,
+            due_at: now,
+            method: Method::Post,
+            url: "http://e.com".to_owned(),
+            headers: Headers::new(),
+            body: bytes::Bytes::new(),
+            body_sha256: [0; 32],
+            max_retries: 0,
+            caller_ip: None,
+            labels: Vec::new(),
+            queue: None,
+            url_group: None,
+            endpoint: None,
+            schedule_id: None,
+            source_id: None,
+            options: Options::default(),
+        };
+        Delivery {
+            message: Arc::new(message),
+            lane: Arc::from(lane),
+            lease,
+            retried: 0,
+            claims: 1,
+            cancel_requested: false,
+        }
+    }
+
+    /// Reserves and admits `count` deliveries of a lane; those that may start.
+    fn admit(dispatcher: &Dispatcher, lane: &str, count: usize) -> Vec<Delivery> {
+        let lease = dispatcher.open_lease();
+        let all: Vec<Delivery> = (0..count).map(|id| delivery(id, lane, lease)).collect();
+        let wanted = all.iter().map(|delivery| (&delivery.lane, delivery.message.size()));
+        let fits = dispatcher.reserve(wanted);
+        let admitted = all.into_iter().zip(fits).filter(|(_, fits)| *fits).map(|(delivery, _)| delivery);
+        let started = dispatcher.admit(admitted.collect());
+        dispatcher.close_lease(lease);
+        started
+    }
+
+    /// Ends attempts and forgets their deliveries; those that start instead.
+    fn end(dispatcher: &Dispatcher, ended: &[Delivery]) -> Vec<Delivery> {
+        let mut started = Vec::new();
+        for delivery in ended {
+            started.extend(dispatcher.attempt_ended(&delivery.lane));
+            dispatcher.forget(delivery);
+        }
+        started
+    }
+
+    #[test]
+    fn everything_comes_up_and_nothing_is_left_behind() {
+        let dispatcher = dispatcher(8, 4, 1000);
+        let mut running = admit(&dispatcher, "a", 50);
+        running.extend(admit(&dispatcher, "b", 50));
+        let mut ended = 0;
+        while !running.is_empty() {
+            ended += running.len();
+            running = end(&dispatcher, &running);
+        }
+        assert_eq!(ended, 100);
+        assert_eq!(dispatcher.load(), (0, 0));
+        let state = dispatcher.state();
+        assert_eq!(state.held_bytes, 0);
+        assert!(state.leases.is_empty(), "{:?}", state.leases);
+        assert!(state.lanes.values().all(|lane| lane.held == 0 && lane.ready.is_empty()));
+    }
+
+    #[test]
+    fn a_lane_that_hangs_leaves_slots_to_the_others() {
+        let dispatcher = dispatcher(16, 16, 1000);
+        for hanging in ["a", "b", "c"] {
+            let started = admit(&dispatcher, hanging, 100);
+            assert!(!started.is_empty(), "{hanging} gets something");
+        }
+        assert!(dispatcher.load().1 < 16, "and a slot is left");
+        assert_eq!(admit(&dispatcher, "healthy", 1).len(), 1);
+    }
+
+    #[test]
+    fn a_lane_keeps_its_own_limit() {
+        let dispatcher = dispatcher(100, 3, 1000);
+        let started = admit(&dispatcher, "a", 10);
+        assert_eq!(started.len(), 3);
+        assert_eq!(end(&dispatcher, &started[..1]).len(), 1);
+    }
+
+    #[test]
+    fn room_is_shared_by_what_is_free() {
+        let dispatcher = dispatcher(1, 1, 8);
+        admit(&dispatcher, "a", 100);
+        assert_eq!(dispatcher.load().0, 4, "one lane holds as much as is left free");
+        admit(&dispatcher, "b", 100);
+        assert_eq!(dispatcher.load().0, 6);
+    }
+
+    #[test]
+    fn a_withdrawn_delivery_never_starts() {
+        let dispatcher = dispatcher(1, 1, 100);
+        let started = admit(&dispatcher, "a", 3);
+        let withdrawn = dispatcher.withdraw(&MessageId::new("msg_1")).expect("it waits");
+        dispatcher.forget(&withdrawn);
+        assert!(dispatcher.withdraw(&MessageId::new("msg_0")).is_none(), "it runs");
+        let next = end(&dispatcher, &started);
+        assert_eq!(next[0].message.id.as_str(), "msg_2");
+        assert!(end(&dispatcher, &next).is_empty());
+        assert_eq!(dispatcher.load(), (0, 0));
+    }
+
+    #[test]
+    fn draining_takes_nothing_more() {
+        let dispatcher = dispatcher(1, 1, 100);
+        let started = admit(&dispatcher, "a", 3);
+        assert_eq!(dispatcher.drain().len(), 2);
+        assert!(admit(&dispatcher, "b", 1).is_empty());
+        assert!(end(&dispatcher, &started).is_empty());
+        assert_eq!(dispatcher.load(), (0, 0));
+        assert!(!dispatcher.has_room());
+    }
+
+    #[test]
+    fn claims_fill_each_lane_to_a_bound() {
+        let dispatcher = dispatcher(100, 3, 1000);
+        let lanes = || ["a", "b", "a"].into_iter().map(Arc::from);
+        let (wants, _) = dispatcher.wants(lanes());
+        let counts: Vec<usize> = wants.iter().map(|want| want.count).collect();
+        assert_eq!(counts, [3 * CLAIM_AHEAD, 3 * CLAIM_AHEAD]);
+        let lease = dispatcher.open_lease();
+        let claimed = (0..3 * CLAIM_AHEAD).map(|id| delivery(id, "a", lease)).collect();
+        dispatcher.admit_claimed(claimed);
+        let (wants, _) = dispatcher.wants(lanes());
+        assert_eq!(wants.len(), 1);
+        assert_eq!(&*wants[0].lane, "b");
+    }
+
+    #[test]
+    fn a_look_at_the_leases_tells_which_came_later() {
+        let dispatcher = dispatcher(1, 1, 100);
+        let first = dispatcher.open_lease();
+        dispatcher.close_lease(first);
+        let second = dispatcher.open_lease();
+        let (live, last) = dispatcher.live_leases();
+        assert_eq!((live, last), (vec![second], second));
+        assert!(dispatcher.open_lease() > last);
+    }
+}
