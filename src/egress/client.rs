@@ -243,9 +243,8 @@ fn failure(error: &legacy::Error) -> Failure {
     Failure { class, error: text }
 }
 
-/// The TLS error in an I/O error, which is how handshakes report theirs.
+/// The TLS error in an I/O error, which is how handshakes report theirs, perhaps in another I/O error.
 fn tls_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    cause
-        .downcast_ref::<rustls::Error>()
-        .or_else(|| cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())
+    let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    cause.downcast_ref::<rustls::Error>().or_else(|| tls_error(inner?))
 }

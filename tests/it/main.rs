@@ -16,6 +16,7 @@ mod support;
 
 mod auth;
 mod callbacks;
+mod commands;
 mod crash;
 mod delivery;
 mod egress;
@@ -25,3 +26,4 @@ mod publish;
 mod resources;
 mod sdk;
 mod signing;
+mod tls;

@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 
 use database::Database;
 pub(crate) use database::Engine;
+pub(crate) use http::Call;
 pub(crate) use receiver::{Gate, Received, Receiver, Reply};
 pub(crate) use server::Server;
 pub(crate) use wait::{eventually, within};
@@ -113,6 +114,11 @@ impl Test {
         let server = self.unstarted_server(settings);
         server.start().await;
         server
+    }
+
+    /// The URL of its database.
+    pub(crate) fn database_url(&self) -> String {
+        self.shared.database.url().to_owned()
     }
 
     /// A server that has not been started yet.

@@ -150,7 +150,7 @@ impl Server {
         format!("http://{}", self.address())
     }
 
-    pub(super) fn last_address(&self) -> String {
+    pub(crate) fn last_address(&self) -> String {
         self.shared.address.lock().unwrap().map_or_else(|| "no port yet".to_owned(), |a| a.to_string())
     }
 
