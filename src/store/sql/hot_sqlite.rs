@@ -5,10 +5,11 @@
 //! that few statements serve all sizes and stay prepared.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments as _, AssertSqlSafe, SqliteConnection, SqlitePool};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::attempts::AttemptColumns;
@@ -45,9 +46,10 @@ pub(super) struct GroupCommit {
 }
 
 impl GroupCommit {
-    pub(super) fn start(writer: SqlitePool) -> Self {
+    /// Starts the task; it rings `written` after each commit.
+    pub(super) fn start(writer: SqlitePool, written: Arc<Notify>) -> Self {
         let (steps, waiting) = mpsc::channel(WAITING);
-        let task = tokio::spawn(run(writer, waiting));
+        let task = tokio::spawn(run(writer, waiting, written));
         Self { steps, task: std::sync::Mutex::new(Some(task)) }
     }
 
@@ -90,7 +92,7 @@ fn gone() -> StoreError {
     StoreError::Unavailable(sqlx::Error::WorkerCrashed)
 }
 
-async fn run(writer: SqlitePool, mut waiting: mpsc::Receiver<Step>) {
+async fn run(writer: SqlitePool, mut waiting: mpsc::Receiver<Step>, written: Arc<Notify>) {
     let mut group = Vec::with_capacity(GROUP);
     while waiting.recv_many(&mut group, GROUP).await > 0 {
         match transaction(&writer, &group).await {
@@ -117,6 +119,7 @@ async fn run(writer: SqlitePool, mut waiting: mpsc::Receiver<Step>) {
                 }
             }
         }
+        written.notify_one();
     }
 }
 

@@ -34,6 +34,7 @@ macro_rules! on_backend {
 }
 
 mod attempts;
+mod checkpoint;
 mod codec;
 mod dead_letters;
 mod deduplication;
@@ -104,6 +105,9 @@ struct PostgresPools {
 struct SqlitePools {
     writer: SqlitePool,
     group: hot_sqlite::GroupCommit,
+    checkpointer: checkpoint::Checkpointer,
+    /// The checkpointer's connection.
+    checkpoints: SqlitePool,
     readers: SqlitePool,
     _lock: std::fs::File,
 }
@@ -489,6 +493,8 @@ impl Store for SqlStore {
             Backend::Sqlite(pools) => {
                 pools.readers.close().await;
                 pools.group.close().await;
+                pools.checkpointer.stop();
+                pools.checkpoints.close().await;
                 pools.writer.close().await;
             }
         }

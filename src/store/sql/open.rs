@@ -11,6 +11,7 @@ use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
 
+use super::checkpoint::Checkpointer;
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
 use crate::store::{Result, StoreError};
 
@@ -88,7 +89,7 @@ async fn sqlite(path: &Path) -> Result<SqlitePools> {
         .pragma("cache_size", "-16384")
         .pragma("temp_store", "memory")
         .pragma("journal_size_limit", "67108864")
-        .pragma("wal_autocheckpoint", "2000");
+        .pragma("wal_autocheckpoint", "0");
     let writer = SqlitePoolOptions::new()
         .max_connections(1)
         .min_connections(1)
@@ -102,9 +103,16 @@ async fn sqlite(path: &Path) -> Result<SqlitePools> {
         .max_connections(SQLITE_READERS)
         .test_before_acquire(false)
         .acquire_timeout(DEADLINE)
-        .connect_with(options.pragma("cache_size", "-4096").pragma("query_only", "on"))
+        .connect_with(options.clone().pragma("cache_size", "-4096").pragma("query_only", "on"))
         .await?;
-    Ok(SqlitePools { group: hot_sqlite::GroupCommit::start(writer.clone()), writer, readers, _lock: lock })
+    let checkpoints = SqlitePoolOptions::new()
+        .max_connections(1)
+        .test_before_acquire(false)
+        .connect_with(options.pragma("cache_size", "-512"))
+        .await?;
+    let checkpointer = Checkpointer::start(checkpoints.clone(), writer.clone());
+    let group = hot_sqlite::GroupCommit::start(writer.clone(), checkpointer.bell());
+    Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, _lock: lock })
 }
 
 /// What can't be done with a path, and what may help. Files are made in the folder, which is what must be writable.
