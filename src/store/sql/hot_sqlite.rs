@@ -108,7 +108,11 @@ async fn run(writer: SqlitePool, mut waiting: mpsc::Receiver<Step>, written: Arc
                     answer_error(step, error);
                 }
                 // One step's trouble must not be the others': each alone.
-                for step in group.drain(..) {
+                for mut step in group.drain(..) {
+                    // The failure may have been that of the answer to a commit that took effect.
+                    if let Step::Accept { repeat, .. } = &mut step {
+                        *repeat = Repeat::Again;
+                    }
                     match transaction(&writer, std::slice::from_ref(&step)).await {
                         Ok(mut results) => match results.pop() {
                             Some(result) => answer(step, Ok(result)),
