@@ -4,7 +4,7 @@
 //! dynamic thresholds: a lane may hold as much as is still free. One busy lane thus gets half of the room, and n lanes
 //! that hang leave a share of 1/(n + 1) to the others, whatever their number.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -13,8 +13,6 @@ use super::Settings;
 use crate::domain::id::MessageId;
 use crate::store::{Delivery, Lease, Want};
 
-/// Lanes that are looked at in vain before the search for a next delivery ends. Whatever ends later looks again.
-const LOOKS: usize = 8;
 /// Deliveries that a claim takes for one lane, as a multiple of what may run there: enough for two more rounds while
 /// the next claim is on its way.
 const CLAIM_AHEAD: usize = 4;
@@ -39,7 +37,7 @@ struct Limits {
 #[derive(Default)]
 struct State {
     lanes: HashMap<Arc<str>, Lane>,
-    /// Lanes that have something ready, each once.
+    /// Lanes that have something ready and are below their own limit, each once.
     ring: VecDeque<Arc<str>>,
     running: usize,
     held: usize,
@@ -49,8 +47,10 @@ struct State {
     /// The last claim number; they only grow, also when the node begins a new incarnation.
     last_lease: i64,
     draining: bool,
-    /// Someone waits for room.
+    /// A claim found no room at all.
     starved: bool,
+    /// Lanes with something due that a claim found no room for.
+    hungry: HashSet<Arc<str>>,
 }
 
 #[derive(Default)]
@@ -59,6 +59,8 @@ struct Lane {
     running: usize,
     /// Waiting, running, or not yet finished in the store.
     held: usize,
+    /// Bytes of these.
+    held_bytes: usize,
     in_ring: bool,
 }
 
@@ -86,10 +88,10 @@ impl Dispatcher {
         wanted
             .map(|(lane, bytes)| {
                 let free = self.limits.held.saturating_sub(state.held);
-                let held = state.lanes.get(lane).map_or(0, |lane| lane.held);
-                let fits = !state.draining
-                    && held < free
-                    && state.held_bytes.saturating_add(bytes) <= self.limits.held_bytes;
+                let free_bytes = self.limits.held_bytes.saturating_sub(state.held_bytes);
+                let (held, held_bytes) =
+                    state.lanes.get(lane).map_or((0, 0), |lane| (lane.held, lane.held_bytes));
+                let fits = !state.draining && held < free && held_bytes <= free_bytes && bytes <= free_bytes;
                 if fits {
                     state.hold(lane, bytes);
                 }
@@ -102,7 +104,7 @@ impl Dispatcher {
     pub(super) fn unreserve(&self, lane: &Arc<str>, bytes: usize) {
         let mut state = self.state();
         state.let_go(lane, bytes);
-        self.ring_for_room(&mut state);
+        self.ring_for_room(&mut state, std::iter::once(lane));
     }
 
     /// A new claim number, in use from now on, for a step that leases with it.
@@ -130,7 +132,10 @@ impl Dispatcher {
         let mut state = self.state();
         for delivery in deliveries {
             *state.leases.entry(delivery.lease).or_default() += 1;
-            state.push(delivery);
+            let name = Arc::clone(&delivery.lane);
+            let lane = state.lanes.get_mut(&name).expect("room was reserved in its lane");
+            lane.ready.push_back(delivery);
+            state.enter_ring(&name, self.limits.per_lane);
         }
         self.next(&mut state)
     }
@@ -152,9 +157,8 @@ impl Dispatcher {
         if let Some(lane) = state.lanes.get_mut(lane) {
             lane.running -= 1;
         }
-        let started = self.next(&mut state);
-        self.ring_for_room(&mut state);
-        started
+        state.enter_ring(lane, self.limits.per_lane);
+        self.next(&mut state)
     }
 
     /// Lets go of a delivery that is finished, or no longer ours.
@@ -163,13 +167,13 @@ impl Dispatcher {
     }
 
     /// The same for many.
-    pub(super) fn forget_all<'a>(&self, deliveries: impl Iterator<Item = &'a Delivery>) {
+    pub(super) fn forget_all<'a>(&self, deliveries: impl Iterator<Item = &'a Delivery> + Clone) {
         let mut state = self.state();
-        for delivery in deliveries {
+        for delivery in deliveries.clone() {
             state.let_go(&delivery.lane, delivery.message.size());
             state.end_lease(delivery.lease);
         }
-        self.ring_for_room(&mut state);
+        self.ring_for_room(&mut state, deliveries.map(|delivery| &delivery.lane));
     }
 
     /// Takes a delivery out that has not started.
@@ -197,32 +201,49 @@ impl Dispatcher {
         waiting
     }
 
-    /// Whether a claim could take anything; if not, [`Dispatcher::room`] rings when it can.
+    /// Whether there is room for anything; if not, [`Dispatcher::room`] rings when there is.
     pub(super) fn has_room(&self) -> bool {
         let mut state = self.state();
-        let room = !state.draining
-            && state.held < self.limits.held / 2
-            && state.held_bytes < self.limits.held_bytes / 2;
-        state.starved |= !room;
+        let room =
+            !state.draining && state.held < self.limits.held && state.held_bytes < self.limits.held_bytes;
+        state.starved = !room;
         room
     }
 
-    /// How much of each lane to claim now, and how many bytes in all.
+    /// How much of each lane to claim now, and how many bytes in all. Lanes without room are kept in mind:
+    /// [`Dispatcher::room`] rings when one has some.
     pub(super) fn wants(&self, lanes: impl Iterator<Item = Arc<str>>) -> (Vec<Want>, usize) {
         let mut state = self.state();
-        let per_lane = self.limits.per_lane.saturating_mul(CLAIM_AHEAD);
         let mut left = CLAIM_MAX.min(self.limits.held.saturating_sub(state.held));
+        let free = self.limits.held.saturating_sub(state.held);
+        let free_bytes = self.limits.held_bytes.saturating_sub(state.held_bytes);
         let mut wants: Vec<Want> = Vec::new();
-        for lane in lanes {
-            let held = state.lanes.get(&lane).map_or(0, |lane| lane.held);
-            let count = per_lane.saturating_sub(held).min(left);
-            if count > 0 && !wants.iter().any(|want| want.lane == lane) {
+        state.hungry.clear();
+        for name in lanes {
+            let (held, held_bytes) =
+                state.lanes.get(&name).map_or((0, 0), |lane| (lane.held, lane.held_bytes));
+            // Not a few at a time: a claim costs the same for many.
+            let low = held <= self.claim_ahead() / 2 && held < free && held_bytes <= free_bytes;
+            let count = if low { (self.claim_ahead() - held).min(left) } else { 0 };
+            if count == 0 {
+                state.hungry.insert(name);
+            } else if !wants.iter().any(|want| want.lane == name) {
                 left -= count;
-                wants.push(Want { lane, count });
+                wants.push(Want { lane: name, count });
             }
         }
-        state.starved |= wants.is_empty();
-        (wants, self.limits.held_bytes.saturating_sub(state.held_bytes))
+        // Half of what is free, so that one claim of large messages leaves something to the next.
+        (wants, free_bytes.div_ceil(2))
+    }
+
+    /// Whether the last claim left lanes out for want of room.
+    pub(super) fn is_hungry(&self) -> bool {
+        !self.state().hungry.is_empty()
+    }
+
+    /// Deliveries of one lane that claims fill up to.
+    fn claim_ahead(&self) -> usize {
+        self.limits.per_lane.saturating_mul(CLAIM_AHEAD)
     }
 
     /// Deliveries held, and attempts running.
@@ -231,62 +252,77 @@ impl Dispatcher {
         (state.held, state.running)
     }
 
-    fn ring_for_room(&self, state: &mut State) {
-        if state.starved {
+    /// Rings after deliveries of these lanes were let go, if someone waits for that.
+    fn ring_for_room<'a>(&self, state: &mut State, lanes: impl Iterator<Item = &'a Arc<str>>) {
+        let low = self.claim_ahead() / 2;
+        let fed = lanes
+            .filter(|name| state.hungry.contains(*name))
+            .any(|name| state.lanes.get(name).is_none_or(|lane| lane.held <= low));
+        if state.starved || fed {
             state.starved = false;
             self.room.notify_one();
         }
     }
 
-    /// The deliveries that may start: one lane after the other, as long as there are slots.
+    /// The deliveries that may start: one lane after the other, as long as there are slots, and each lane of the ring is
+    /// looked at once in vain at most.
     fn next(&self, state: &mut State) -> Vec<Delivery> {
         let mut started = Vec::new();
-        let mut vain = 0;
-        while state.running < self.limits.concurrency && vain < LOOKS {
+        let mut looks = state.ring.len();
+        while looks > 0 && state.running < self.limits.concurrency && !state.draining {
             let Some(name) = state.ring.pop_front() else { break };
             let free = self.limits.concurrency - state.running;
             let Some(lane) = state.lanes.get_mut(&name) else { continue };
             lane.in_ring = false;
-            if lane.ready.is_empty() {
-                continue;
-            }
-            let may_run = lane.running < self.limits.per_lane && lane.running < free;
-            if may_run && let Some(delivery) = lane.ready.pop_front() {
+            looks -= 1;
+            if lane.running < self.limits.per_lane
+                && lane.running < free
+                && let Some(delivery) = lane.ready.pop_front()
+            {
                 lane.running += 1;
                 state.running += 1;
                 started.push(delivery);
-                vain = 0;
-            } else {
-                vain += 1;
+                looks = state.ring.len() + 1;
             }
-            if !lane.ready.is_empty() {
-                lane.in_ring = true;
-                state.ring.push_back(name);
-            }
+            state.enter_ring(&name, self.limits.per_lane);
         }
         started
     }
 }
 
 impl State {
-    fn hold(&mut self, lane: &Arc<str>, bytes: usize) {
+    fn hold(&mut self, name: &Arc<str>, bytes: usize) {
         self.held += 1;
         self.held_bytes += bytes;
-        if let Some(lane) = self.lanes.get_mut(lane) {
-            lane.held += 1;
-        } else {
-            self.lanes.insert(Arc::clone(lane), Lane { held: 1, ..Lane::default() });
+        if !self.lanes.contains_key(name) {
+            self.lanes.insert(Arc::clone(name), Lane::default());
         }
+        let lane = self.lanes.get_mut(name).expect("it is there now");
+        lane.held += 1;
+        lane.held_bytes += bytes;
     }
 
     fn let_go(&mut self, name: &Arc<str>, bytes: usize) {
         self.held -= 1;
         self.held_bytes -= bytes;
-        if let Some(lane) = self.lanes.get_mut(name) {
-            lane.held -= 1;
-            if lane.held == 0 && lane.running == 0 && !lane.in_ring {
-                self.lanes.remove(name);
-            }
+        let lane = self.lanes.get_mut(name).expect("a held delivery has a lane");
+        lane.held -= 1;
+        lane.held_bytes -= bytes;
+        if lane.held == 0 && lane.running == 0 {
+            // Its place in the ring, if it has one, is skipped.
+            self.lanes.remove(name);
+        }
+    }
+
+    /// Puts a lane into the ring if it belongs there. One at its own limit comes back when an attempt of it ends.
+    fn enter_ring(&mut self, name: &Arc<str>, per_lane: usize) {
+        if let Some(lane) = self.lanes.get_mut(name)
+            && !lane.in_ring
+            && !lane.ready.is_empty()
+            && lane.running < per_lane
+        {
+            lane.in_ring = true;
+            self.ring.push_back(Arc::clone(name));
         }
     }
 
@@ -297,15 +333,6 @@ impl State {
                 self.leases.remove(&lease);
             }
         }
-    }
-
-    fn push(&mut self, delivery: Delivery) {
-        let Some(lane) = self.lanes.get_mut(&delivery.lane) else { return };
-        if !lane.in_ring {
-            lane.in_ring = true;
-            self.ring.push_back(Arc::clone(&delivery.lane));
-        }
-        lane.ready.push_back(delivery);
     }
 }
 
