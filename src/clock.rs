@@ -4,7 +4,7 @@
 //! what its own monotonic clock has counted since, so that a node whose wall clock is wrong or jumps is not.
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::domain::time::Timestamp;
 
@@ -14,19 +14,29 @@ pub fn system_now() -> Timestamp {
     Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// What a store's clock said: then, and when by ours since boot.
+#[derive(Clone, Copy, Debug)]
+pub struct Observation {
+    store: Timestamp,
+    boot: Duration,
+}
+
+/// An answer that took longer tells too little about when it was true.
+const MAX_ROUND_TRIP: Duration = Duration::from_millis(500);
+
 /// The store's time, as this node knows it.
 #[derive(Debug)]
 pub enum Clock {
     /// The store is on this machine and goes by its wall clock.
     System,
-    /// The store has a clock of its own: what it said, and when.
-    Store(Mutex<(Timestamp, Instant)>),
+    /// The store has a clock of its own.
+    Store(Mutex<Observation>),
 }
 
 impl Clock {
     /// The clock for a store that says that it is `now`.
     pub fn following(now: Timestamp) -> Self {
-        Self::Store(Mutex::new((now, Instant::now())))
+        Self::Store(Mutex::new(Observation { store: now, boot: since_boot() }))
     }
 
     /// Now, by the store's clock.
@@ -34,19 +44,19 @@ impl Clock {
         match self {
             Self::System => system_now(),
             Self::Store(seen) => {
-                let (at, when) = *seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                at.after(when.elapsed())
+                let seen = *seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                seen.store.after(since_boot().saturating_sub(seen.boot))
             }
         }
     }
 
-    /// Takes note of what the store said.
-    ///
-    /// The answer was true somewhere between the question and now. Taking it as of now keeps this clock from running
-    /// ahead of the store's, by which something would be sent early.
-    pub fn observe(&self, store_now: Timestamp) {
-        if let Self::Store(seen) = self {
-            *seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (store_now, Instant::now());
+    /// Takes note of what the store said, in an answer that took `round_trip`: it was true at about half of that.
+    pub fn observe(&self, store: Timestamp, round_trip: Duration) {
+        if let Self::Store(seen) = self
+            && round_trip <= MAX_ROUND_TRIP
+        {
+            let boot = since_boot().saturating_sub(round_trip / 2);
+            *seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Observation { store, boot };
         }
     }
 }

@@ -150,7 +150,10 @@ fn block_on<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
         .enable_all()
         .build()
         .context("can't start the runtime's threads")?;
-    runtime.block_on(task)
+    let result = runtime.block_on(task);
+    // A look-up of a host name that hangs must not keep the process.
+    runtime.shutdown_background();
+    result
 }
 
 /// Logs to stderr, as much as `RUST_LOG` says or else `log_level`.

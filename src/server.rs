@@ -30,12 +30,45 @@ const MAX_FLOW_CONTROL_PERIOD: std::time::Duration = std::time::Duration::from_h
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // From here on a signal is ours, also while starting.
     let mut signals = Signals::new()?;
+    let Running { engine, listener, store } = tokio::select! {
+        running = start(&config) => running?,
+        () = signals.next() => return Ok(()),
+    };
+    let failed = tokio::select! {
+        () = signals.next() => false,
+        () = engine.failed() => true,
+    };
+    tracing::info!("stopping: finishing what is in flight");
+    let drain = async {
+        engine.drain().await;
+        listener.stop().await;
+        engine.stop(config.shutdown_grace.get()).await;
+        store.close().await;
+    };
+    tokio::select! {
+        () = drain => tracing::info!("stopped"),
+        () = signals.next() => {
+            tracing::warn!("stopped at once by a second signal; what was in flight will be repeated");
+        }
+    }
+    anyhow::ensure!(!failed, "a part of the server failed; the log has the cause");
+    Ok(())
+}
+
+/// The parts of a started server.
+struct Running {
+    engine: Arc<Engine>,
+    listener: Listener,
+    store: Arc<dyn Store>,
+}
+
+async fn start(config: &Config) -> anyhow::Result<Running> {
     let policy = Arc::new(config.egress_policy()?);
-    let store = open(&config).await?;
+    let store = open(config).await?;
     store.migrate().await?;
     let store: Arc<dyn Store> = Arc::new(store);
-    let keys = signing_keys(&config, &*store).await?;
-    let (tokens, token) = tokens(&config, &*store).await?;
+    let keys = signing_keys(config, &*store).await?;
+    let (tokens, token) = tokens(config, &*store).await?;
     let socket = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("can't listen on {}", config.listen))?;
@@ -48,33 +81,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         max_response_memory: config.prefetch_bytes.get(),
         extra_ca: config.extra_ca_file.as_deref(),
     })?;
-    let engine =
-        Arc::new(Engine::start(engine_settings(&config, address), Arc::clone(&store), client, keys).await?);
-    let api = Api::new(api_settings(&config)?, tokens, policy, Arc::clone(&engine));
-    let listener = Listener::start(
-        socket,
-        Arc::new(api),
-        listener::Settings {
-            max_connections: config.max_connections,
-            idle_timeout: config.idle_timeout.get(),
-        },
-    );
-    announce(&config, address, token.as_deref())?;
-
-    signals.next().await;
-    tracing::info!("stopping: finishing what is in flight");
-    let drain = async {
-        listener.stop().await;
-        engine.stop(config.shutdown_grace.get()).await;
-        store.close().await;
+    let settings = engine_settings(config, address);
+    let engine = Arc::new(Engine::start(settings, Arc::clone(&store), client, keys).await?);
+    let api = Api::new(api_settings(config)?, tokens, policy, Arc::clone(&engine));
+    let settings = listener::Settings {
+        max_connections: config.max_connections,
+        idle_timeout: config.idle_timeout.get(),
     };
-    tokio::select! {
-        () = drain => tracing::info!("stopped"),
-        () = signals.next() => {
-            tracing::warn!("stopped at once by a second signal; what was in flight will be repeated");
-        }
-    }
-    Ok(())
+    let listener = Listener::start(socket, Arc::new(api), settings);
+    announce(config, address, token.as_deref())?;
+    Ok(Running { engine, listener, store })
 }
 
 /// Brings the database's schema up to date and returns.

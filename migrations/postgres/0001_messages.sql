@@ -37,12 +37,14 @@ CREATE TABLE deliveries (
     size                BIGINT NOT NULL,
     -- Attempts made.
     retried             BIGINT NOT NULL,
-    -- Leases taken for the attempt to come; a message that kills its node stops after some.
+    -- Leases taken for the attempt to come that ended without an outcome, the present one included.
     claims              BIGINT NOT NULL,
     -- The lease: the node's incarnation (0: nobody's) and its claim number.
     node                BIGINT NOT NULL,
     lease               BIGINT NOT NULL,
-    cancel_requested_at BIGINT
+    cancel_requested_at BIGINT,
+    -- Starts of that attempt, counted once the claims are many: a message that ends its nodes stops after some.
+    starts              BIGINT NOT NULL DEFAULT 0
 ) WITH (
     fillfactor = 70,
     -- The table turns over completely all the time; waiting for a share of it to be dead would let it bloat.

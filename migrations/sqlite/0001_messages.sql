@@ -36,12 +36,14 @@ CREATE TABLE deliveries (
     size                INTEGER NOT NULL,
     -- Attempts made.
     retried             INTEGER NOT NULL,
-    -- Leases taken for the attempt to come; a message that kills its node stops after some.
+    -- Leases taken for the attempt to come that ended without an outcome, the present one included.
     claims              INTEGER NOT NULL,
     -- The lease: the node's incarnation (0: nobody's) and its claim number.
     node                INTEGER NOT NULL,
     lease               INTEGER NOT NULL,
-    cancel_requested_at INTEGER
+    cancel_requested_at INTEGER,
+    -- Starts of that attempt, counted once the claims are many: a message that ends its nodes stops after some.
+    starts              INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- Both are partial: a message that is due at once is inserted leased and never enters them.

@@ -24,8 +24,10 @@ use crate::domain::time::Timestamp;
 use crate::egress::client::Outgoing;
 use crate::store::Delivery;
 
-/// Leases taken for one attempt before the message is given up: it may be what kills its nodes.
-const MAX_CLAIMS: u32 = 20;
+/// Leases taken for one attempt from which on its starts are counted.
+const SUSPECT_CLAIMS: u32 = 5;
+/// Starts of one attempt, so counted, before the message is given up: it may be what ends its nodes.
+const MAX_STARTS: u32 = 15;
 /// The client that destinations see, unless the message says otherwise.
 const AGENT: HeaderValue = HeaderValue::from_static("Upstash-QStash");
 
@@ -45,22 +47,55 @@ pub(super) fn start(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
 }
 
 async fn run(shared: Arc<Shared>, delivery: Delivery) {
-    let done = attempt(&shared, &delivery).await;
-    start(&shared, shared.dispatcher.attempt_ended(&delivery.lane));
-    if let Some((attempt, memory)) = done {
+    let lane = Arc::clone(&delivery.lane);
+    if let Some((attempt, memory)) = attempt(&shared, &delivery).await {
+        // The slot is kept until the outcome is handed over, so that outcomes don't pile up while the store is away.
         finisher::submit(&shared, delivery, attempt, memory).await;
     } else {
         // The lease can't be trusted: the delivery is left to whoever finds it free.
         shared.dispatcher.forget(&delivery);
         shared.doubt_leases();
     }
+    start(&shared, shared.dispatcher.attempt_ended(&lane));
 }
 
 /// `None`: it was not made.
 async fn attempt(shared: &Shared, delivery: &Delivery) -> Option<(Attempt, Option<OwnedSemaphorePermit>)> {
-    if !shared.leases_hold() {
+    if !shared.holds(delivery.lease) {
         return None;
     }
+    if delivery.claims > SUSPECT_CLAIMS {
+        return suspect(shared, delivery).await;
+    }
+    Some(make(shared, delivery).await)
+}
+
+/// The attempt of a message whose leases ended without an outcome again and again. It may be what ends its nodes, or it
+/// only waited in memory whenever they ended: what begins is counted in the store before it begins.
+async fn suspect(shared: &Shared, delivery: &Delivery) -> Option<(Attempt, Option<OwnedSemaphorePermit>)> {
+    let id = &delivery.message.id;
+    match shared.store.count_start(shared.node(), id, delivery.lease).await {
+        Ok(Some(starts)) if starts > MAX_STARTS => {
+            let now = shared.clock.now().max(delivery.message.due_at);
+            let error = format!("given up: the server itself ended in each of {MAX_STARTS} attempts");
+            let outcome = Outcome::Unsendable { class: FailureClass::Message, error };
+            let attempt = Attempt { retried: delivery.retried, started_at: now, ended_at: now, outcome };
+            Some((attempt, None))
+        }
+        Ok(Some(_)) => Some(make(shared, delivery).await),
+        Ok(None) => None,
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                message.id = %id,
+                "an attempt could not be counted, and is not made now"
+            );
+            None
+        }
+    }
+}
+
+async fn make(shared: &Shared, delivery: &Delivery) -> (Attempt, Option<OwnedSemaphorePermit>) {
     let message = &*delivery.message;
     let started_at = shared.clock.now().max(message.due_at);
     let made = AssertUnwindSafe(send(shared, delivery, started_at)).catch_unwind().await;
@@ -70,7 +105,7 @@ async fn attempt(shared: &Shared, delivery: &Delivery) -> Option<(Attempt, Optio
         (Outcome::NoResponse { class: FailureClass::Internal, error }, None)
     });
     let ended_at = shared.clock.now().max(started_at);
-    Some((Attempt { retried: delivery.retried, started_at, ended_at, outcome }, memory))
+    (Attempt { retried: delivery.retried, started_at, ended_at, outcome }, memory)
 }
 
 async fn send(
@@ -80,12 +115,6 @@ async fn send(
 ) -> (Outcome, Option<OwnedSemaphorePermit>) {
     let message = &*delivery.message;
     let unsendable = |error: String| (Outcome::Unsendable { class: FailureClass::Message, error }, None);
-    if delivery.claims > MAX_CLAIMS {
-        return unsendable(format!(
-            "given up after {} attempts that ended with the server itself",
-            delivery.claims - 1
-        ));
-    }
     if signature::body_sha256(&message.body) != message.body_sha256 {
         return unsendable("the stored body does not match its hash".to_owned());
     }

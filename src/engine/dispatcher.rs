@@ -191,6 +191,12 @@ impl Dispatcher {
         self.withdraw_all()
     }
 
+    /// Fences off all that was leased so far: takes out what has not started, and tells the last claim number.
+    pub(super) fn fence(&self) -> (usize, Lease) {
+        let last = Lease(self.state().last_lease);
+        (self.withdraw_all().len(), last)
+    }
+
     /// Takes all out that have not started, and lets go of them.
     pub(super) fn withdraw_all(&self) -> Vec<Delivery> {
         let mut waiting = Vec::new();

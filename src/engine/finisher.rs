@@ -3,6 +3,7 @@
 //! Invariant: an outcome is kept and tried again until the store has answered; what it held of this node's room is
 //! freed only then.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::{Shared, attempt};
 use crate::domain::destination::validate_url;
 use crate::domain::message::Message;
 use crate::domain::outcome::{Attempt, Context, Finish, Next, decide};
-use crate::store::{Applied, Delivery, Ended, Lease};
+use crate::store::{Applied, Delivery, Ended, Lease, StoreError};
 
 /// Outcomes in one batch.
 const BATCH: usize = 256;
@@ -49,7 +50,13 @@ pub(super) async fn submit(
     attempt: Attempt,
     memory: Option<OwnedSemaphorePermit>,
 ) {
-    let job = job(shared, delivery, attempt, false, memory);
+    let decided = AssertUnwindSafe(|| job(shared, delivery.clone(), attempt, false, memory));
+    let Ok(job) = std::panic::catch_unwind(decided) else {
+        tracing::error!(message.id = %delivery.message.id, "deciding on an outcome failed; the attempt will be repeated");
+        shared.dispatcher.forget(&delivery);
+        shared.doubt_leases();
+        return;
+    };
     if let Err(mpsc::error::SendError(job)) = shared.finisher.send(job).await {
         tracing::error!(message.id = %job.delivery.message.id, "an outcome came too late to be stored");
     }
@@ -81,7 +88,7 @@ pub fn lane(message: &Message) -> Arc<str> {
 pub(super) fn start(shared: &Arc<Shared>, jobs: mpsc::Receiver<Job>, tasks: &TaskTracker) {
     let jobs = Arc::new(Mutex::new(jobs));
     for _ in 0..shared.settings.writers {
-        tasks.spawn(run(Arc::clone(shared), Arc::clone(&jobs)));
+        super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&jobs)));
     }
 }
 
@@ -138,9 +145,6 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
     let lease = shared.dispatcher.open_lease();
     let ended = lease_callbacks(shared, &jobs, lease);
     let (applied, sure) = finish(shared, &ended).await;
-    if !sure {
-        shared.doubt_leases();
-    }
     let mut started = Vec::new();
     let mut again = Vec::new();
     let mut finished = Vec::with_capacity(jobs.len());
@@ -162,6 +166,10 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
                 }
             }
             Applied::No => {
+                if !sure {
+                    // It may have been stored all the same.
+                    note_due(shared, &job.finish, &ended.callbacks);
+                }
                 for (message, (lane, lease)) in callbacks {
                     if lease.is_some() {
                         shared.dispatcher.unreserve(lane, message.size());
@@ -182,6 +190,9 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
     shared.dispatcher.forget_all(finished.iter());
     attempt::start(shared, shared.dispatcher.admit(started));
     shared.dispatcher.close_lease(lease);
+    if !sure {
+        shared.doubt_leases();
+    }
     again
 }
 
@@ -234,6 +245,11 @@ async fn finish(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool) {
     loop {
         match shared.store.finish(shared.node(), ended).await {
             Ok(applied) => return (applied, sure),
+            Err(StoreError::Deadline(_)) if ended.len() > 1 => {
+                // Too much at once for this connection, perhaps; or it was stored and the answer was late.
+                let (applied, _) = finish_singly(shared, ended).await;
+                return (applied, false);
+            }
             Err(error) if error.is_transient() => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,

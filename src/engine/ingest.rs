@@ -48,7 +48,7 @@ impl Ingest {
         let (submissions, waiting) = mpsc::channel(WAITING);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..shared.settings.writers {
-            tasks.spawn(run(Arc::clone(shared), Arc::clone(&waiting)));
+            super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&waiting)));
         }
         Self(submissions)
     }
@@ -134,6 +134,7 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
                 let _gone = submission.reply.send(Ok(own)).is_err();
             }
             attempt::start(shared, shared.dispatcher.admit(deliveries));
+            shared.dispatcher.close_lease(lease);
         }
         Err(error) => {
             for accept in accepts.iter().filter(leased) {
@@ -147,6 +148,7 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
                 }
                 return;
             }
+            shared.dispatcher.close_lease(lease);
             if error.is_transient() {
                 shared.doubt_leases();
             }
@@ -162,7 +164,6 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
             }
         }
     }
-    shared.dispatcher.close_lease(lease);
 }
 
 /// The batch, with what is due now leased as far as there is room.

@@ -5,68 +5,62 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{HEARTBEAT, NODE_TTL, Shared, ids};
+use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, ids};
 use crate::clock::pause;
 use crate::store::Result;
 
 /// How often silent nodes are looked for: with the time to live and the sweep this is well below 20 s.
 const LOOK: Duration = Duration::from_millis(2500);
-/// How often the leases are compared without a reason.
+/// How often the leases are compared without a reason: each five minutes where there are other nodes.
+const LOOKS_PER_RECONCILE: u32 = 120;
+/// Between a doubt and the look that settles it.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How often nothing is looked at, on a store that is not shared.
 const RECONCILE: Duration = Duration::from_hours(1);
 
-pub(super) async fn run(shared: Arc<Shared>) {
-    if shared.store.engine() == "sqlite" {
-        return run_alone(&shared).await;
-    }
-    let mut ticks: u64 = 0;
-    let beats = HEARTBEAT.as_millis() / LOOK.as_millis();
-    loop {
-        if u128::from(ticks) % beats == 0
-            && let Err(error) = beat(&shared).await
-        {
+/// Says that this node is alive, in a task and on a connection of its own: nothing else may keep it from that.
+pub(super) async fn beat(shared: Arc<Shared>) {
+    while shared.store.is_shared() {
+        if let Err(error) = beat_once(&shared).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the heartbeat failed");
         }
-        if let Err(error) = look(&shared).await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "looking for silent nodes failed");
-        }
-        if ticks % (RECONCILE.as_secs() * 2 / 5) == 1 {
-            shared.doubt_leases();
-        }
-        reconcile(&shared).await;
-        ticks += 1;
         tokio::select! {
-            () = pause(LOOK) => {}
-            () = shared.reconcile.notified() => {}
+            () = pause(HEARTBEAT) => {}
             () = shared.stopping.cancelled() => return,
         }
     }
 }
 
-/// On SQLite nobody else is there; only doubts about our own leases are settled.
-async fn run_alone(shared: &Arc<Shared>) {
-    loop {
-        tokio::select! {
-            () = shared.reconcile.notified() => {}
-            () = shared.stopping.cancelled() => return,
-        }
-        reconcile(shared).await;
-        if shared.unsure.load(Ordering::Acquire) {
-            pause(LOOK).await;
-            shared.reconcile.notify_one();
-        }
-    }
-}
-
-async fn beat(shared: &Arc<Shared>) -> Result<()> {
+async fn beat_once(shared: &Arc<Shared>) -> Result<()> {
+    let asked_ms = boot_ms();
     match shared.store.heartbeat(shared.node()).await? {
         Some(now) => {
-            shared.clock.observe(now);
-            shared.renewed();
+            shared.clock.observe(now, Duration::from_millis(boot_ms() - asked_ms));
+            shared.renewed(asked_ms);
+            Ok(())
         }
-        None => rejoin(shared).await?,
+        None => rejoin(shared).await,
     }
-    shared.refill.set_nodes(shared.store.count_nodes().await?);
-    read_keys(shared).await
+}
+
+/// Looks after the others and after our own leases.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut looks: u32 = 0;
+    loop {
+        if shared.store.is_shared()
+            && let Err(error) = look(&shared, looks).await
+        {
+            tracing::debug!(error = &error as &dyn std::error::Error, "looking after the other nodes failed");
+        }
+        reconcile(&shared).await;
+        looks = looks.wrapping_add(1);
+        tokio::select! {
+            () = pause(if shared.store.is_shared() || shared.is_unsure() { LOOK } else { RECONCILE }) => {}
+            // Many doubts at once are settled by one look.
+            () = async { shared.reconcile.notified().await; pause(SETTLE).await } => {}
+            () = shared.stopping.cancelled() => return,
+        }
+    }
 }
 
 /// Another node may have rotated the keys.
@@ -94,23 +88,30 @@ pub(super) async fn follow(shared: Arc<Shared>) {
     }
 }
 
-/// The others have taken over: what waits here is theirs now. A new incarnation begins with nothing.
+/// The others have taken over: what is here is theirs now. A new incarnation begins with nothing; what steps under way
+/// still lease in the old one's name is fenced off, and freed by reconciling.
 async fn rejoin(shared: &Arc<Shared>) -> Result<()> {
     let node = ids::incarnation();
-    let dropped = shared.dispatcher.withdraw_all();
-    shared.store.register(node, &shared.settings.node_name).await?;
+    let asked_ms = boot_ms();
+    shared.store.rejoin(node, &shared.settings.node_name).await?;
     shared.set_node(node);
-    shared.renewed();
-    // A step that was under way may still have leased something to the old incarnation.
+    let (dropped, last) = shared.dispatcher.fence();
+    shared.fence.store(last.0, Ordering::Release);
+    shared.renewed(asked_ms);
     shared.doubt_leases();
     tracing::warn!(
-        deliveries = dropped.len(),
+        deliveries = dropped,
         "this node was silent for too long; others have taken over its deliveries, and it begins anew"
     );
     Ok(())
 }
 
-async fn look(shared: &Shared) -> Result<()> {
+async fn look(shared: &Shared, looks: u32) -> Result<()> {
+    shared.refill.set_nodes(shared.store.count_nodes().await?);
+    if looks % LOOKS_PER_RECONCILE == 1 {
+        shared.doubt_leases();
+    }
+    read_keys(shared).await?;
     if !shared.leases_hold() {
         return Ok(());
     }
@@ -122,9 +123,9 @@ async fn look(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Frees what the store has leased to this node and this node does not know of.
+/// Frees what the store has leased to this node and this node does not know of, while there may be something.
 async fn reconcile(shared: &Shared) {
-    if !shared.unsure.swap(false, Ordering::AcqRel) {
+    if !shared.is_unsure() {
         return;
     }
     let (live, last) = shared.dispatcher.live_leases();
@@ -136,7 +137,7 @@ async fn reconcile(shared: &Shared) {
         }
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "comparing the leases failed");
-            shared.unsure.store(true, Ordering::Release);
+            shared.stay_unsure();
         }
     }
 }

@@ -4,10 +4,12 @@
 //! Invariant: memory holds only leased deliveries, a bounded number of them; everything else is in the store. Losing a
 //! wake-up costs a sweep interval, never a message.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +39,11 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const NODE_TTL: Duration = Duration::from_secs(15);
 /// A node that could not renew for this long starts no attempt: it stops before the others start.
 const LEASE_TRUST: Duration = Duration::from_secs(12);
+
+/// How long a step may still take effect whose answer did not come: the database's own limits end it before.
+const UNSURE: Duration = Duration::from_secs(12);
+/// Outcomes that wait for the finisher; beyond, attempts keep their slots.
+const OUTCOMES: usize = 512;
 
 const _: () = assert!(HEARTBEAT.as_secs() * 2 < LEASE_TRUST.as_secs());
 const _: () = assert!(LEASE_TRUST.as_secs() < NODE_TTL.as_secs());
@@ -74,8 +81,11 @@ pub(crate) struct Shared {
     node: AtomicI64,
     /// When the registration was last renewed, in milliseconds since boot.
     renewed_ms: AtomicU64,
-    /// A step's outcome is unknown: what the store has leased to us is to be compared with what we hold.
-    unsure: AtomicBool,
+    /// The last claim number of earlier incarnations: what they had leased is not ours any more.
+    fence: AtomicI64,
+    /// Until when, in milliseconds since boot, a step whose outcome is unknown may still take effect: so long, what the
+    /// store has leased to us is compared with what we hold, again and again.
+    unsure_until_ms: AtomicU64,
     pub(crate) reconcile: Notify,
     refill: refill::Signal,
     finisher: mpsc::Sender<finisher::Job>,
@@ -84,6 +94,8 @@ pub(crate) struct Shared {
     draining: CancellationToken,
     /// Everything ends.
     stopping: CancellationToken,
+    /// A task failed that the engine can't do without.
+    failed: CancellationToken,
 }
 
 impl Shared {
@@ -95,20 +107,35 @@ impl Shared {
         self.node.store(node.0, Ordering::Release);
     }
 
-    fn renewed(&self) {
-        self.renewed_ms.store(boot_ms(), Ordering::Release);
+    /// Takes note of a renewal that was asked for at `asked_ms`: the store's stamp is not older.
+    fn renewed(&self, asked_ms: u64) {
+        self.renewed_ms.store(asked_ms, Ordering::Release);
+    }
+
+    /// Whether a lease is this incarnation's, and can be trusted.
+    pub(crate) fn holds(&self, lease: Lease) -> bool {
+        lease.0 > self.fence.load(Ordering::Acquire) && self.leases_hold()
     }
 
     /// Whether the leases can be trusted: the others have not begun to take them over.
     pub(crate) fn leases_hold(&self) -> bool {
-        self.store.engine() == "sqlite"
+        !self.store.is_shared()
             || boot_ms().saturating_sub(self.renewed_ms.load(Ordering::Acquire)) < millis(LEASE_TRUST)
+    }
+
+    /// Whether the store may have leased something to us that we don't know of.
+    fn is_unsure(&self) -> bool {
+        boot_ms() < self.unsure_until_ms.load(Ordering::Acquire)
     }
 
     /// Takes note that a step may or may not have leased something to us.
     pub(crate) fn doubt_leases(&self) {
-        self.unsure.store(true, Ordering::Release);
+        self.stay_unsure();
         self.reconcile.notify_one();
+    }
+
+    fn stay_unsure(&self) {
+        self.unsure_until_ms.fetch_max(boot_ms() + millis(UNSURE), Ordering::AcqRel);
     }
 }
 
@@ -118,6 +145,18 @@ fn boot_ms() -> u64 {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Starts a task that runs until the engine stops. One that fails takes the server with it: without it messages would
+/// wait unnoticed.
+fn spawn(shared: &Arc<Shared>, tasks: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
+    let shared = Arc::clone(shared);
+    tasks.spawn(async move {
+        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+            tracing::error!("a task of the engine failed; the server stops");
+            shared.failed.cancel();
+        }
+    });
 }
 
 /// The running engine.
@@ -135,13 +174,11 @@ impl Engine {
         client: Client,
         keys: Keys,
     ) -> Result<Self> {
-        let clock = match store.engine() {
-            "sqlite" => Clock::System,
-            _ => Clock::following(store.now().await?),
-        };
+        let clock = if store.is_shared() { Clock::following(store.now().await?) } else { Clock::System };
         let node = ids::incarnation();
+        let asked_ms = boot_ms();
         store.register(node, &settings.node_name).await?;
-        let (finisher, jobs) = mpsc::channel(settings.prefetch.min(4096));
+        let (finisher, jobs) = mpsc::channel(OUTCOMES);
         let shared = Arc::new(Shared {
             dispatcher: Dispatcher::new(&settings),
             settings,
@@ -150,22 +187,25 @@ impl Engine {
             client,
             keys,
             node: AtomicI64::new(node.0),
-            renewed_ms: AtomicU64::new(boot_ms()),
-            unsure: AtomicBool::new(false),
+            renewed_ms: AtomicU64::new(asked_ms),
+            fence: AtomicI64::new(0),
+            unsure_until_ms: AtomicU64::new(0),
             reconcile: Notify::new(),
             refill: refill::Signal::default(),
             finisher,
             attempts: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
+            failed: CancellationToken::new(),
         });
         let tasks = TaskTracker::new();
         let ingest = ingest::Ingest::start(&shared, &tasks);
         finisher::start(&shared, jobs, &tasks);
-        tasks.spawn(refill::run(Arc::clone(&shared)));
-        tasks.spawn(membership::run(Arc::clone(&shared)));
-        tasks.spawn(membership::follow(Arc::clone(&shared)));
-        tasks.spawn(retention::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, refill::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, membership::beat(Arc::clone(&shared)));
+        spawn(&shared, &tasks, membership::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, membership::follow(Arc::clone(&shared)));
+        spawn(&shared, &tasks, retention::run(Arc::clone(&shared)));
         Ok(Self { shared, ingest, tasks })
     }
 
@@ -203,8 +243,16 @@ impl Engine {
             && let Some(delivery) = self.shared.dispatcher.withdraw(id)
         {
             let held = [(id.clone(), delivery.lease)];
-            self.shared.store.finish_cancelled(self.shared.node(), &held, now).await?;
+            let finished = self.shared.store.finish_cancelled(self.shared.node(), &held, now).await;
             self.shared.dispatcher.forget(&delivery);
+            if let Err(error) = finished {
+                // Whoever finds it free ends it, since it is marked.
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "a cancelled message waits to be ended"
+                );
+                self.shared.doubt_leases();
+            }
         }
         Ok(cancellation)
     }
@@ -214,9 +262,13 @@ impl Engine {
         self.shared.refill.note_due(due_at);
     }
 
-    /// Stops: nothing new starts; attempts in flight get `grace` to end; what they came to is stored; the rest is given
-    /// back. Dropping this half-way loses nothing: the leases expire.
-    pub async fn stop(&self, grace: Duration) {
+    /// Waits for a fault that the engine can't go on with.
+    pub async fn failed(&self) {
+        self.shared.failed.cancelled().await;
+    }
+
+    /// Starts nothing more, and gives back what has not started, for other nodes to take at once.
+    pub async fn drain(&self) {
         let shared = &self.shared;
         shared.draining.cancel();
         let waiting = shared.dispatcher.drain();
@@ -225,8 +277,17 @@ impl Engine {
         if !held.is_empty()
             && let Err(error) = shared.store.release(shared.node(), &held).await
         {
-            tracing::warn!(%error, "deliveries could not be given back; their leases will expire");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "deliveries could not be given back; their leases will expire"
+            );
         }
+    }
+
+    /// Stops after [`Engine::drain`]: attempts in flight get `grace` to end, and what they came to is stored. Dropping
+    /// this half-way loses nothing: the leases expire.
+    pub async fn stop(&self, grace: Duration) {
+        let shared = &self.shared;
         shared.attempts.close();
         if tokio::time::timeout(grace, shared.attempts.wait()).await.is_err() {
             tracing::warn!(

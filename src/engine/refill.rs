@@ -90,7 +90,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     "due messages could not be fetched; trying again"
                 );
                 fault = (fault * 2).min(Duration::from_secs(2));
-                fault
+                // Not to be shortened by what is told meanwhile.
+                tokio::select! {
+                    () = crate::clock::pause(fault) => {}
+                    () = shared.draining.cancelled() => return,
+                }
+                continue;
             }
         };
         tokio::select! {
@@ -137,12 +142,12 @@ async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
             take(shared, deliveries).await;
             Ok(Round::Again)
         }
-        Err(error) => {
-            shared.doubt_leases();
-            Err(error)
-        }
+        Err(error) => Err(error),
     };
     shared.dispatcher.close_lease(lease);
+    if result.is_err() {
+        shared.doubt_leases();
+    }
     result
 }
 
@@ -168,14 +173,16 @@ async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
 
 /// How long nothing will be due, as far as this node can know.
 async fn idle(shared: &Shared) -> Result<Round> {
-    let sweep = match (shared.store.engine(), shared.refill.nodes.load(Ordering::Relaxed)) {
-        ("sqlite", _) => SWEEP_SQLITE,
+    let sweep = match (shared.store.is_shared(), shared.refill.nodes.load(Ordering::Relaxed)) {
+        (false, _) => SWEEP_SQLITE,
         (_, 0 | 1) => SWEEP_ALONE,
         _ => SWEEP_SHARED,
     };
     let next = shared.store.next_due().await?;
     Ok(Round::Idle(match next.due_at {
         None => sweep,
+        // What is due has no room; what had room was not due.
+        Some(due_at) if due_at <= next.now && shared.dispatcher.is_hungry() => return Ok(Round::Full),
         Some(due_at) if due_at <= next.now => CONTENDED,
         Some(due_at) => due_at.since(next.now).min(sweep),
     }))

@@ -8,9 +8,9 @@ use std::time::Duration;
 use axum::body::Body;
 use http::Request;
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -72,19 +72,6 @@ async fn accept(
     connections: TaskTracker,
 ) {
     let places = Arc::new(Semaphore::new(settings.max_connections));
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(settings.idle_timeout)
-        .max_buf_size(MAX_HEAD as usize)
-        .max_headers(MAX_HEADERS)
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEAD)
-        .keep_alive_interval(settings.idle_timeout);
-    let server = Arc::new(server);
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await;
@@ -101,9 +88,9 @@ async fn accept(
                 continue;
             }
         };
-        let (server, api, stopping) = (Arc::clone(&server), Arc::clone(&api), stopping.clone());
+        let (api, stopping) = (Arc::clone(&api), stopping.clone());
         connections.spawn(async move {
-            serve(&server, stream, api, stopping).await;
+            serve(stream, api, settings, stopping).await;
             drop(place);
         });
     }
@@ -118,31 +105,80 @@ async fn refused(error: &io::Error) {
     }
 }
 
-async fn serve(
-    server: &auto::Builder<TokioExecutor>,
-    stream: TcpStream,
-    api: Arc<Api>,
-    stopping: CancellationToken,
-) {
+/// Runs a connection; when the server stops, it ends after the answers in flight.
+macro_rules! until_stopped {
+    ($connection:expr, $stopping:expr) => {{
+        let connection = $connection;
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => result,
+            () = $stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    }};
+}
+async fn serve(stream: TcpStream, api: Arc<Api>, settings: Settings, stopping: CancellationToken) {
     let Ok(peer) = stream.peer_addr() else { return };
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
+    let protocol = tokio::select! {
+        protocol = tokio::time::timeout(settings.idle_timeout, protocol(&stream)) => protocol,
+        () = stopping.cancelled() => return,
+    };
+    let Ok(Ok(protocol)) = protocol else { return };
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer.ip()));
         let api = Arc::clone(&api);
         async move { Ok::<_, Infallible>(api.answer(request.map(Body::new)).await) }
     });
-    let connection = server.serve_connection(BareErrors::new(TokioIo::new(stream)), service);
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopping.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let result = match protocol {
+        Protocol::Http1 => {
+            let stream = BareErrors::new(TokioIo::new(stream));
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(settings.idle_timeout)
+                .max_buf_size(MAX_HEAD as usize)
+                .max_headers(MAX_HEADERS)
+                .serve_connection(stream, service);
+            until_stopped!(connection, stopping)
+        }
+        Protocol::Http2 => {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(MAX_STREAMS)
+                .max_header_list_size(MAX_HEAD)
+                .keep_alive_interval(settings.idle_timeout)
+                .serve_connection(TokioIo::new(stream), service);
+            until_stopped!(connection, stopping)
         }
     };
     if let Err(error) = result {
         tracing::debug!(%error, "a connection ended with an error");
+    }
+}
+
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Which protocol the client speaks, by what it sends first: HTTP/2 with prior knowledge begins with a preface
+/// (RFC 9113, 3.4) that is no request of HTTP/1. The caller limits the time.
+async fn protocol(stream: &TcpStream) -> io::Result<Protocol> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut first).await?;
+        if seen == 0 || !PREFACE.starts_with(&first[..seen]) {
+            return Ok(Protocol::Http1);
+        }
+        if seen == PREFACE.len() {
+            return Ok(Protocol::Http2);
+        }
+        // A part of the preface; a look tells nothing about when more comes.
+        crate::clock::pause(Duration::from_millis(10)).await;
     }
 }

@@ -61,12 +61,19 @@ impl From<sqlx::Error> for StoreError {
         match &error {
             sqlx::Error::Database(database) => match database.code().as_deref() {
                 // Serialization failures, deadlocks, shutdown, too many connections, timeouts, read-only after a
-                // failover, disk full (PostgreSQL, appendix A); SQLITE_BUSY, _IOERR, _FULL and their extensions.
+                // failover, disk full (PostgreSQL, appendix A); SQLITE_BUSY, _LOCKED, _NOMEM, _READONLY, _IOERR, _FULL,
+                // _CANTOPEN and their extensions.
                 Some(code) if is_transient_code(code) => Self::Unavailable(error),
                 _ => Self::Refused(error),
             },
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) => Self::Refused(error),
-            _ => Self::Unavailable(error),
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
+            // What can't be encoded, decoded or found now can't be the next time.
+            _ => Self::Refused(error),
         }
     }
 }
@@ -75,7 +82,7 @@ fn is_transient_code(code: &str) -> bool {
     if code.len() == 5 && code.is_ascii() {
         return matches!(&code[..2], "08" | "40" | "53" | "57" | "58") || code == "25006" || code == "55P03";
     }
-    code.parse::<i32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13))
+    code.parse::<i32>().is_ok_and(|code| matches!(code & 0xff, 5..=8 | 10 | 13 | 14))
 }
 
 /// What a call gives.
@@ -300,8 +307,8 @@ pub struct StoredKeys {
 /// engine and the API call it from tasks of their own.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Which engine: `sqlite` or `postgres`.
-    fn engine(&self) -> &'static str;
+    /// Whether several nodes may share it. One that isn't shared goes by this machine's clock, and nobody takes over.
+    fn is_shared(&self) -> bool;
 
     /// Now, by the clock that decides what is due.
     async fn now(&self) -> Result<Timestamp>;
@@ -309,6 +316,8 @@ pub trait Store: Send + Sync + 'static {
     /// Registers this process; an earlier incarnation of the same name loses its leases at once, and so does everybody
     /// who is not registered.
     async fn register(&self, node: NodeId, name: &str) -> Result<()>;
+    /// Registers a new incarnation of a process whose last one was taken over; others of that name keep their leases.
+    async fn rejoin(&self, node: NodeId, name: &str) -> Result<()>;
     /// Renews the registration and tells the time. `None`: others have taken over what this incarnation held.
     async fn heartbeat(&self, node: NodeId) -> Result<Option<Timestamp>>;
     /// Removes nodes whose heartbeat is older than `ttl`, and frees what they held. How many nodes that were.
@@ -348,6 +357,8 @@ pub trait Store: Send + Sync + 'static {
         batch: &[(MessageId, Lease)],
         now: Timestamp,
     ) -> Result<u64>;
+    /// Counts the start of an attempt, before it starts; the count. `None`: the lease is gone.
+    async fn count_start(&self, node: NodeId, id: &MessageId, lease: Lease) -> Result<Option<u32>>;
     /// Gives leased deliveries back unattempted.
     async fn release(&self, node: NodeId, batch: &[(MessageId, Lease)]) -> Result<u64>;
 

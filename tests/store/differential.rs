@@ -163,7 +163,7 @@ struct Run {
 
 impl Run {
     async fn new(real: Arc<dyn Store>) -> Self {
-        let processes = if real.engine() == "sqlite" { Processes::One } else { Processes::Several };
+        let processes = if real.is_shared() { Processes::Several } else { Processes::One };
         let mut run = Self {
             model: Model::new(processes),
             real,

@@ -40,6 +40,7 @@ struct Waiting {
     due_at: Timestamp,
     retried: u32,
     claims: u32,
+    starts: u32,
     holder: Option<(NodeId, Lease)>,
     cancel_requested: bool,
 }
@@ -131,6 +132,7 @@ impl Contents {
             due_at: message.due_at,
             retried: 0,
             claims: u32::from(holder.is_some()),
+            starts: 0,
             holder,
             cancel_requested: false,
         };
@@ -176,6 +178,7 @@ impl Contents {
                 delivery.due_at = *due_at;
                 delivery.retried = finish.attempt.retried + 1;
                 delivery.claims = 0;
+                delivery.starts = 0;
                 delivery.holder = None;
             }
             Next::Delivered | Next::Failed { .. } | Next::Cancelled => {
@@ -383,8 +386,8 @@ fn cut<T>(items: Vec<T>, count: usize, max_bytes: usize, size: impl Fn(&T) -> us
 
 #[async_trait]
 impl Store for Model {
-    fn engine(&self) -> &'static str {
-        "model"
+    fn is_shared(&self) -> bool {
+        self.processes == Processes::Several
     }
 
     async fn now(&self) -> Result<Timestamp> {
@@ -401,6 +404,22 @@ impl Store for Model {
         state.nodes.insert(node.0, (name.to_owned(), now));
         state.free_orphans();
         Ok(())
+    }
+
+    async fn rejoin(&self, node: NodeId, name: &str) -> Result<()> {
+        let mut state = self.state();
+        let now = state.tick();
+        state.nodes.insert(node.0, (name.to_owned(), now));
+        Ok(())
+    }
+
+    async fn count_start(&self, node: NodeId, id: &MessageId, lease: Lease) -> Result<Option<u32>> {
+        let mut state = self.state();
+        let held = state.deliveries.get_mut(id).filter(|waiting| waiting.holder == Some((node, lease)));
+        Ok(held.map(|waiting| {
+            waiting.starts += 1;
+            waiting.starts
+        }))
     }
 
     async fn heartbeat(&self, node: NodeId) -> Result<Option<Timestamp>> {

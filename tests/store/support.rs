@@ -134,7 +134,7 @@ where
     F: Future<Output = ()>,
 {
     let fresh = Fresh::open(engine).await;
-    let world = World { store: Arc::clone(&fresh.store), made: Arc::default() };
+    let world = World { engine, store: Arc::clone(&fresh.store), made: Arc::default() };
     let ended = AssertUnwindSafe(async {
         // Who holds leases is registered.
         world.store.register(NODE, "node-1").await.unwrap();
@@ -151,14 +151,20 @@ where
 /// A store with the actions that scenarios are made of.
 #[derive(Clone)]
 pub(crate) struct World {
+    engine: Engine,
     pub(crate) store: Arc<dyn Store>,
     made: Arc<AtomicU32>,
 }
 
 impl World {
+    /// Whether it is the oracle itself.
+    pub(crate) fn is_model(&self) -> bool {
+        matches!(self.engine, Engine::Model)
+    }
+
     /// Whether only one process can use the store.
     pub(crate) fn is_alone(&self) -> bool {
-        self.store.engine() == "sqlite"
+        !self.store.is_shared()
     }
 
     /// A message accepted a millisecond after the one before.

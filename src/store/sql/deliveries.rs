@@ -1,6 +1,6 @@
 //! The table `deliveries`, apart from the hot steps: cancelling, releasing, what is due next.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::{PgPool, SqlitePool};
 
@@ -137,18 +137,53 @@ pub(super) async fn finish_cancelled(
     Ok(deleted == 1)
 }
 
-/// Gives a leased delivery back; the claim does not count, since no attempt was made.
-pub(super) async fn release(tx: &mut Tx, node: NodeId, id: &MessageId, lease: Lease) -> Result<bool> {
-    let sql = "UPDATE deliveries SET node = 0, lease = 0, claims = claims - 1 \
-               WHERE message_id = $1 AND node = $2 AND lease = $3";
+/// Counts the start of a suspect's attempt.
+pub(super) async fn count_start(
+    tx: &mut Tx,
+    node: NodeId,
+    id: &MessageId,
+    lease: Lease,
+) -> Result<Option<i64>> {
+    let sql = "UPDATE deliveries SET starts = starts + 1 \
+               WHERE message_id = $1 AND node = $2 AND lease = $3 RETURNING starts";
     Ok(on_backend!(tx, |tx| {
-        sqlx::query(sql)
-            .bind(id.as_str())
-            .bind(node.0)
-            .bind(lease.0)
-            .execute(&mut **tx)
-            .await?
-            .rows_affected()
-            == 1
+        sqlx::query_scalar(sql).bind(id.as_str()).bind(node.0).bind(lease.0).fetch_optional(&mut **tx).await?
     }))
 }
+
+/// Gives leased deliveries back; the claims do not count, since no attempt was made.
+pub(super) async fn release(tx: &mut Tx, node: NodeId, held: &[(MessageId, Lease)]) -> Result<u64> {
+    match tx {
+        Tx::Postgres(tx) => {
+            let ids: Vec<&str> = held.iter().map(|(id, _)| id.as_str()).collect();
+            let leases: Vec<i64> = held.iter().map(|(_, lease)| lease.0).collect();
+            Ok(sqlx::query(
+                "UPDATE deliveries d SET node = 0, lease = 0, claims = claims - 1 \
+                 FROM unnest($1::text[], $2::bigint[]) AS h (id, lease) \
+                 WHERE d.message_id = h.id AND d.node = $3 AND d.lease = h.lease",
+            )
+            .bind(ids)
+            .bind(leases)
+            .bind(node.0)
+            .execute(&mut **tx)
+            .await?
+            .rows_affected())
+        }
+        Tx::Sqlite(tx) => {
+            let held: HashMap<&str, i64> = held.iter().map(|(id, lease)| (id.as_str(), lease.0)).collect();
+            Ok(sqlx::query(
+                "UPDATE deliveries SET node = 0, lease = 0, claims = claims - 1 WHERE rowid IN ( \
+                     SELECT d.rowid FROM json_each($1) h CROSS JOIN deliveries d ON d.message_id = h.key \
+                     WHERE d.node = $2 AND d.lease = h.value)",
+            )
+            .bind(serde_json::to_string(&held).expect("text and numbers are valid JSON"))
+            .bind(node.0)
+            .execute(&mut **tx)
+            .await?
+            .rows_affected())
+        }
+    }
+}
+
+/// For how long deliveries are put aside whose messages can't be read: they must not keep the others from being claimed.
+pub(super) const SET_ASIDE_MS: i64 = 24 * 60 * 60 * 1000;

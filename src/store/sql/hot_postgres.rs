@@ -75,7 +75,7 @@ macro_rules! delivery_arrays {
 macro_rules! insert_deliveries {
     () => {
         concat!(
-            "INSERT INTO deliveries SELECT id, lane, due_at, size, 0, claims, node, lease, NULL FROM unnest(",
+            "INSERT INTO deliveries SELECT id, lane, due_at, size, 0, claims, node, lease, NULL, 0 FROM unnest(",
             delivery_arrays!(),
             ") AS d (id, lane, due_at, size, claims, node, lease)"
         )
@@ -351,9 +351,19 @@ pub(super) async fn claim(
         .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX))
         .bind(node.0)
         .bind(lease.0)
-        .fetch_all(conn)
+        .fetch_all(&mut *conn)
         .await?;
-    ClaimedRow::into_deliveries(rows, lease)
+    let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
+    if !unreadable.is_empty() {
+        sqlx::query(
+            "UPDATE deliveries SET node = 0, lease = 0, due_at = due_at + $1 WHERE message_id = ANY ($2)",
+        )
+        .bind(super::deliveries::SET_ASIDE_MS)
+        .bind(unreadable)
+        .execute(conn)
+        .await?;
+    }
+    Ok(deliveries)
 }
 
 /// Stores the ends of attempts. Every part reads from what was really deleted or changed, so that an attempt whose lease
@@ -453,7 +463,7 @@ const FINISH_MIXED: &str = concat!(
                    ELSE d.cancel_requested_at IS NULL END \
          RETURNING f.*), \
      again AS ( \
-         UPDATE deliveries d SET node = 0, lease = 0, claims = 0, retried = f.retried + 1, due_at = f.next_due_at \
+         UPDATE deliveries d SET node = 0, lease = 0, claims = 0, starts = 0, retried = f.retried + 1, due_at = f.next_due_at \
          FROM f \
          WHERE f.result = 'retry' AND d.message_id = f.id AND d.node = $37 AND d.lease = f.lease \
            AND d.cancel_requested_at IS NULL \
@@ -478,7 +488,7 @@ const FINISH_MIXED: &str = concat!(
          labels, queue, url_group, endpoint, schedule_id, flow_key, source_id, options, source) \
          WHERE CASE WHEN m.source IN (SELECT id FROM ended) THEN TRUE END), \
      d AS ( \
-         INSERT INTO deliveries SELECT id, lane, due_at, size, 0, claims, node, lease, NULL FROM unnest(",
+         INSERT INTO deliveries SELECT id, lane, due_at, size, 0, claims, node, lease, NULL, 0 FROM unnest(",
     delivery_arrays!(),
     ", $24::text[]) AS d (id, lane, due_at, size, claims, node, lease, source) \
          WHERE CASE WHEN source IN (SELECT id FROM ended) THEN TRUE END) \

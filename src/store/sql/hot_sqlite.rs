@@ -270,7 +270,7 @@ async fn insert_messages(
 ) -> Result<()> {
     insert_rows(conn, "messages", 18, rows, |arguments, (message, ..)| add_message!(arguments, message))
         .await?;
-    insert_rows(conn, "deliveries", 9, rows, |arguments, (message, lane, lease)| {
+    insert_rows(conn, "deliveries", 10, rows, |arguments, (message, lane, lease)| {
         arguments.add(message.id.as_str())?;
         arguments.add(*lane)?;
         arguments.add(message.due_at.as_millis())?;
@@ -279,7 +279,8 @@ async fn insert_messages(
         arguments.add(i64::from(lease.is_some()))?;
         arguments.add(lease.map_or(0, |_| node.0))?;
         arguments.add(lease.map_or(0, |lease| lease.0))?;
-        arguments.add(None::<i64>)
+        arguments.add(None::<i64>)?;
+        arguments.add(0_i64)
     })
     .await
 }
@@ -362,8 +363,16 @@ pub(super) async fn claim(
     .bind(ids.as_str())
     .fetch_all(&mut *tx)
     .await?;
+    let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
+    for id in unreadable {
+        sqlx::query("UPDATE deliveries SET node = 0, lease = 0, due_at = due_at + $1 WHERE message_id = $2")
+            .bind(super::deliveries::SET_ASIDE_MS)
+            .bind(id)
+            .execute(&mut *tx)
+            .await?;
+    }
     tx.commit().await?;
-    ClaimedRow::into_deliveries(rows, lease)
+    Ok(deliveries)
 }
 
 /// Stores the ends of attempts: removes or changes the deliveries whose lease holds, then writes what follows for these.
@@ -431,7 +440,7 @@ async fn delete(
 async fn retry(conn: &mut SqliteConnection, node: NodeId, ended: &Ended) -> Result<bool> {
     let Next::Retry { due_at } = ended.finish.next else { return Ok(false) };
     let changed = sqlx::query(
-        "UPDATE deliveries SET node = 0, lease = 0, claims = 0, retried = $1, due_at = $2 \
+        "UPDATE deliveries SET node = 0, lease = 0, claims = 0, starts = 0, retried = $1, due_at = $2 \
          WHERE message_id = $3 AND node = $4 AND lease = $5 AND cancel_requested_at IS NULL",
     )
     .bind(i64::from(ended.finish.attempt.retried) + 1)

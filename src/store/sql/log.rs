@@ -218,6 +218,9 @@ fn select(
     if let Some(to) = filter.to {
         query.sql(&format!(" AND {time} <= ")).number(to.as_millis());
     }
+    if source.state == State::Created {
+        bound_ids(query, filter, order, cursor);
+    }
     if !filter.messages.is_empty() {
         let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
         query.sql(&format!(" AND {message_id} IN ")).list(&ids);
@@ -228,6 +231,23 @@ fn select(
     } else {
         format!(" ORDER BY {time}{direction}, {message_id}{direction}, sequence{direction}")
     });
+}
+
+/// Messages have no index on the time of their creation but their ids, which begin with it: the conditions on the time
+/// once more, as conditions on the id.
+fn bound_ids(query: &mut Query, filter: &LogFilter, order: Order, cursor: Option<&LogCursor>) {
+    let at = cursor.map(|cursor| cursor.time);
+    let (from, to) = match order {
+        Order::LatestFirst => (filter.from, at.into_iter().chain(filter.to).min()),
+        Order::EarliestFirst => (at.into_iter().chain(filter.from).max(), filter.to),
+    };
+    if let Some(from) = from {
+        query.sql(" AND e.id >= ").text(MessageId::earliest_at(from).as_str());
+    }
+    if let Some(to) = to {
+        let next = Timestamp::from_millis(to.as_millis().saturating_add(1));
+        query.sql(" AND e.id < ").text(MessageId::earliest_at(next).as_str());
+    }
 }
 
 /// Bytes of the bodies that each message of the page brings, at its first entry.
@@ -242,6 +262,18 @@ async fn sizes(pools: &Backend<&PgPool, &SqlitePool>, rows: &[EntryRow]) -> Resu
         sizes.insert(row.id, row.size);
     }
     Ok(sizes)
+}
+
+/// The attempts that the entries are about, as `<message id> <number>`.
+fn attempts_of(rows: &[EntryRow]) -> Vec<String> {
+    let mut attempts: Vec<String> = rows
+        .iter()
+        .filter(|row| row.sequence > 0 && row.sequence < CANCEL_REQUESTED)
+        .map(|row| format!("{} {}", row.message_id, row.sequence / 4))
+        .collect();
+    attempts.sort_unstable();
+    attempts.dedup();
+    attempts
 }
 
 fn distinct(rows: &[EntryRow]) -> Vec<&str> {
@@ -263,6 +295,10 @@ async fn details(pools: &Backend<&PgPool, &SqlitePool>, rows: &[EntryRow]) -> Re
     query
         .sql("SELECT message_id, retried, status, error, next_due_at, response_headers, response_body FROM attempts WHERE message_id IN ")
         .list(&ids);
+    // Only the attempts that the page shows: a message may have many, with large answers.
+    let shown = attempts_of(rows);
+    let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
+    query.sql(" AND message_id || ' ' || CAST(retried AS TEXT) IN ").list(&shown);
     let mut attempts = HashMap::new();
     for row in query.fetch::<AttemptRow>(pools).await? {
         attempts.insert((row.message_id.clone(), row.retried), row);

@@ -185,20 +185,32 @@ pub(super) struct ClaimedRow {
 }
 
 impl ClaimedRow {
-    /// The deliveries in the order of their due times.
-    pub(super) fn into_deliveries(mut rows: Vec<Self>, lease: Lease) -> Result<Vec<Delivery>> {
+    /// The deliveries in the order of their due times, and the ids of those whose messages can't be read.
+    pub(super) fn into_deliveries(mut rows: Vec<Self>, lease: Lease) -> (Vec<Delivery>, Vec<String>) {
         rows.sort_by(|a, b| (a.attempt_due_at, &a.message.id).cmp(&(b.attempt_due_at, &b.message.id)));
-        rows.into_iter()
-            .map(|row| {
-                Ok(Delivery {
+        let mut deliveries = Vec::with_capacity(rows.len());
+        let mut unreadable = Vec::new();
+        for row in rows {
+            let id = row.message.id.clone();
+            match row.message.into_message() {
+                Ok(message) => deliveries.push(Delivery {
                     lane: super::lane(&row.lane),
                     lease,
                     retried: u32::try_from(row.retried).unwrap_or(u32::MAX),
                     claims: u32::try_from(row.claims).unwrap_or(u32::MAX),
                     cancel_requested: row.cancel_requested,
-                    message: Arc::new(row.message.into_message()?),
-                })
-            })
-            .collect()
+                    message: Arc::new(message),
+                }),
+                Err(error) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        message.id = %id,
+                        "a message can't be read, and is put aside for a day"
+                    );
+                    unreadable.push(id);
+                }
+            }
+        }
+        (deliveries, unreadable)
     }
 }

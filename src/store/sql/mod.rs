@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::migrate::Migrator;
-use sqlx::postgres::PgListener;
-use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction};
+use sqlx::postgres::{PgConnectOptions, PgListener};
+use sqlx::{ConnectOptions as _, Connection as _, PgPool, Postgres, Sqlite, SqlitePool, Transaction};
 use tokio::sync::Mutex;
 
 use super::{
@@ -73,7 +73,7 @@ const CHANGES: &str = "homing_changes";
 const NOTIFY_CHANGE: &str = "NOTIFY homing_changes";
 
 /// Which database, and how many connections to it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     pub database: Database,
     /// Postgres: connections beside the hot ones.
@@ -83,7 +83,7 @@ pub struct Options {
 }
 
 /// Where the database is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Database {
     /// The path of a file.
     Sqlite(PathBuf),
@@ -97,8 +97,11 @@ struct PostgresPools {
     rest: PgPool,
     /// One connection, so that a node full of work and lists still says that it is alive.
     heartbeat: PgPool,
-    /// Hears what other nodes have changed; connected when it is first waited for.
+    /// One connection, which hears what other nodes have changed.
+    listening: PgPool,
     listener: Mutex<Option<PgListener>>,
+    /// For migrations, which may wait and take long.
+    unlimited: PgConnectOptions,
 }
 
 /// SQLite: one writer, and readers beside it. The lock file is held as long as this lives.
@@ -126,7 +129,13 @@ impl SqlStore {
     /// Brings the schema up to date, under a lock where several nodes may try at once.
     pub async fn migrate(&self) -> Result<()> {
         match &self.backend {
-            Backend::Postgres(pools) => POSTGRES_MIGRATIONS.run(&pools.rest).await,
+            // Another node may be migrating, and a migration may take its time: without the limits of other calls.
+            Backend::Postgres(pools) => {
+                let mut connection = pools.unlimited.connect().await?;
+                let migrated = POSTGRES_MIGRATIONS.run(&mut connection).await;
+                connection.close().await?;
+                migrated
+            }
             Backend::Sqlite(pools) => SQLITE_MIGRATIONS.run(&pools.writer).await,
         }
         .map_err(StoreError::Migrate)
@@ -162,11 +171,8 @@ async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T>>) ->
 
 #[async_trait]
 impl Store for SqlStore {
-    fn engine(&self) -> &'static str {
-        match self.backend {
-            Backend::Postgres(_) => "postgres",
-            Backend::Sqlite(_) => "sqlite",
-        }
+    fn is_shared(&self) -> bool {
+        matches!(self.backend, Backend::Postgres(_))
     }
 
     async fn now(&self) -> Result<Timestamp> {
@@ -178,11 +184,20 @@ impl Store for SqlStore {
 
     async fn register(&self, node: NodeId, name: &str) -> Result<()> {
         within(LONG_DEADLINE, async {
-            let now = self.now().await?;
             let mut tx = self.begin().await?;
             nodes::free_namesakes(&mut tx, name).await?;
-            nodes::insert(&mut tx, node, name, now).await?;
+            // One that was taken over may have stored leases after that; nobody would look for them.
             nodes::free_orphans(&mut tx, node).await?;
+            nodes::insert(&mut tx, node, name).await?;
+            commit(tx).await
+        })
+        .await
+    }
+
+    async fn rejoin(&self, node: NodeId, name: &str) -> Result<()> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            nodes::insert(&mut tx, node, name).await?;
             commit(tx).await
         })
         .await
@@ -322,13 +337,20 @@ impl Store for SqlStore {
         .await
     }
 
+    async fn count_start(&self, node: NodeId, id: &MessageId, lease: Lease) -> Result<Option<u32>> {
+        within(DEADLINE, async {
+            let mut tx = self.begin().await?;
+            let starts = deliveries::count_start(&mut tx, node, id, lease).await?;
+            commit(tx).await?;
+            Ok(starts.map(|starts| u32::try_from(starts).unwrap_or(u32::MAX)))
+        })
+        .await
+    }
+
     async fn release(&self, node: NodeId, batch: &[(MessageId, Lease)]) -> Result<u64> {
         within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
-            let mut freed = 0;
-            for (id, lease) in batch {
-                freed += u64::from(deliveries::release(&mut tx, node, id, *lease).await?);
-            }
+            let freed = deliveries::release(&mut tx, node, batch).await?;
             commit(tx).await?;
             Ok(freed)
         })
@@ -461,7 +483,7 @@ impl Store for SqlStore {
         let Backend::Postgres(pools) = &self.backend else { return std::future::pending().await };
         let mut place = pools.listener.lock().await;
         let Some(mut listener) = place.take() else {
-            let mut listener = PgListener::connect_with(&pools.rest).await?;
+            let mut listener = PgListener::connect_with(&pools.listening).await?;
             listener.listen(CHANGES).await?;
             *place = Some(listener);
             // What changed before this was heard by nobody.
@@ -489,6 +511,7 @@ impl Store for SqlStore {
                 pools.hot.close().await;
                 pools.rest.close().await;
                 pools.heartbeat.close().await;
+                pools.listening.close().await;
             }
             Backend::Sqlite(pools) => {
                 pools.readers.close().await;

@@ -8,11 +8,38 @@ use super::Tx;
 use crate::domain::time::Timestamp;
 use crate::store::{Lease, NodeId, Result};
 
-pub(super) async fn insert(tx: &mut Tx, node: NodeId, name: &str, now: Timestamp) -> Result<()> {
-    let sql = "INSERT INTO nodes (incarnation, name, started_at, heartbeat_at) VALUES ($1, $2, $3, $3)";
-    on_backend!(tx, |tx| {
-        sqlx::query(sql).bind(node.0).bind(name).bind(now.as_millis()).execute(&mut **tx).await?;
-    });
+/// Postgres' statement time in Unix milliseconds: stable within a statement, so that an index condition may use it.
+macro_rules! now_ms {
+    () => {
+        "(EXTRACT(EPOCH FROM statement_timestamp()) * 1000)::bigint"
+    };
+}
+pub(super) use now_ms;
+
+/// The stamp is the statement's own time where others compare it: what happened before in the transaction, or in the
+/// process, may have taken long.
+pub(super) async fn insert(tx: &mut Tx, node: NodeId, name: &str) -> Result<()> {
+    match tx {
+        Tx::Postgres(tx) => {
+            sqlx::query(concat!(
+                "INSERT INTO nodes (incarnation, name, started_at, heartbeat_at) VALUES ($1, $2, ",
+                now_ms!(),
+                ", ",
+                now_ms!(),
+                ")"
+            ))
+            .bind(node.0)
+            .bind(name)
+            .execute(&mut **tx)
+            .await?;
+        }
+        Tx::Sqlite(tx) => {
+            let sql =
+                "INSERT INTO nodes (incarnation, name, started_at, heartbeat_at) VALUES ($1, $2, $3, $3)";
+            let now = crate::clock::system_now().as_millis();
+            sqlx::query(sql).bind(node.0).bind(name).bind(now).execute(&mut **tx).await?;
+        }
+    }
     Ok(())
 }
 
@@ -96,14 +123,6 @@ pub(super) async fn free_all_but(tx: &mut Tx, node: NodeId, live: &[Lease], last
         }
     }
 }
-
-/// Postgres' statement time in Unix milliseconds: stable within a statement, so that an index condition may use it.
-macro_rules! now_ms {
-    () => {
-        "(EXTRACT(EPOCH FROM statement_timestamp()) * 1000)::bigint"
-    };
-}
-pub(super) use now_ms;
 
 pub(super) async fn heartbeat(pool: &PgPool, node: NodeId) -> Result<Option<Timestamp>> {
     let now: Option<i64> = sqlx::query_scalar(concat!(

@@ -2,10 +2,12 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use sqlx::Row as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
@@ -28,18 +30,19 @@ pub(super) async fn connect(options: &Options) -> Result<Backend<PostgresPools, 
 async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
     let base = PgConnectOptions::from_str(url)
         .map_err(|error| StoreError::Open { reason: format!("the Postgres URL can't be read: {error}") })?
-        .application_name("homing")
-        .options([
-            ("lock_timeout", "4s"),
-            ("idle_in_transaction_session_timeout", "30s"),
-            ("synchronous_commit", "on"),
-            ("default_transaction_isolation", "read committed"),
-        ]);
+        .application_name("homing");
+    let unlimited = base.clone();
+    let base = base.options([
+        ("lock_timeout", "4s"),
+        ("idle_in_transaction_session_timeout", "30s"),
+        ("synchronous_commit", "on"),
+        ("default_transaction_isolation", "read committed"),
+    ]);
     let rest = base.clone().options([("statement_timeout", "60s")]);
     // A plan made while the hot table was empty is wrong when it is not, and the other way round; the statements here
     // have one good plan each, through the index that is made for it.
     let hot = base.options([
-        ("statement_timeout", "10s"),
+        ("statement_timeout", "5s"),
         ("plan_cache_mode", "force_generic_plan"),
         ("enable_seqscan", "off"),
         ("enable_bitmapscan", "off"),
@@ -58,8 +61,9 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
     let clean = || {
         pool().before_acquire(|connection, _| {
             Box::pin(async move {
-                let sql = "SELECT now() = statement_timestamp()";
-                sqlx::query_scalar::<_, bool>(sql).fetch_one(connection).await
+                // As text, so that both are taken at the same moment unless the transaction is older.
+                let row = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(connection).await?;
+                row.try_get::<bool, _>(0)
             })
         })
     };
@@ -67,7 +71,9 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
         hot: pool().max_connections(options.hot_connections).connect_with(hot).await?,
         heartbeat: clean().max_connections(1).connect_with(rest.clone()).await?,
         rest: clean().max_connections(options.connections).connect_with(rest).await?,
+        listening: PgPoolOptions::new().max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
+        unlimited,
     })
 }
 
@@ -77,6 +83,7 @@ async fn sqlite(path: &Path) -> Result<SqlitePools> {
         std::fs::create_dir_all(folder).map_err(|error| open(folder_help(folder, "made", &error)))?;
     }
     let lock = lock(path)?;
+    create_private(path)?;
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -126,6 +133,18 @@ fn folder_help(path: &Path, verb: &str, error: &std::io::Error) -> String {
     format!("{text}; if it is a mounted volume: chown {uid}:{gid} {}", folder.display())
 }
 
+/// Makes the database file readable for its owner alone, since it holds signing keys and bodies; SQLite gives its other
+/// files the same mode.
+fn create_private(path: &Path) -> Result<()> {
+    let made = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
+    match made {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(StoreError::Open { reason: folder_help(path, "made", &error) })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes the exclusive lock beside the database file, which the system releases when the process ends, however it does.
 fn lock(path: &Path) -> Result<File> {
     let mut name = path.as_os_str().to_owned();
@@ -135,6 +154,7 @@ fn lock(path: &Path) -> Result<File> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(lock_path)
         .map_err(|error| StoreError::Open { reason: folder_help(lock_path, "opened", &error) })?;
     match file.try_lock() {

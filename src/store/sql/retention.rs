@@ -8,6 +8,9 @@ use crate::store::{Result, Retention};
 /// Messages looked at in one batch: small enough to hold a lock for a moment only.
 const BATCH: i64 = 500;
 
+/// Postgres' lock for it: `homing` in ASCII.
+const ADVISORY_LOCK: i64 = 0x686f_6d69_6e67;
+
 /// One batch; where the walk goes on.
 pub(super) async fn prune(
     tx: &mut Tx,
@@ -15,9 +18,17 @@ pub(super) async fn prune(
     now: Timestamp,
     after: &str,
 ) -> Result<Option<String>> {
-    if after.is_empty() {
-        prune_expired(tx, retention, now).await?;
+    if let Tx::Postgres(tx) = &mut *tx {
+        // One node at a time does it for all.
+        let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
+            .bind(ADVISORY_LOCK)
+            .fetch_one(&mut **tx)
+            .await?;
+        if !alone {
+            return Ok(None);
+        }
     }
+    let more_expired = prune_expired(tx, retention, now).await?;
     let cutoff = now.before(retention.log);
     let bound = MessageId::earliest_at(cutoff);
     let page = "SELECT MAX(id), COUNT(*) FROM \
@@ -25,7 +36,7 @@ pub(super) async fn prune(
     let (upto, count): (Option<String>, i64) = on_backend!(&mut *tx, |tx| {
         sqlx::query_as(page).bind(after).bind(bound.as_str()).bind(BATCH).fetch_one(&mut **tx).await?
     });
-    let Some(upto) = upto else { return Ok(None) };
+    let Some(upto) = upto else { return Ok(more_expired.then(|| after.to_owned())) };
     // A message stays while it waits, while it is a dead letter, and while anything in its log is young enough.
     let messages = "DELETE FROM messages WHERE id > $1 AND id <= $2 \
          AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.message_id = messages.id) \
@@ -56,11 +67,11 @@ pub(super) async fn prune(
         // Gives freed pages back to the file system, a few at a time.
         sqlx::query("PRAGMA incremental_vacuum(200)").execute(&mut **tx).await?;
     }
-    Ok((count == BATCH).then_some(upto))
+    Ok((count == BATCH || more_expired).then_some(upto))
 }
 
-/// Dead letters and deduplication keys past their age.
-async fn prune_expired(tx: &mut Tx, retention: Retention, now: Timestamp) -> Result<()> {
+/// One batch each of the dead letters and deduplication keys past their age; whether there may be more.
+async fn prune_expired(tx: &mut Tx, retention: Retention, now: Timestamp) -> Result<bool> {
     let statements = [
         (
             "DELETE FROM dead_letters WHERE id IN \
@@ -73,20 +84,12 @@ async fn prune_expired(tx: &mut Tx, retention: Retention, now: Timestamp) -> Res
             now,
         ),
     ];
+    let mut more = false;
     for (sql, cutoff) in statements {
-        loop {
-            let deleted = on_backend!(&mut *tx, |tx| {
-                sqlx::query(sql)
-                    .bind(cutoff.as_millis())
-                    .bind(BATCH)
-                    .execute(&mut **tx)
-                    .await?
-                    .rows_affected()
-            });
-            if deleted < BATCH.unsigned_abs() {
-                break;
-            }
-        }
+        let deleted = on_backend!(&mut *tx, |tx| {
+            sqlx::query(sql).bind(cutoff.as_millis()).bind(BATCH).execute(&mut **tx).await?.rows_affected()
+        });
+        more |= deleted >= BATCH.unsigned_abs();
     }
-    Ok(())
+    Ok(more)
 }
