@@ -61,6 +61,8 @@ on_all_stores! { suite:
     one_batch_may_name_a_message_twice,
     large_batches_are_stored_whole,
     a_released_delivery_is_not_counted_as_claimed,
+    starts_of_attempts_are_counted,
+    rejoining_leaves_namesakes_alone,
     reconciling_frees_all_but_the_live_leases,
     a_namesake_takes_the_leases_at_once,
     a_silent_node_is_taken_over,

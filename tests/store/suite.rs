@@ -671,3 +671,26 @@ pub(crate) async fn ids_are_only_text(world: World) {
         assert_eq!(page.items, []);
     }
 }
+
+/// What begins is counted, and only by who holds it; a retry begins anew.
+pub(crate) async fn starts_of_attempts_are_counted(world: World) {
+    let held = world.publish_leased("a", 1).await;
+    for count in 1..=3 {
+        assert_eq!(world.store.count_start(NODE, &held.id, held.lease).await.unwrap(), Some(count));
+    }
+    assert_eq!(world.store.count_start(OTHER, &held.id, held.lease).await.unwrap(), None);
+    assert_eq!(world.store.count_start(NODE, &held.id, Lease(2)).await.unwrap(), None);
+    assert_eq!(world.finish(held.retry_at(START)).await, Applied::Yes);
+    let claimed = world.claim("a", 3).await;
+    let held = Held::from(&claimed[0]);
+    assert_eq!(world.store.count_start(NODE, &held.id, held.lease).await.unwrap(), Some(1));
+}
+
+/// A process that begins anew takes nothing from a living one of its name.
+pub(crate) async fn rejoining_leaves_namesakes_alone(world: World) {
+    let held = world.publish_leased("a", 1).await;
+    world.store.rejoin(OTHER, "node-1").await.unwrap();
+    assert_eq!(world.finish(held.delivered()).await, Applied::Yes);
+    assert!(world.store.heartbeat(NODE).await.unwrap().is_some());
+    assert!(world.store.heartbeat(OTHER).await.unwrap().is_some());
+}

@@ -1,6 +1,6 @@
 //! The table `deliveries`, apart from the hot steps: cancelling, releasing, what is due next.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use sqlx::{PgPool, SqlitePool};
 
@@ -170,11 +170,11 @@ pub(super) async fn release(tx: &mut Tx, node: NodeId, held: &[(MessageId, Lease
             .rows_affected())
         }
         Tx::Sqlite(tx) => {
-            let held: HashMap<&str, i64> = held.iter().map(|(id, lease)| (id.as_str(), lease.0)).collect();
+            let held: Vec<(&str, i64)> = held.iter().map(|(id, lease)| (id.as_str(), lease.0)).collect();
             Ok(sqlx::query(
                 "UPDATE deliveries SET node = 0, lease = 0, claims = claims - 1 WHERE rowid IN ( \
-                     SELECT d.rowid FROM json_each($1) h CROSS JOIN deliveries d ON d.message_id = h.key \
-                     WHERE d.node = $2 AND d.lease = h.value)",
+                     SELECT d.rowid FROM json_each($1) h CROSS JOIN deliveries d ON d.message_id = h.value ->> 0 \
+                     WHERE d.node = $2 AND d.lease = h.value ->> 1)",
             )
             .bind(serde_json::to_string(&held).expect("text and numbers are valid JSON"))
             .bind(node.0)
