@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Kind};
 use super::publish::refuse_unsupported;
@@ -68,13 +68,12 @@ impl Api {
     pub(super) async fn delete_dead_letters(
         &self,
         query: &str,
-        headers: &HeaderMap,
-        body: Body,
+        upload: &mut Upload,
     ) -> Result<Response, ApiError> {
         let query = Query::parse(query);
         query.only(&["dlqIds"])?;
         let mut ids = ids(&query);
-        let received = self.read_body(headers, body, self.settings.max_message, "the body").await?;
+        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
         if !received.body.is_empty() {
             let body: IdsBody = serde_json::from_slice(&received.body).map_err(|error| {
                 ApiError::bad_request(format!("the body must be JSON like {{\"dlqIds\":[\"…\"]}}: {error}"))

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::response::Response;
 use http::StatusCode;
 use http::request::Parts;
 use serde::Serialize;
 
+use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Deduplication, Due, Kind, Publish, content_key, id_key};
 use super::{Api, Peer, caller, json};
@@ -31,7 +31,12 @@ struct Published<'a> {
 }
 
 impl Api {
-    pub(super) async fn publish(&self, rest: &str, parts: &Parts, body: Body) -> Result<Response, ApiError> {
+    pub(super) async fn publish(
+        &self,
+        rest: &str,
+        parts: &Parts,
+        upload: &mut Upload,
+    ) -> Result<Response, ApiError> {
         let parsed = destination::parse(rest)?;
         let url = match parsed.destination {
             Destination::Url(url) => url,
@@ -47,7 +52,7 @@ impl Api {
         let publish = headers::parse(Kind::Publish, fields, &parsed.params, &self.settings.headers, now)?;
         refuse_unsupported(&publish)?;
         let origin = self.check_destinations(&url, &publish.options)?;
-        let received = self.read_body(&parts.headers, body, self.settings.max_message, "the message").await?;
+        let received = self.read_body(upload, self.settings.max_message, "the message").await?;
         let caller_ip = parts
             .extensions
             .get::<Peer>()
