@@ -25,7 +25,9 @@ use crate::store::{self, Accepted};
 #[serde(rename_all = "camelCase")]
 struct Published<'a> {
     message_id: &'a str,
-    url: &'a str,
+    /// Not of a repeat: the first message may have gone elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<&'a str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     deduplicated: bool,
 }
@@ -64,7 +66,8 @@ impl Api {
             Some(Accepted::Duplicate(first)) => (StatusCode::ACCEPTED, first, true),
             _ => (StatusCode::OK, &message.id, false),
         };
-        json(status, &Published { message_id: id.as_str(), url: &message.url, deduplicated })
+        let url = (!deduplicated).then_some(message.url.as_str());
+        json(status, &Published { message_id: id.as_str(), url, deduplicated })
     }
 
     /// Checks literal addresses of the destination and its callbacks; names are checked when they are connected to.
