@@ -161,8 +161,9 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
     let directives = match std::env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => directives,
         _ => match config.log_level {
-            // The libraries' inner life would bury ours.
-            LogLevel::Debug => "info,homing=debug".to_owned(),
+            // The libraries' inner life would bury ours; sqlx tells of every slow statement.
+            LogLevel::Debug => "info,homing=debug,sqlx=warn".to_owned(),
+            LogLevel::Info => "info,sqlx=warn".to_owned(),
             level => level.as_str().to_owned(),
         },
     };
@@ -214,11 +215,18 @@ mod tests {
             "homing",
             "--listen=127.0.0.1:1",
             "--database-url=sqlite://x",
-            "--token=x",
             "--public-url=http://x",
+            "--log-level=warn",
+            "--egress=public",
         ];
-        let more = ["--dev", "--dev-force", "--log-level=warn", "--egress=public"];
-        let sources = Cli::try_parse_from(all.iter().chain(&more)).unwrap().settings.into_sources();
+        for more in [&["--token=x"][..], &["--dev", "--dev-force"]] {
+            check_flags(all.iter().chain(more));
+        }
+    }
+
+    #[track_caller]
+    fn check_flags<'a>(arguments: impl Iterator<Item = &'a &'static str>) {
+        let sources = Cli::try_parse_from(arguments).unwrap().settings.into_sources();
         let names: Vec<_> = sources.flags.iter().map(|(name, _)| *name).collect();
         let loaded = config::load(&Sources { flags: sources.flags, ..Sources::default() }).unwrap();
         let text = loaded.effective_toml();

@@ -43,11 +43,16 @@ impl Tokens {
         if access == Access::Public {
             return Ok(());
         }
-        let token = bearer(headers)?.or_else(|| query.and_then(query_token)).ok_or_else(|| {
-            ApiError::unauthorized(
-                "no token: send `Authorization: Bearer <token>` or the query parameter qstash_token",
-            )
-        })?;
+        let token = match (bearer(headers), query.and_then(query_token)) {
+            // Senders of webhooks may have an Authorization of their own, which is for the destination.
+            (Ok(Some(token)), _) | (Ok(None) | Err(_), Some(token)) => token,
+            (Err(error), None) => return Err(error),
+            (Ok(None), None) => {
+                return Err(ApiError::unauthorized(
+                    "no token: send `Authorization: Bearer <token>` or the query parameter qstash_token",
+                ));
+            }
+        };
         match (self.role(&token), access) {
             (None, _) => Err(ApiError::unauthorized("invalid token")),
             (Some(Role::ReadOnly), Access::Full) => Err(ApiError::new(
@@ -124,5 +129,8 @@ mod tests {
         check(Access::Full, None, Some("QSTASH%5Ftoken=full+/="), None);
         // The header wins, even over a valid token in the query.
         check(Access::Full, Some("Bearer wrong"), Some("qstash_token=full+/="), Some(401));
+        // But not one of another scheme.
+        check(Access::Full, Some("Basic dTpw"), Some("qstash_token=full+/="), None);
+        check(Access::Full, Some("Basic dTpw"), Some("qstash_token=wrong"), Some(401));
     }
 }

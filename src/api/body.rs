@@ -1,19 +1,85 @@
 //! Reading request bodies: to a limit, in time, within the memory for all of them.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, EXPECT};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Api;
 use super::error::ApiError;
 
+/// Bodies up to this size are read without asking: there is one per connection or stream, and they must not queue behind
+/// those that take a share of the memory.
+const SMALL: usize = 64 << 10;
+/// How long a larger body waits for its share.
+const SHARE_WAIT: Duration = Duration::from_secs(10);
+/// What is read and thrown away of a body that nobody wanted.
+const DISCARD: usize = 64 << 20;
+/// The time for that.
+const DISCARD_TIME: Duration = Duration::from_secs(10);
+
 /// A body, and its share of the memory for bodies until it is dropped.
 pub(super) struct Received {
     pub(super) body: Bytes,
-    _memory: OwnedSemaphorePermit,
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// A request's body, as far as it has not been read.
+pub(super) struct Upload {
+    body: Body,
+    /// What `Content-Length` says.
+    announced: Option<usize>,
+    /// The client sends nothing before it is asked to (`Expect: 100-continue`); reading asks.
+    held_back: bool,
+}
+
+impl Upload {
+    pub(super) fn new(headers: &HeaderMap, body: Body) -> Self {
+        let announced = headers
+            .get(CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok())
+            .and_then(|length| length.parse().ok());
+        let held_back =
+            headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        Self { body, announced, held_back }
+    }
+
+    /// The next piece; `None` at the end.
+    async fn next(&mut self) -> Option<Result<Bytes, axum::Error>> {
+        self.held_back = false;
+        loop {
+            match self.body.frame().await?.map(hyper::body::Frame::into_data) {
+                Ok(Ok(data)) => return Some(Ok(data)),
+                Ok(Err(_trailers)) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// Reads the rest for nothing, within bounds. Many clients write all of a request before they look for an answer; were
+    /// the connection closed on them, they would report that and not the answer.
+    pub(super) async fn discard(mut self) {
+        if self.held_back || self.body.is_end_stream() {
+            return;
+        }
+        let rest = async {
+            let mut read = 0;
+            while let Some(Ok(data)) = self.next().await {
+                read += data.len();
+                if read > DISCARD {
+                    break;
+                }
+            }
+        };
+        // Whoever needs longer sees the connection close.
+        drop(tokio::time::timeout(DISCARD_TIME, rest).await);
+    }
 }
 
 /// Permits for that many bytes.
@@ -25,64 +91,65 @@ impl Api {
     /// Reads a body of at most `limit` bytes; `what` names it in the error.
     pub(super) async fn read_body(
         &self,
-        headers: &HeaderMap,
-        body: Body,
+        upload: &mut Upload,
         limit: usize,
         what: &str,
     ) -> Result<Received, ApiError> {
-        let announced = headers
-            .get(CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok())
-            .and_then(|length| length.parse::<usize>().ok());
-        if announced.is_some_and(|length| length > limit) {
+        if upload.announced.is_some_and(|length| length > limit) {
             return Err(ApiError::too_large(what, limit));
         }
-        // Of unknown length: as much as it may become, since two that each hold a part would wait for each other.
-        let share = kib(announced.unwrap_or(limit).max(1));
-        let memory = tokio::time::timeout(self.settings.body_timeout, acquire(self, share))
-            .await
-            .map_err(|_| ApiError::unavailable("too many large requests at once"))??;
-        let body = tokio::time::timeout(self.settings.body_timeout, collect(body, limit, what, announced))
+        let memory = match upload.announced {
+            Some(length) if length > SMALL => Some(self.body_share(length).await?),
+            _ => None,
+        };
+        tokio::time::timeout(self.settings.body_timeout, self.collect(upload, limit, what, memory))
             .await
             .map_err(|_| {
                 ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")
-            })??;
-        Ok(Received { body, _memory: memory })
+            })?
     }
-}
 
-async fn acquire(api: &Api, share: u32) -> Result<OwnedSemaphorePermit, ApiError> {
-    Semaphore::acquire_many_owned(std::sync::Arc::clone(&api.body_memory), share)
-        .await
-        .map_err(|_| ApiError::unavailable("the server is stopping"))
-}
-
-async fn collect(
-    mut body: Body,
-    limit: usize,
-    what: &str,
-    announced: Option<usize>,
-) -> Result<Bytes, ApiError> {
-    let mut whole = BytesMut::new();
-    let mut first: Option<Bytes> = None;
-    while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|error| ApiError::bad_request(format!("the request body broke off: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
-        let have = whole.len() + first.as_ref().map_or(0, Bytes::len);
-        if have + data.len() > limit {
-            return Err(ApiError::too_large(what, limit));
+    async fn collect(
+        &self,
+        upload: &mut Upload,
+        limit: usize,
+        what: &str,
+        mut memory: Option<OwnedSemaphorePermit>,
+    ) -> Result<Received, ApiError> {
+        let mut whole = BytesMut::new();
+        let mut first: Option<Bytes> = None;
+        let mut have = 0;
+        while let Some(data) = upload.next().await {
+            let data =
+                data.map_err(|error| ApiError::bad_request(format!("the request body broke off: {error}")))?;
+            have += data.len();
+            if have > limit {
+                return Err(ApiError::too_large(what, limit));
+            }
+            // Of unknown length: as much as it may become, since two that each hold a part would wait for each other.
+            if have > SMALL && memory.is_none() {
+                memory = Some(self.body_share(limit).await?);
+            }
+            // Most bodies come in one piece, which is kept as it is.
+            if whole.is_empty() && first.is_none() {
+                first = Some(data);
+                continue;
+            }
+            if let Some(first) = first.take() {
+                whole.reserve(upload.announced.unwrap_or(first.len() + data.len()));
+                whole.extend_from_slice(&first);
+            }
+            whole.extend_from_slice(&data);
         }
-        // Most bodies come in one piece, which is kept as it is.
-        if whole.is_empty() && first.is_none() {
-            first = Some(data);
-            continue;
-        }
-        if let Some(first) = first.take() {
-            whole.reserve(announced.unwrap_or(first.len() + data.len()));
-            whole.extend_from_slice(&first);
-        }
-        whole.extend_from_slice(&data);
+        Ok(Received { body: first.unwrap_or_else(|| whole.freeze()), _memory: memory })
     }
-    Ok(first.unwrap_or_else(|| whole.freeze()))
+
+    /// A large body's share of the memory.
+    async fn body_share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let share = Semaphore::acquire_many_owned(Arc::clone(&self.body_memory), kib(bytes));
+        tokio::time::timeout(SHARE_WAIT, share)
+            .await
+            .map_err(|_| ApiError::unavailable("too many large requests at once"))?
+            .map_err(|_| ApiError::unavailable("the server is stopping"))
+    }
 }

@@ -1,19 +1,21 @@
 //! `/v2/dlq`: the dead-letter queue.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Kind};
 use super::publish::refuse_unsupported;
 use super::query::{Query, invalid_cursor};
 use super::{Api, PAGE_BYTES, wire};
 use crate::domain::id::{DeadLetterId, MessageId};
+use crate::domain::message::{CallbackSpec, Headers, Options};
 use crate::domain::outcome::Ids as _;
 use crate::domain::time::Timestamp;
 use crate::engine::ids::FreshIds;
@@ -21,13 +23,16 @@ use crate::store::{Accept, DeadLetter, DeadLetterFilter, Order};
 
 /// Dead letters in one page.
 const PAGE: usize = 100;
+/// The last three are accepted and change nothing.
+const LIST_PARAMETERS: [&str; 10] =
+    ["dlqIds", "messageId", "fromDate", "toDate", "count", "cursor", "order", "api", "source", "trimBody"];
 
 impl Api {
     pub(super) async fn list_dead_letters(&self, query: &str) -> Result<Response, ApiError> {
         let query = Query::parse(query);
-        query.only(&["dlqIds", "messageId", "fromDate", "toDate", "count", "cursor", "order", "trimBody"])?;
+        query.only(&LIST_PARAMETERS)?;
         let filter = DeadLetterFilter {
-            ids: ids(&query),
+            ids: ids(query.list("dlqIds")),
             messages: query.list("messageId").into_iter().map(MessageId::new).collect(),
             from: query.time("fromDate")?,
             to: query.time("toDate")?,
@@ -68,21 +73,22 @@ impl Api {
     pub(super) async fn delete_dead_letters(
         &self,
         query: &str,
-        headers: &HeaderMap,
-        body: Body,
+        upload: &mut Upload,
     ) -> Result<Response, ApiError> {
         let query = Query::parse(query);
         query.only(&["dlqIds"])?;
-        let mut ids = ids(&query);
-        let received = self.read_body(headers, body, self.settings.max_message, "the body").await?;
+        let mut given = query.list("dlqIds");
+        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+        let body: IdsBody;
         if !received.body.is_empty() {
-            let body: IdsBody = serde_json::from_slice(&received.body).map_err(|error| {
+            body = serde_json::from_slice(&received.body).map_err(|error| {
                 ApiError::bad_request(format!("the body must be JSON like {{\"dlqIds\":[\"…\"]}}: {error}"))
             })?;
-            ids.extend(body.dlq_ids.into_iter().map(DeadLetterId::new));
-        } else if ids.is_empty() {
+            given.extend(body.dlq_ids.iter().map(String::as_str));
+        } else if given.is_empty() {
             return Err(no_ids());
         }
+        let ids = ids(given);
         let deleted = self.engine.store().delete_dead_letters(&ids).await?;
         super::json(StatusCode::OK, &json!({ "deleted": deleted }))
     }
@@ -93,7 +99,10 @@ impl Api {
         query: &str,
         fields: &HeaderMap,
     ) -> Result<Response, ApiError> {
-        let retried = self.retry(&[DeadLetterId::new(id)], query, fields).await?;
+        let mut query = Query::parse(query);
+        let params = query.take_options();
+        query.only(&[])?;
+        let retried = self.retry(&[DeadLetterId::new(id)], &params, fields).await?;
         super::json(StatusCode::CREATED, &retried.first())
     }
 
@@ -103,24 +112,27 @@ impl Api {
         query: &str,
         fields: &HeaderMap,
     ) -> Result<Response, ApiError> {
-        let ids = ids(&Query::parse(query));
+        let mut query = Query::parse(query);
+        let params = query.take_options();
+        query.only(&["dlqIds"])?;
+        let ids = ids(query.list("dlqIds"));
         if ids.is_empty() {
             return Err(no_ids());
         }
-        let retried = self.retry(&ids, query, fields).await?;
+        let retried = self.retry(&ids, &params, fields).await?;
         super::json(StatusCode::CREATED, &json!({ "responses": retried }))
     }
 
     async fn retry(
         &self,
         ids: &[DeadLetterId],
-        query: &str,
+        params: &[(String, String)],
         fields: &HeaderMap,
     ) -> Result<Vec<Value>, ApiError> {
         let mut replacements = Vec::with_capacity(ids.len());
         for id in ids {
             let letter = self.find_dead_letter(id.as_str()).await?;
-            replacements.push((id.clone(), self.replacement(letter, query, fields)?));
+            replacements.push((id.clone(), self.replacement(letter, params, fields)?));
         }
         if !self.engine.store().retry_dead_letters(&replacements).await? {
             return Err(ApiError::not_found("some of the dead letters are gone; none was retried"));
@@ -135,53 +147,46 @@ impl Api {
     }
 
     /// The new message for a dead letter: the same, changed by the configuration headers of the retry.
-    fn replacement(&self, letter: DeadLetter, query: &str, fields: &HeaderMap) -> Result<Accept, ApiError> {
+    fn replacement(
+        &self,
+        letter: DeadLetter,
+        params: &[(String, String)],
+        fields: &HeaderMap,
+    ) -> Result<Accept, ApiError> {
         let now = self.engine.now();
         let mut message = letter.message;
         message.id = FreshIds.message(now);
         message.created_at = now;
         message.due_at = now;
-        let params: Vec<(String, String)> = Query::parse(query)
-            .into_pairs()
-            .into_iter()
-            .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .filter(|(name, _)| name.starts_with("upstash-"))
-            .collect();
-        let publish = headers::parse(Kind::Publish, pairs(fields), &params, &self.settings.headers, now)?;
+        // So that settings of a callback can be changed without repeating its URL. What the retry says comes later and wins.
+        let mut with_urls = callback_urls("upstash", &message.options);
+        with_urls.extend_from_slice(params);
+        let publish = headers::parse(Kind::Publish, pairs(fields), &with_urls, &self.settings.headers, now)?;
         refuse_unsupported(&publish)?;
-        let given =
-            |header: &str| fields.contains_key(header) || params.iter().any(|(name, _)| name == header);
-        if given("upstash-method") {
+        let given = Given { fields, params };
+        if given.has("upstash-method") {
             message.method = publish.method;
         }
-        if given("upstash-retries") {
+        if given.has("upstash-retries") {
             message.max_retries = publish.retries;
         }
-        if given("upstash-delay") || given("upstash-not-before") {
+        if given.has("upstash-delay") || given.has("upstash-not-before") {
             message.due_at = match publish.due {
                 headers::Due::Now => now,
                 headers::Due::After(delay) => now.after(delay),
                 headers::Due::At(time) => time.clamp(now, Timestamp::MAX),
             };
         }
-        if given("upstash-label") {
+        if given.has("upstash-label") {
             message.labels = publish.labels;
         }
-        for (name, value) in publish.headers.iter() {
-            if name.eq_ignore_ascii_case("content-type") && !given("upstash-forward-content-type") {
-                continue;
-            }
-            message.headers.remove(name);
-            message.headers.append(name, value);
+        let mut overrides = publish.headers;
+        if !given.has("upstash-forward-content-type") {
+            // The retry's own.
+            overrides.remove("content-type");
         }
-        let (old, new) = (&mut message.options, publish.options);
-        old.timeout = new.timeout.or(old.timeout);
-        old.retry_delay = new.retry_delay.or_else(|| old.retry_delay.take());
-        old.callback = new.callback.or_else(|| old.callback.take());
-        old.failure_callback = new.failure_callback.or_else(|| old.failure_callback.take());
-        if !new.redact.is_none() {
-            old.redact = new.redact;
-        }
+        replace(&mut message.headers, overrides);
+        merge_options(&mut message.options, publish.options, "upstash", &given);
         let origin = self.check_destinations(&message.url, &message.options)?;
         Ok(Accept {
             message: Arc::new(message),
@@ -190,6 +195,92 @@ impl Api {
             deduplication: None,
         })
     }
+}
+
+/// What a retry says itself.
+struct Given<'a> {
+    fields: &'a HeaderMap,
+    params: &'a [(String, String)],
+}
+
+impl Given<'_> {
+    /// Whether it has a header of that (lower-case) name, which is not empty.
+    fn has(&self, name: &str) -> bool {
+        self.fields.get_all(name).iter().any(|value| !value.as_bytes().trim_ascii().is_empty())
+            || self.params.iter().any(|(have, value)| have == name && !value.trim().is_empty())
+    }
+}
+
+/// The URLs of callbacks, as the headers that set them.
+fn callback_urls(prefix: &str, options: &Options) -> Vec<(String, String)> {
+    let callbacks = [("callback", &options.callback), ("failure-callback", &options.failure_callback)];
+    let mut urls = Vec::new();
+    for (word, spec) in callbacks {
+        if let Some(spec) = spec {
+            let name = format!("{prefix}-{word}");
+            urls.extend(callback_urls(&name, &spec.options));
+            urls.push((name, spec.url.clone()));
+        }
+    }
+    urls
+}
+
+/// Puts headers in the place of those with the same names.
+fn replace(headers: &mut Headers, new: Headers) {
+    for (name, _) in new.iter() {
+        headers.remove(name);
+    }
+    headers.0.extend(new.0);
+}
+
+/// Changes what is given under the prefix, and nothing else.
+fn merge_options(old: &mut Options, new: Options, prefix: &str, given: &Given<'_>) {
+    let has = |word: &str| given.has(&format!("{prefix}-{word}"));
+    if has("timeout") {
+        old.timeout = new.timeout;
+    }
+    if has("retry-delay") {
+        old.retry_delay = new.retry_delay;
+    }
+    if has("redact-fields") {
+        old.redact = new.redact;
+    }
+    merge_callback(&mut old.callback, new.callback, &format!("{prefix}-callback"), given);
+    merge_callback(
+        &mut old.failure_callback,
+        new.failure_callback,
+        &format!("{prefix}-failure-callback"),
+        given,
+    );
+}
+
+fn merge_callback(
+    old: &mut Option<Box<CallbackSpec>>,
+    new: Option<Box<CallbackSpec>>,
+    prefix: &str,
+    given: &Given<'_>,
+) {
+    let Some(new) = new else { return };
+    let Some(old) = old else {
+        *old = Some(new);
+        return;
+    };
+    let has = |word: &str| given.has(&format!("{prefix}-{word}"));
+    old.url = new.url;
+    if has("method") {
+        old.method = new.method;
+    }
+    if has("retries") {
+        old.retries = new.retries;
+    }
+    if has("delay") {
+        old.delay = new.delay;
+    }
+    if has("label") {
+        old.labels = new.labels;
+    }
+    replace(&mut old.headers, new.headers);
+    merge_options(&mut old.options, new.options, prefix, given);
 }
 
 fn pairs(fields: &HeaderMap) -> impl Iterator<Item = (&str, &[u8])> {
@@ -202,8 +293,10 @@ struct IdsBody {
     dlq_ids: Vec<String>,
 }
 
-fn ids(query: &Query) -> Vec<DeadLetterId> {
-    query.list("dlqIds").into_iter().map(DeadLetterId::new).collect()
+/// Each id once, in order.
+fn ids(texts: Vec<&str>) -> Vec<DeadLetterId> {
+    let mut seen = HashSet::new();
+    texts.into_iter().filter(|text| seen.insert(*text)).map(DeadLetterId::new).collect()
 }
 
 fn unknown(id: &str) -> ApiError {

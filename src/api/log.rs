@@ -18,8 +18,8 @@ pub(super) enum Form {
     Logs,
 }
 
-const PARAMETERS: [&str; 9] =
-    ["count", "cursor", "messageId", "messageIds", "state", "fromDate", "toDate", "order", "api"];
+const PARAMETERS: [&str; 10] =
+    ["count", "cursor", "messageId", "messageIds", "state", "fromDate", "toDate", "order", "api", "trimBody"];
 
 impl Api {
     pub(super) async fn list_log(&self, query: &str, form: Form) -> Result<Response, ApiError> {
@@ -39,8 +39,9 @@ impl Api {
         };
         let cursor = query.get("cursor").map(read_cursor).transpose()?;
         let order = query.order(Order::LatestFirst)?;
+        let trim = query.trim_body()?;
         let page = self.engine.store().log(&filter, order, cursor.as_ref(), count, PAGE_BYTES).await?;
-        let entries: Vec<Value> = page.items.iter().map(wire::log_entry).collect();
+        let entries: Vec<Value> = page.items.iter().map(|entry| wire::log_entry(entry, trim)).collect();
         let mut answer = Map::new();
         if let Some(last) = page.items.last().filter(|_| page.more) {
             answer.insert("cursor".to_owned(), write_cursor(last).into());

@@ -33,6 +33,7 @@ pub mod routes;
 mod wire;
 
 use self::auth::Tokens;
+use self::body::Upload;
 use self::error::ApiError;
 use self::headers::Limits;
 use self::routes::{Route, route};
@@ -81,7 +82,13 @@ impl Api {
     /// Answers a request. One handler for all paths: see [`routes`].
     pub async fn answer(self: &Arc<Self>, request: Request) -> Response {
         let head = request.method() == http::Method::HEAD;
-        let mut response = self.respond(request).await.unwrap_or_else(ApiError::into_response);
+        let (parts, body) = request.into_parts();
+        let upload = Upload::new(&parts.headers, body);
+        let (result, unread) = self.respond(parts, upload).await;
+        if let Some(unread) = unread {
+            unread.discard().await;
+        }
+        let mut response = result.unwrap_or_else(ApiError::into_response);
         if head {
             *response.body_mut() = Body::empty();
         }
@@ -90,41 +97,56 @@ impl Api {
 }
 
 impl Api {
-    async fn respond(self: &Arc<Self>, request: Request) -> Result<Response, ApiError> {
-        let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        let route = match route(request.method(), target) {
+    /// The answer, and what is left of the request's body.
+    async fn respond(
+        self: &Arc<Self>,
+        parts: Parts,
+        mut upload: Upload,
+    ) -> (Result<Response, ApiError>, Option<Upload>) {
+        let route = match self.admit(&parts) {
             Ok(route) => route,
-            Err(error) => {
-                // Paths of the API are not told apart for those who may not use it.
-                self.tokens.check(routes::Access::Read, request.headers(), request.uri().query())?;
-                return Err(error.into());
-            }
+            Err(error) => return (Err(error), Some(upload)),
         };
-        self.tokens.check(route.access(), request.headers(), request.uri().query())?;
-        let query = request.uri().query().unwrap_or_default().to_owned();
-        let (parts, body) = request.into_parts();
         if let Route::Publish { rest } = route {
-            return self.publish(&rest, &parts, body).await;
+            return (self.publish(&rest, &parts, &mut upload).await, Some(upload));
         }
         // A caller that hangs up must not stop a step of the database half-way.
         let api = Arc::clone(self);
-        let task = tokio::spawn(async move { api.call(route, &query, &parts, body).await });
+        let task = tokio::spawn(async move {
+            let query = parts.uri.query().unwrap_or_default();
+            (api.call(route, query, &parts, &mut upload).await, Some(upload))
+        });
         task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a request's task failed");
-            Err(ApiError::new(
-                http::StatusCode::INTERNAL_SERVER_ERROR,
-                "internal error; the server's log has the cause",
-            ))
+            let text = "internal error; the server's log has the cause";
+            (Err(ApiError::new(http::StatusCode::INTERNAL_SERVER_ERROR, text)), None)
         })
     }
 
-    async fn call(&self, route: Route, query: &str, parts: &Parts, body: Body) -> Result<Response, ApiError> {
+    /// What is asked for, if the caller may.
+    fn admit(&self, parts: &Parts) -> Result<Route, ApiError> {
+        let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let query = parts.uri.query();
+        let route = route(&parts.method, target);
+        // Paths of the API are not told apart for those who may not use it.
+        let access = route.as_ref().map_or(routes::Access::Read, Route::access);
+        self.tokens.check(access, &parts.headers, query)?;
+        Ok(route?)
+    }
+
+    async fn call(
+        &self,
+        route: Route,
+        query: &str,
+        parts: &Parts,
+        upload: &mut Upload,
+    ) -> Result<Response, ApiError> {
         match route {
-            Route::Publish { rest } => self.publish(&rest, parts, body).await,
+            Route::Publish { rest } => self.publish(&rest, parts, upload).await,
             Route::GetMessage { id } => self.get_message(&id).await,
             Route::CancelMessage { id } => self.cancel_message(&id).await,
             Route::ListDeadLetters => self.list_dead_letters(query).await,
-            Route::DeleteDeadLetters => self.delete_dead_letters(query, &parts.headers, body).await,
+            Route::DeleteDeadLetters => self.delete_dead_letters(query, upload).await,
             Route::GetDeadLetter { id } => self.get_dead_letter(&id).await,
             Route::DeleteDeadLetter { id } => self.delete_dead_letter(&id).await,
             Route::RetryDeadLetter { id } => self.retry_dead_letter(&id, query, &parts.headers).await,

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::response::Response;
 use http::StatusCode;
 use http::request::Parts;
 use serde::Serialize;
 
+use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Deduplication, Due, Kind, Publish, content_key, id_key};
 use super::{Api, Peer, caller, json};
@@ -25,13 +25,20 @@ use crate::store::{self, Accepted};
 #[serde(rename_all = "camelCase")]
 struct Published<'a> {
     message_id: &'a str,
-    url: &'a str,
+    /// Not of a repeat: the first message may have gone elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<&'a str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     deduplicated: bool,
 }
 
 impl Api {
-    pub(super) async fn publish(&self, rest: &str, parts: &Parts, body: Body) -> Result<Response, ApiError> {
+    pub(super) async fn publish(
+        &self,
+        rest: &str,
+        parts: &Parts,
+        upload: &mut Upload,
+    ) -> Result<Response, ApiError> {
         let parsed = destination::parse(rest)?;
         let url = match parsed.destination {
             Destination::Url(url) => url,
@@ -47,7 +54,7 @@ impl Api {
         let publish = headers::parse(Kind::Publish, fields, &parsed.params, &self.settings.headers, now)?;
         refuse_unsupported(&publish)?;
         let origin = self.check_destinations(&url, &publish.options)?;
-        let received = self.read_body(&parts.headers, body, self.settings.max_message, "the message").await?;
+        let received = self.read_body(upload, self.settings.max_message, "the message").await?;
         let caller_ip = parts
             .extensions
             .get::<Peer>()
@@ -59,7 +66,8 @@ impl Api {
             Some(Accepted::Duplicate(first)) => (StatusCode::ACCEPTED, first, true),
             _ => (StatusCode::OK, &message.id, false),
         };
-        json(status, &Published { message_id: id.as_str(), url: &message.url, deduplicated })
+        let url = (!deduplicated).then_some(message.url.as_str());
+        json(status, &Published { message_id: id.as_str(), url, deduplicated })
     }
 
     /// Checks literal addresses of the destination and its callbacks; names are checked when they are connected to.

@@ -27,21 +27,50 @@ impl Query {
         )
     }
 
-    pub(super) fn into_pairs(self) -> Vec<(String, String)> {
-        self.0
-    }
-
-    /// Refuses parameters that are not in `known`: a misspelt filter must not mean "all".
+    /// Refuses parameters that are not in `known`, since a misspelt filter must not mean "all", and values that no id,
+    /// cursor or name has: not every database can be asked for them.
     pub(super) fn only(&self, known: &[&str]) -> Result<(), ApiError> {
-        for (name, _) in &self.0 {
-            if !name.eq_ignore_ascii_case("qstash_token") && !known.contains(&name.as_str()) {
+        for (name, value) in &self.0 {
+            if name.eq_ignore_ascii_case("qstash_token") {
+                continue;
+            }
+            if !known.contains(&name.as_str()) {
+                let text = if known.is_empty() {
+                    format!("unknown parameter `{name}`; none is allowed here")
+                } else {
+                    format!("unknown parameter `{name}`; allowed: {}", known.join(", "))
+                };
+                return Err(ApiError::bad_request(text));
+            }
+            if value.contains(char::is_control) {
                 return Err(ApiError::bad_request(format!(
-                    "unknown parameter `{name}`; allowed: {}",
-                    known.join(", ")
+                    "invalid {name} {value:?}: it contains a control character"
                 )));
             }
         }
         Ok(())
+    }
+
+    /// Takes out the parameters that stand in for `Upstash-*` headers, names in lower case.
+    pub(super) fn take_options(&mut self) -> Vec<(String, String)> {
+        let (options, others) = std::mem::take(&mut self.0).into_iter().partition(|(name, _)| {
+            name.get(..8).is_some_and(|prefix| prefix.eq_ignore_ascii_case("upstash-"))
+        });
+        self.0 = others;
+        let options: Vec<(String, String)> = options;
+        options.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
+    }
+
+    /// To how many bytes bodies are cut; `None`, also written as -1: not at all.
+    pub(super) fn trim_body(&self) -> Result<Option<usize>, ApiError> {
+        match self.get("trimBody") {
+            None | Some("-1") => Ok(None),
+            Some(text) => text.parse().map(Some).map_err(|_| {
+                ApiError::bad_request(format!(
+                    "invalid trimBody `{text}`: a number of bytes is allowed, or -1"
+                ))
+            }),
+        }
     }
 
     /// The last value of a parameter; an empty one counts as absent.

@@ -92,10 +92,15 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
     if let Some(rest) = after_words(target, "/v2/publish") {
         return only(method, &[(Method::POST, Route::Publish { rest: rest.to_owned() })], "POST");
     }
+    let has_query = target.contains('?');
     let trailing_slash = path.len() > 1 && path.ends_with('/');
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let words: Vec<String> = segments.iter().map(|segment| segment.to_ascii_lowercase()).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if path.contains('%') && percent_decode_str(path).any(|byte| byte.is_ascii_control()) {
+        // No name or id has such characters, and not every database can be asked for them.
+        return Err(RouteError::Unknown);
+    }
     let id = |index: usize| {
         segments
             .get(index)
@@ -109,13 +114,12 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         [] => only(method, &[(get, Route::Root)], "GET, HEAD"),
         ["healthz"] => only(method, &[(get, Route::Healthz)], "GET, HEAD"),
         ["readyz"] => only(method, &[(get, Route::Readyz)], "GET, HEAD"),
-        ["v2", "messages"] if trailing_slash => Err(RouteError::MissingId),
+        ["v2", "messages"] if trailing_slash && !has_query => Err(RouteError::MissingId),
         ["v2", "messages", _] => only(
             method,
             &[(get, Route::GetMessage { id: id(2) }), (delete, Route::CancelMessage { id: id(2) })],
             "GET, HEAD, DELETE",
         ),
-        ["v2", "dlq"] if trailing_slash && *method == Method::DELETE => Err(RouteError::MissingId),
         ["v2", "dlq"] => only(
             method,
             &[(get, Route::ListDeadLetters), (delete, Route::DeleteDeadLetters)],
@@ -192,7 +196,11 @@ mod tests {
     #[test]
     fn a_missing_id_is_not_all() {
         check("DELETE", "/v2/messages/", &Err(RouteError::MissingId));
-        check("DELETE", "/v2/dlq/", &Err(RouteError::MissingId));
+        check("DELETE", "/v2/messages/?messageIds=msg_a", &Err(RouteError::Unknown));
+        // Its handler looks for ids, in the query and in the body.
+        check("DELETE", "/v2/dlq/", &Ok(Route::DeleteDeadLetters));
+        check("DELETE", "/v2/dlq/?dlqIds=1-0", &Ok(Route::DeleteDeadLetters));
+        check("GET", "/v2/messages/a%00b", &Err(RouteError::Unknown));
         check("GET", "/v2/dlq/", &Ok(Route::ListDeadLetters));
     }
 

@@ -37,12 +37,15 @@ pub(super) fn dead_letter(letter: &DeadLetter) -> Value {
     if let Some(response) = &letter.response {
         put(&mut object, "responseHeader", header_map(&response.headers, None));
         put_text(&mut object, "responseBody", "responseBodyBase64", &response.body);
+    } else {
+        put_option(&mut object, "error", letter.error.as_deref());
     }
     Value::Object(object)
 }
 
-/// An entry of the log.
-pub(super) fn log_entry(entry: &LogEntry) -> Value {
+/// An entry of the log, bodies cut to that many bytes.
+pub(super) fn log_entry(entry: &LogEntry, trim: Option<usize>) -> Value {
+    let cut = |body: &[u8]| STANDARD.encode(&body[..trim.map_or(body.len(), |max| max.min(body.len()))]);
     let message = &*entry.message;
     let mut object = Map::new();
     put(&mut object, "time", entry.time.as_millis());
@@ -55,7 +58,7 @@ pub(super) fn log_entry(entry: &LogEntry) -> Value {
         let shown = if message.options.redact.body {
             STANDARD.encode(marker(&message.body))
         } else {
-            STANDARD.encode(&message.body)
+            cut(&message.body)
         };
         put(&mut object, "body", shown);
     }
@@ -70,8 +73,10 @@ pub(super) fn log_entry(entry: &LogEntry) -> Value {
         put(&mut object, "responseHeader", header_map(headers, None));
         put(&mut object, "responseHeaders", header_map(headers, None));
         if !body.is_empty() {
-            put(&mut object, "responseBody", STANDARD.encode(body));
+            put(&mut object, "responseBody", cut(body));
         }
+    } else if matches!(entry.state, State::Error | State::Failed) {
+        put(&mut object, "responseStatus", 0);
     }
     Value::Object(object)
 }

@@ -240,6 +240,15 @@ impl Merge {
         if config.dev {
             fill_in_dev(&mut config, &mut self.origins);
         }
+        // Whoever lowers the limit need not know the default.
+        if let Some(max) = config.max_retries
+            && config.default_retries > max
+            && let Some(origin) = self.origins.get("max_retries").cloned()
+            && !self.origins.contains_key("default_retries")
+        {
+            config.default_retries = max;
+            self.origins.insert("default_retries", origin);
+        }
         let loaded = Loaded { config, origins: self.origins };
         loaded.check()?;
         Ok(loaded)
@@ -293,6 +302,22 @@ impl Loaded {
             }
             _ => {}
         }
+        if c.dev && *self.origin("token") != Origin::Dev {
+            let reason = format!(
+                "development mode has a token of its own, and token is set too ({}); unset one of them",
+                self.origin("token")
+            );
+            return Err(self.invalid("dev", reason));
+        }
+        if let Some(token) = &c.token
+            && c.read_only_tokens.iter().any(|other| other.expose() == token.expose())
+        {
+            let reason = format!(
+                "one of them is also the token that may write ({}); they must differ",
+                self.origin("token")
+            );
+            return Err(self.invalid("read_only_tokens", reason));
+        }
         if c.dev && !c.dev_force && !c.listen.ip().to_canonical().is_loopback() {
             let reason = format!(
                 "development mode has a token that everybody knows, and {} can be reached by others; \
@@ -344,12 +369,25 @@ pub(super) fn setting_names() -> impl Iterator<Item = &'static str> {
     Config::META.fields.iter().map(|field| field.name)
 }
 
-/// The setting that was probably meant: the most similar one, by its whole name or by its last words.
+/// The setting that was probably meant: the most similar one, by its letters or by its words.
 fn nearest_setting(name: &str) -> Option<&'static str> {
+    // What others call it.
+    let name = match name {
+        "port" | "host" | "address" | "bind" => "listen",
+        "db" | "db_url" => "database_url",
+        name => name,
+    };
+    let words: Vec<&str> = name.split(['_', '-']).collect();
     let similarity = |setting: &'static str| {
         let last_words = setting.match_indices('_').map(|(i, _)| &setting[i + 1..]);
         let by_end = last_words.map(|words| 0.95 * strsim::jaro_winkler(name, words));
-        by_end.fold(strsim::jaro_winkler(name, setting), f64::max)
+        let by_letters = by_end.fold(strsim::jaro_winkler(name, setting), f64::max);
+        // The same words in another order, or some more of them, still say what is meant.
+        let theirs: Vec<&str> = setting.split('_').collect();
+        let common = words.iter().filter(|word| theirs.contains(word)).count();
+        let by_words = 2.0 * f64::from(u32::try_from(common).unwrap_or(0))
+            / f64::from(u32::try_from(words.len() + theirs.len()).unwrap_or(u32::MAX));
+        by_letters.max(by_words + 0.1)
     };
     setting_names()
         .map(|setting| (similarity(setting), setting))

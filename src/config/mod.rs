@@ -71,7 +71,7 @@ pub struct Config {
     /// are visible to every user of the machine; prefer HOMING_TOKEN_FILE.
     pub token: Option<Secret>,
 
-    /// Tokens that may read but not change anything.
+    /// Tokens that may read but not change anything. `token` may not be among them.
     #[config(default = [])]
     pub read_only_tokens: Vec<Secret>,
 
@@ -83,8 +83,8 @@ pub struct Config {
     pub next_signing_key: Option<Secret>,
 
     /// Development mode: the token and signing keys that the official development
-    /// server uses, which everybody knows. Refused unless `listen` is a loopback
-    /// address. Flag --dev.
+    /// server uses, which everybody knows. Refused beside a `token`, and unless
+    /// `listen` is a loopback address. Flag --dev.
     #[config(default = false)]
     pub dev: bool,
 
@@ -166,8 +166,8 @@ pub struct Config {
     #[config(default = "10MiB", validate(max_response_size.is_within(0, GIB), "allowed: 0 to 1GiB"))]
     pub max_response_size: ByteSize,
 
-    /// Request bodies in memory at once, all callers together; whoever exceeds it
-    /// waits. Not below max_batch_size.
+    /// Request bodies above 64 KiB in memory at once, all callers together; whoever
+    /// exceeds it waits, and after 10 s gets 503. Not below max_batch_size.
     #[config(
         default = "256MiB",
         validate(max_inflight_request_bytes.is_within(KIB, 1024 * GIB), "allowed: 1KiB to 1024GiB")
@@ -175,7 +175,8 @@ pub struct Config {
     pub max_inflight_request_bytes: ByteSize,
 
     // What a message may ask for.
-    /// Retries of a message that doesn't say how many. 0 to 1000, not above max_retries.
+    /// Retries of a message that doesn't say how many. 0 to 1000, not above
+    /// max_retries, which lowers the default.
     #[config(default = 3, validate(*default_retries <= 1000, "allowed: 0 to 1000"))]
     pub default_retries: u32,
 

@@ -165,6 +165,19 @@ fn unknown_names_are_refused_with_the_nearest() {
     );
     check_refused(&environment(&[("HOMING_RETRIES", "3")]), &["_RETRIES`?"]);
     check_refused(&environment(&[("HOMING_TOKN_FILE", "3")]), &["mean `HOMING_TOKEN`"]);
+    for (far, meant) in [
+        ("HOMING_PORT", "LISTEN"),
+        ("HOMING_DB_URL", "DATABASE_URL"),
+        ("HOMING_DATABASE", "DATABASE_URL"),
+        ("HOMING_API_TOKEN", "TOKEN"),
+        ("HOMING_MAX_CONCURRENCY", "CONCURRENCY"),
+        ("HOMING_RETRIES_MAX", "MAX_RETRIES"),
+        ("HOMING_LOGLEVEL", "LOG_LEVEL"),
+        ("HOMING_MESSAGE_MAX_SIZE", "MAX_MESSAGE_SIZE"),
+        ("HOMING_SIGNING_KEY_CURRENT", "CURRENT_SIGNING_KEY"),
+    ] {
+        check_refused(&environment(&[(far, "3")]), &[&format!("mean `HOMING_{meant}`")]);
+    }
     check_refused(&environment(&[("HOMING_ZZZ", "3")]), &["unknown setting `HOMING_ZZZ`"]);
     check_refused(
         &with_file(Sources::default(), &dir, "max-retries = 3"),
@@ -221,6 +234,30 @@ fn bad_values_are_refused_with_setting_layer_and_what_is_allowed() {
 }
 
 #[test]
+fn a_lower_limit_lowers_the_default() {
+    let config = load(&environment(&[("HOMING_MAX_RETRIES", "1")])).unwrap().config;
+    assert_eq!((config.max_retries, config.default_retries), (Some(1), 1));
+    check_refused(
+        &environment(&[("HOMING_MAX_RETRIES", "1"), ("HOMING_DEFAULT_RETRIES", "2")]),
+        &["default_retries", "above max_retries"],
+    );
+}
+
+#[test]
+fn tokens_that_contradict_each_other_are_refused() {
+    check_refused(
+        &environment(&[("HOMING_DEV", "true"), ("HOMING_TOKEN", "XYZZY")]),
+        &["dev", "HOMING_TOKEN", "unset one"],
+    );
+    check_refused(
+        &environment(&[("HOMING_READ_ONLY_TOKENS", "a,XYZZY"), ("HOMING_TOKEN", "XYZZY")]),
+        &["read_only_tokens", "HOMING_TOKEN", "must differ"],
+    );
+    let dev = [("HOMING_DEV", "true"), ("HOMING_READ_ONLY_TOKENS", DEV_TOKEN)];
+    check_refused(&environment(&dev), &["read_only_tokens"]);
+}
+
+#[test]
 fn development_mode_stays_at_home() {
     let dev = |listen, force| {
         load(&environment(&[("HOMING_DEV", "true"), ("HOMING_LISTEN", listen), ("HOMING_DEV_FORCE", force)]))
@@ -243,7 +280,7 @@ fn secrets_are_never_shown() {
     let dir = TempDir::new().unwrap();
     let sources = environment(&[
         ("HOMING_TOKEN", "XYZZY"),
-        ("HOMING_READ_ONLY_TOKENS", "XYZZY,XYZZY2"),
+        ("HOMING_READ_ONLY_TOKENS", "XYZZY1,XYZZY2"),
         ("HOMING_CURRENT_SIGNING_KEY", "XYZZY"),
         ("HOMING_NEXT_SIGNING_KEY", "XYZZY"),
         ("HOMING_DATABASE_URL", "postgres://me:XYZZY@db/x"),

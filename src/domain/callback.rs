@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::id::{DeadLetterId, MessageId};
-use super::message::{CallbackSpec, Headers, Message, Options, Redact};
+use super::message::{CallbackSpec, Headers, Message, Options};
 use super::outcome::{Attempt, Outcome};
 use super::signature;
 use super::time::Timestamp;
@@ -59,7 +59,8 @@ pub fn make(
     }
 }
 
-/// The callback's own options. What the source hides is in the callback's body, so that is hidden as well.
+/// The callback's own options. What the source hides is in the callback's body, so that is hidden as well; and headers
+/// that it hides are hidden here too, since a secret for the destination is often one for the callback.
 fn options(source: &Message, spec: &CallbackSpec) -> Options {
     let nested = |spec: &Option<Box<CallbackSpec>>| {
         let mut spec = spec.clone()?;
@@ -69,7 +70,15 @@ fn options(source: &Message, spec: &CallbackSpec) -> Options {
         Some(spec)
     };
     let own = &spec.options;
-    let redact = Redact { body: own.redact.body || !source.options.redact.is_none(), ..own.redact.clone() };
+    let hidden = &source.options.redact;
+    let mut redact = own.redact.clone();
+    redact.body |= !hidden.is_none();
+    redact.all_headers |= hidden.all_headers;
+    for name in &hidden.headers {
+        if !redact.headers.contains(name) {
+            redact.headers.push(name.clone());
+        }
+    }
     Options {
         timeout: own.timeout,
         retry_delay: own.retry_delay.clone(),
@@ -184,7 +193,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::super::message::{FlowControl, Method};
+    use super::super::message::{FlowControl, Method, Redact};
     use super::super::outcome::{FailureClass, Response};
     use super::*;
 
@@ -385,9 +394,10 @@ mod tests {
             Redact { all_headers: true, ..Redact::default() },
             Redact { headers: vec!["X".to_owned()], ..Redact::default() },
         ] {
+            let expected = Redact { body: true, ..redact.clone() };
             let source = Message { options: Options { redact, ..Options::default() }, ..plain() };
             let message = make_with(&source, &answered(200, Headers::new(), ""), &spec());
-            assert_eq!(message.options.redact, Redact { body: true, ..Redact::default() });
+            assert_eq!(message.options.redact, expected);
         }
     }
 }

@@ -53,7 +53,7 @@ pub struct Settings<'a> {
 /// Why a client could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("the CA file {path} can't be read: {reason}")]
+    #[error("extra_ca_file: {path} can't be used: {reason}")]
     ExtraCa { path: String, reason: String },
     #[error("TLS could not be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -227,7 +227,7 @@ fn failure(error: &legacy::Error) -> Failure {
             return Failure { class: found.class, error: found.to_string() };
         }
         if let Some(tls) = tls_error(cause) {
-            return Failure { class: FailureClass::Tls, error: format!("TLS failed: {tls}") };
+            return Failure { class: FailureClass::Tls, error: tls_text(tls) };
         }
         if let Some(hyper) = cause.downcast_ref::<hyper::Error>() {
             if hyper.is_parse() || hyper.is_parse_too_large() {
@@ -240,7 +240,20 @@ fn failure(error: &legacy::Error) -> Failure {
         }
         source = cause.source();
     }
+    if class == FailureClass::Headers {
+        text.insert_str(0, "malformed response: ");
+    }
     Failure { class, error: text }
+}
+
+fn tls_text(error: &rustls::Error) -> String {
+    use rustls::{CertificateError, Error};
+    match error {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            format!("TLS failed: {error}; an authority of your own can be named in extra_ca_file")
+        }
+        _ => format!("TLS failed: {error}"),
+    }
 }
 
 /// The TLS error in an I/O error, which is how handshakes report theirs, perhaps in another I/O error.

@@ -19,6 +19,7 @@ engines! {
     a_callback_may_have_callbacks,
     a_delayed_callback_waits,
     cancelled_messages_have_no_callbacks,
+    what_the_source_hides_its_callback_hides,
 }
 
 async fn a_callback_tells_the_outcome(t: Test) {
@@ -286,6 +287,23 @@ async fn a_delayed_callback_waits(t: Test) {
     let work = receiver.next_on("/work").await.at;
     let waited = receiver.next_on("/callback").await.at - work;
     assert!(waited >= std::time::Duration::from_secs(1), "{waited:?}");
+}
+
+async fn what_the_source_hides_its_callback_hides(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let callback = receiver.url("/callback");
+    let headers = [
+        ("Upstash-Redact-Fields", "header[X-Secret]"),
+        ("Upstash-Callback", callback.as_str()),
+        ("Upstash-Callback-Forward-X-Secret", "s3cret"),
+        ("Upstash-Callback-Forward-X-Open", "open"),
+    ];
+    server.publish(&receiver.url("/work"), &headers, "x").await;
+    let request = receiver.next_on("/callback").await;
+    assert_eq!(request.all("x-secret"), ["s3cret"]);
+    let message = server.message(request.message_id()).await;
+    assert_eq!(message["header"]["X-Open"], json!(["open"]));
+    assert!(!message.to_string().contains("s3cret"), "{message}");
 }
 
 async fn cancelled_messages_have_no_callbacks(t: Test) {

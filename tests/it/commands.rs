@@ -85,7 +85,7 @@ async fn development_mode_stays_on_loopback(t: Test) {
 
 async fn developments_keys_do_not_outlive_development(t: Test) {
     let own_keys = [("HOMING_CURRENT_SIGNING_KEY", ""), ("HOMING_NEXT_SIGNING_KEY", "")];
-    let dev = t.server_with(&[own_keys[0], own_keys[1], ("HOMING_DEV", "true")]).await;
+    let dev = t.server_with(&[own_keys[0], own_keys[1], ("HOMING_DEV", "true"), ("HOMING_TOKEN", "")]).await;
     dev.terminate().await;
     let server = t.server_with(&own_keys).await;
     let keys = server.get_json("/v2/keys").await;

@@ -1,14 +1,19 @@
 //! What is refused, with which status, and that nothing comes of it.
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::support::{Receiver, Reply, Server, Test};
+use crate::support::{Receiver, Reply, Server, TOKEN, Test};
 
 engines! {
     bad_destinations_are_refused,
     bad_options_are_refused,
     control_characters_are_refused,
     bodies_over_the_limit_are_refused,
+    an_early_error_reaches_who_writes_first,
+    an_early_error_does_not_ask_for_the_body,
+    slow_uploads_stop_nobody_else,
     unknown_routes_are_not_found,
     known_routes_name_their_methods,
     malformed_json_is_refused,
@@ -139,6 +144,77 @@ async fn bodies_over_the_limit_are_refused(t: Test) {
     assert_nothing_stored(&server).await;
     server.call("POST", &target).body(vec![b'x'; 1024]).send().await.json(200);
     assert_eq!(receiver.next_request().await.body.len(), 1024);
+}
+
+/// A request's head for `/v2/publish/…` with these lines.
+fn publish_head(server: &Server, token: &str, lines: &str) -> String {
+    format!(
+        "POST /v2/publish/http://127.0.0.1:9/ HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n{lines}\r\n\r\n",
+        server.address()
+    )
+}
+
+async fn an_early_error_reaches_who_writes_first(t: Test) {
+    let server = t.server().await;
+    let large = vec![b'x'; 20 << 20];
+    for (token, length, status) in [("wrong", 9 << 20, "401"), (TOKEN, 20 << 20, "413")] {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        let head = publish_head(&server, token, &format!("Content-Length: {length}"));
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&large[..length]).await.unwrap();
+        let mut answer = vec![0; 1024];
+        let read = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains("error"), "{answer}");
+    }
+}
+
+async fn an_early_error_does_not_ask_for_the_body(t: Test) {
+    let server = t.server().await;
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    let head = publish_head(&server, "wrong", "Content-Length: 9000000\r\nExpect: 100-continue");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 1024];
+    let read = stream.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+}
+
+async fn slow_uploads_stop_nobody_else(t: Test) {
+    let server = t
+        .server_with(&[
+            ("HOMING_MAX_MESSAGE_SIZE", "1MiB"),
+            ("HOMING_MAX_BATCH_SIZE", "1MiB"),
+            ("HOMING_MAX_INFLIGHT_REQUEST_BYTES", "1MiB"),
+        ])
+        .await;
+    let receiver = Receiver::start().await;
+    let mut slow = Vec::new();
+    for _ in 0..30 {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        let head = publish_head(&server, TOKEN, "Transfer-Encoding: chunked");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(b"1\r\nx\r\n").await.unwrap();
+        slow.push(stream);
+    }
+    // One more is large. Being asked for its body, it holds all of the memory.
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    let head = publish_head(&server, TOKEN, "Content-Length: 1048576\r\nExpect: 100-continue");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100");
+    slow.push(stream);
+    let target = format!("/v2/publish/{}", receiver.url("/"));
+    let large = server.call("POST", &target).body(vec![b'x'; 1 << 20]).send().await;
+    large.error(503);
+    assert!(large.header("retry-after").is_some());
+    for size in [0, 1, 64 << 10] {
+        server.call("POST", &target).body(vec![b'x'; size]).send().await.json(200);
+        server.call("POST", &target).chunked().body(vec![b'x'; size / 64]).send().await.json(200);
+    }
+    drop(slow);
+    server.call("POST", &target).body(vec![b'x'; 1 << 20]).send().await.json(200);
 }
 
 async fn unknown_routes_are_not_found(t: Test) {

@@ -290,7 +290,9 @@ async fn publish_again(
     let answer = server.call("POST", &format!("/v2/publish/{url}")).headers(headers).body(body).send().await;
     let json: Value = answer.json(answer.status);
     let id = json["messageId"].as_str().unwrap_or_else(|| panic!("no id in {json}"));
-    (answer.status, id.to_owned(), json["deduplicated"] == true)
+    let duplicate = json["deduplicated"] == true;
+    assert_eq!(json.get("url").is_none(), duplicate, "{json}");
+    (answer.status, id.to_owned(), duplicate)
 }
 
 async fn a_deduplication_id_makes_one_message(t: Test) {

@@ -19,6 +19,9 @@ engines! {
     dead_letters_come_in_pages,
     dead_letters_are_deleted_once,
     a_dead_letter_is_retried_as_a_new_message,
+    dead_letters_are_deleted_by_their_ids,
+    a_retry_changes_what_it_names,
+    parameters_nobody_knows_are_refused,
     the_log_has_exactly_the_states_of_a_life,
     log_entries_show_bodies_in_base64,
     the_log_comes_in_pages,
@@ -199,8 +202,13 @@ async fn a_dead_letter_without_an_answer(t: Test) {
     let id = server.publish(&receiver.url("/"), &[("Upstash-Retries", "0")], "").await;
     let letter = server.dead_letter(&id).await;
     assert_eq!((&letter["responseStatus"], &letter["maxRetries"]), (&json!(0), &json!(0)));
+    assert!(letter["error"].as_str().is_some_and(|text| !text.is_empty()), "{letter}");
     for absent in ["responseBody", "responseBodyBase64", "responseHeader", "body", "bodyBase64"] {
         assert_eq!(letter.get(absent), None, "{absent}");
+    }
+    for event in server.events(&id).await {
+        let failed = ["ERROR", "FAILED"].contains(&event["state"].as_str().expect("a state"));
+        assert_eq!(event.get("responseStatus"), failed.then_some(&json!(0)), "{event}");
     }
 }
 
@@ -281,6 +289,81 @@ async fn a_dead_letter_is_retried_as_a_new_message(t: Test) {
     server.call("POST", &target).send().await.error(404);
 }
 
+async fn dead_letters_are_deleted_by_their_ids(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    receiver.script("/", [Reply::status(500)]);
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let id = server.publish(&receiver.url("/"), &[("Upstash-Retries", "0")], "").await;
+        ids.push(server.dead_letter(&id).await["dlqId"].as_str().expect("an id").to_owned());
+    }
+    server.call("DELETE", "/v2/dlq/").send().await.error(400);
+    server.call("DELETE", "/v2/dlq/?count=1").send().await.error(400);
+    let target = format!("/v2/dlq/?dlqIds={0},{0}", ids[0]);
+    assert_eq!(server.call("DELETE", &target).send().await.json(200), json!({"deleted": 1}));
+    let body = json!({"dlqIds": [ids[1], ids[1]]}).to_string();
+    let answer = server.call("DELETE", "/v2/dlq/").header("Content-Type", "application/json").body(body);
+    assert_eq!(answer.send().await.json(200), json!({"deleted": 1}));
+}
+
+async fn a_retry_changes_what_it_names(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    receiver.script("/", [Reply::status(500)]);
+    let (callback, nested) = (receiver.url("/callback"), receiver.url("/nested"));
+    let headers = [
+        ("Upstash-Retries", "0"),
+        ("Upstash-Forward-A", "1"),
+        ("Upstash-Forward-B", "2"),
+        ("Upstash-Callback", callback.as_str()),
+        ("Upstash-Callback-Method", "PUT"),
+        ("Upstash-Callback-Forward-C", "3"),
+        ("Upstash-Callback-Forward-D", "4"),
+        ("Upstash-Callback-Failure-Callback", nested.as_str()),
+    ];
+    let id = server.publish(&receiver.url("/"), &headers, "payload").await;
+    let dlq_id = server.dead_letter(&id).await["dlqId"].as_str().expect("an id").to_owned();
+    receiver.next_on("/callback").await;
+
+    // A header with two values; settings of the callback without its URL; the id twice.
+    let target = format!("/v2/dlq/retry?dlqIds={dlq_id}&dlqIds={dlq_id}&Upstash-Callback-Retries=6");
+    let call = server.call("POST", &target).headers(&[
+        ("Upstash-Retries", "0"),
+        ("Upstash-Forward-A", "5"),
+        ("Upstash-Forward-A", "6"),
+        ("Upstash-Callback-Forward-C", "7"),
+    ]);
+    let answer = call.send().await.json(201);
+    assert_eq!(answer["responses"].as_array().map(Vec::len), Some(1), "{answer}");
+    let id = answer["responses"][0]["messageId"].as_str().expect("an id");
+    let message = server.message(id).await;
+    assert_eq!(message["header"], json!({"A": ["5", "6"], "B": ["2"]}));
+    assert_eq!(message["callbackHeader"], json!({"C": ["7"], "D": ["4"]}));
+    let request = receiver.next_on("/callback").await;
+    assert_eq!(request.method, "PUT");
+    let made = server.message(request.message_id()).await;
+    assert_eq!((&made["maxRetries"], &made["failureCallback"]), (&json!(6), &json!(nested)));
+
+    // Another URL keeps the other settings.
+    let dlq_id = server.dead_letter(id).await["dlqId"].as_str().expect("an id").to_owned();
+    let call = server.call("POST", &format!("/v2/dlq/retry/{dlq_id}"));
+    call.header("Upstash-Callback", receiver.url("/other")).send().await.json(201);
+    let request = receiver.next_on("/other").await;
+    assert_eq!((request.method.as_str(), request.all("c")), ("PUT", vec!["7"]));
+    assert_eq!(server.message(request.message_id()).await["maxRetries"], 6);
+}
+
+async fn parameters_nobody_knows_are_refused(t: Test) {
+    let server = t.server().await;
+    for target in
+        ["/v2/dlq/retry/1-0?labeel=x", "/v2/dlq/retry/1-0?dlqIds=1-0", "/v2/dlq/retry?dlqIds=1-0&count=2"]
+    {
+        server.call("POST", target).send().await.error(400);
+    }
+    server.call("POST", "/v2/dlq/retry/1-0?upstash-delay=1s").send().await.error(404);
+    server.get("/v2/dlq?api=llm&source=x&trimBody=5").await.json(200);
+    server.get("/v2/events?trimBody=x").await.error(400);
+}
+
 async fn the_log_has_exactly_the_states_of_a_life(t: Test) {
     let (server, receiver) = (t.server().await, Receiver::start().await);
     receiver.script("/fails", [Reply::status(500)]);
@@ -335,6 +418,12 @@ async fn log_entries_show_bodies_in_base64(t: Test) {
         (&json!(["1"]), &json!(["1"]))
     );
     assert!(error["error"].is_string() && events.last().expect("entries")["error"].is_string());
+    let target = format!("/v2/events?messageId={id}&state=ERROR&trimBody=");
+    for (trim, body, answer) in [("3", &b"{\"h"[..], &b"boo"[..]), ("-1", br#"{"hello":1}"#, b"boom")] {
+        let event = &server.list(&format!("{target}{trim}"), "events").await[0];
+        assert_eq!(base64_text(&event["body"]), body);
+        assert_eq!(base64_text(&event["responseBody"]), answer);
+    }
     let retry = events.iter().find(|event| event["state"] == "RETRY").expect("a RETRY entry");
     assert!(retry["nextDeliveryTime"].is_i64(), "{retry}");
 }
@@ -357,7 +446,12 @@ async fn the_log_comes_in_pages(t: Test) {
         }
     }
     assert_eq!(server.get_json("/v2/logs").await["logs"], server.get_json("/v2/events").await["events"]);
-    server.get("/v2/events?cursor=nonsense").await.error(400);
+    for cursor in ["nonsense", "1-2-msg%00", "1-2-msg%0a"] {
+        server.get(&format!("/v2/events?cursor={cursor}")).await.error(400);
+        server.get(&format!("/v2/dlq?cursor={cursor}")).await.error(400);
+    }
+    server.get("/v2/messages/msg_%00").await.error(404);
+    server.get("/v2/events?messageId=msg_%00").await.error(400);
 }
 
 async fn the_log_is_filtered(t: Test) {

@@ -12,6 +12,9 @@ use crate::domain::{destination, duration, redact};
 /// Retries beyond this do not fit the 32-bit integers that SDKs read them into.
 const MAX_RETRIES: u32 = i32::MAX.unsigned_abs();
 
+/// Timeouts are kept in milliseconds, and zero of them would mean none.
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+
 /// Words after `Upstash-` that we know. For a callback any other word is a header of its request.
 const KNOWN: [&str; 16] = [
     "method",
@@ -46,7 +49,9 @@ pub(super) struct Config {
 /// Reads a family with its callbacks.
 pub(super) fn read(family: &Family<'_>, limits: &Limits) -> Result<Config, HeaderError> {
     let options = Options {
-        timeout: read_with(family, "timeout", duration::parse)?.filter(|timeout| !timeout.is_zero()),
+        timeout: read_with(family, "timeout", duration::parse)?
+            .filter(|timeout| !timeout.is_zero())
+            .map(|timeout| timeout.max(MIN_TIMEOUT)),
         retry_delay: read_with(family, "retry-delay", |text| {
             Expression::parse(text).map(|_| text.to_owned())
         })?,

@@ -68,6 +68,9 @@ fn push<'a>(fields: &mut Vec<Field<'a>>, written: &'a str, value: &str) -> Resul
 }
 
 /// UTF-8, or else Latin-1 as header values once were.
+///
+/// A forwarded value is text from here on, in the database and in answers too, so one in Latin-1 is delivered as UTF-8:
+/// the same characters in other bytes.
 fn read_value<'a>(name: &str, value: &'a [u8]) -> Result<Cow<'a, str>, HeaderError> {
     if let Some(byte) = value.iter().find(|byte| byte.is_ascii_control() && **byte != b'\t') {
         let problem =
@@ -137,11 +140,13 @@ pub(super) fn is_never_forwarded(name: &str) -> bool {
                 | "upgrade"
                 | "te"
                 | "trailer"
+                | "expect"
                 | "upstash-message-id"
                 | "upstash-retried"
                 | "upstash-signature"
                 | "upstash-schedule-id"
                 | "upstash-topic-name"
+                | "upstash-endpoint-name"
                 | "upstash-caller-ip"
         )
 }

@@ -230,6 +230,6 @@ fn is_forwarded_unasked(field: &Field<'_>, fields: &[Field<'_>]) -> bool {
         .filter(|other| other.name == "connection")
         .flat_map(|other| other.value.split(','))
         .any(|name| name.trim().eq_ignore_ascii_case(&field.name));
-    let of_connection = of_connection || field.name == "expect" || is_never_forwarded(&field.name);
+    let of_connection = of_connection || is_never_forwarded(&field.name);
     !is_token && !of_connection && !field.name.starts_with("upstash-")
 }
