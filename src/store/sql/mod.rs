@@ -511,6 +511,8 @@ impl Store for SqlStore {
                 pools.hot.close().await;
                 pools.rest.close().await;
                 pools.heartbeat.close().await;
+                // The pool's end waits for its connection.
+                drop(pools.listener.lock().await.take());
                 pools.listening.close().await;
             }
             Backend::Sqlite(pools) => {

@@ -11,7 +11,7 @@ use crate::store::{Lease, NodeId, Result};
 /// Postgres' statement time in Unix milliseconds: stable within a statement, so that an index condition may use it.
 macro_rules! now_ms {
     () => {
-        "(EXTRACT(EPOCH FROM statement_timestamp()) * 1000)::bigint"
+        "FLOOR(EXTRACT(EPOCH FROM statement_timestamp()) * 1000)::bigint"
     };
 }
 pub(super) use now_ms;
