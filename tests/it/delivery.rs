@@ -249,7 +249,7 @@ async fn the_retry_delay_expression_is_followed(t: Test) {
         let at = receiver.next_request().await.at;
         // The wait begins when the answer is in, so what the receiver sees is longer; but due times are whole
         // milliseconds, by the node's idea of the database's clock.
-        let least = Duration::from_millis(least) - Duration::from_millis(5);
+        let least = Duration::from_millis(least - 5);
         assert!(at - last >= least, "{:?} instead of {least:?}", at - last);
         last = at;
     }
