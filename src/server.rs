@@ -67,12 +67,13 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
     let store = open(config).await?;
     store.migrate().await?;
     let store: Arc<dyn Store> = Arc::new(store);
-    let keys = signing_keys(config, &*store).await?;
-    let (tokens, token) = tokens(config, &*store).await?;
+    // Before a token is made: one that is made and then not shown would be lost.
     let socket = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("can't listen on {}", config.listen))?;
     let address = socket.local_addr()?;
+    let keys = signing_keys(config, &*store).await?;
+    let (tokens, token) = tokens(config, &*store).await?;
     let client = Client::new(&client::Settings {
         policy: Arc::clone(&policy),
         connect_timeout: config.connect_timeout.get(),
