@@ -22,6 +22,11 @@ const BATCH: usize = 256;
 /// Bytes of responses and callbacks in one batch, unless one outcome alone has more.
 const BATCH_BYTES: usize = 16 << 20;
 
+/// Outcomes from which on a batch is written at once.
+const FEW: usize = 16;
+/// How long fewer wait for others: a sync costs the same for one and for many, and only a callback waits for it.
+const LINGER: Duration = Duration::from_millis(1);
+
 /// An outcome to store.
 pub(super) struct Job {
     delivery: Delivery,
@@ -113,12 +118,20 @@ async fn gather(jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
     let Some(first) = jobs.recv().await else { return Vec::new() };
     let mut bytes = first.size();
     let mut batch = vec![first];
-    while batch.len() < BATCH && bytes < BATCH_BYTES {
-        let Ok(next) = jobs.try_recv() else { break };
-        bytes += next.size();
-        batch.push(next);
+    take_waiting(jobs, &mut batch, &mut bytes);
+    if batch.len() < FEW {
+        crate::clock::pause(LINGER).await;
+        take_waiting(jobs, &mut batch, &mut bytes);
     }
     batch
+}
+
+fn take_waiting(jobs: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>, bytes: &mut usize) {
+    while batch.len() < BATCH && *bytes < BATCH_BYTES {
+        let Ok(next) = jobs.try_recv() else { break };
+        *bytes += next.size();
+        batch.push(next);
+    }
 }
 
 async fn store(shared: &Arc<Shared>, mut jobs: Vec<Job>) {

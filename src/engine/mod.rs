@@ -1,5 +1,5 @@
 //! The life of accepted messages: gathered in by [`ingest`], sent by [`attempt`] as [`dispatcher`] lets them, recorded by
-//! [`finisher`]; what waits in the store is fetched by [`refill`].
+//! [`finisher`]; what waits in the store is fetched by `refill`.
 //!
 //! Invariant: memory holds only leased deliveries, a bounded number of them; everything else is in the store. Losing a
 //! wake-up costs a sweep interval, never a message.

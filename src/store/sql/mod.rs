@@ -1,6 +1,6 @@
 //! The store on SQL: one text for both engines, except for the few hot steps, which have one each.
 //!
-//! [`hot_postgres`] and [`hot_sqlite`] hold accept, claim and finish, to be read side by side. Everything else is in a
+//! `hot_postgres` and `hot_sqlite` hold accept, claim and finish, to be read side by side. Everything else is in a
 //! file per table, written once and expanded for each engine by `on_backend!`. Time enters every statement as a
 //! parameter in Unix milliseconds; only Postgres' claim asks the database's own clock.
 
