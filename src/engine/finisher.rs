@@ -101,21 +101,20 @@ async fn run(shared: Arc<Shared>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) {
     loop {
         let batch = {
             let mut jobs = jobs.lock().await;
-            tokio::select! {
+            let first = tokio::select! {
                 biased;
-                batch = gather(&mut jobs) => batch,
+                first = jobs.recv() => first,
                 () = shared.stopping.cancelled() => return,
-            }
+            };
+            let Some(first) = first else { return };
+            // What is taken out of the channel must not be dropped with a future that loses a race.
+            gather(first, &mut jobs).await
         };
-        if batch.is_empty() {
-            return;
-        }
         store(&shared, batch).await;
     }
 }
 
-async fn gather(jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
-    let Some(first) = jobs.recv().await else { return Vec::new() };
+async fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
     let mut bytes = first.size();
     let mut batch = vec![first];
     take_waiting(jobs, &mut batch, &mut bytes);
