@@ -18,8 +18,8 @@ use crate::store::{Delivery, Lease, Result};
 const SWEEP_SQLITE: Duration = Duration::from_mins(1);
 const SWEEP_ALONE: Duration = Duration::from_millis(2500);
 const SWEEP_SHARED: Duration = Duration::from_secs(1);
-/// When everything that is due waits for a slot, a slot that ends rings; this is for the ring that was missed.
-const SATURATED: Duration = Duration::from_millis(500);
+/// While what is due first has no room: a slot that ends rings, but not what becomes due in other lanes meanwhile.
+const SATURATED: Duration = Duration::from_millis(100);
 /// When another node has locked what is due.
 const CONTENDED: Duration = Duration::from_millis(20);
 /// Deliveries looked at for the lanes that are due first.
