@@ -253,7 +253,8 @@ impl Dispatcher {
     }
 
     /// Deliveries held, and attempts running.
-    pub fn load(&self) -> (usize, usize) {
+    #[cfg(test)]
+    fn load(&self) -> (usize, usize) {
         let state = self.state();
         (state.held, state.running)
     }

@@ -167,14 +167,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
                 note_due(shared, &job.finish, &ended.callbacks);
                 for (message, (lane, lease)) in callbacks {
                     let Some(lease) = *lease else { continue };
-                    started.push(Delivery {
-                        message: Arc::clone(message),
-                        lane: Arc::clone(lane),
-                        lease,
-                        retried: 0,
-                        claims: 1,
-                        cancel_requested: false,
-                    });
+                    started.push(Delivery::stored_leased(message, lane, lease));
                 }
             }
             Applied::No => {

@@ -112,14 +112,9 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
             let mut deliveries = Vec::with_capacity(accepts.len());
             for (accept, result) in accepts.iter().zip(&results) {
                 match (result, accept.lease) {
-                    (Accepted::Stored, Some(lease)) => deliveries.push(Delivery {
-                        message: Arc::clone(&accept.message),
-                        lane: Arc::clone(&accept.lane),
-                        lease,
-                        retried: 0,
-                        claims: 1,
-                        cancel_requested: false,
-                    }),
+                    (Accepted::Stored, Some(lease)) => {
+                        deliveries.push(Delivery::stored_leased(&accept.message, &accept.lane, lease));
+                    }
                     (Accepted::Stored, None) => shared.refill.note_due(accept.message.due_at),
                     (Accepted::Duplicate(_), Some(_)) => {
                         shared.dispatcher.unreserve(&accept.lane, accept.message.size());
@@ -140,15 +135,14 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
             for accept in accepts.iter().filter(leased) {
                 shared.dispatcher.unreserve(&accept.lane, accept.message.size());
             }
+            shared.dispatcher.close_lease(lease);
             if !error.is_transient() && batch.len() > 1 {
                 // One publish that the store refuses must not take the others with it.
-                shared.dispatcher.close_lease(lease);
                 for submission in batch {
                     Box::pin(write(shared, vec![submission])).await;
                 }
                 return;
             }
-            shared.dispatcher.close_lease(lease);
             if error.is_transient() {
                 shared.doubt_leases();
             }

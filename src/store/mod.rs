@@ -137,6 +137,20 @@ pub struct Delivery {
     pub cancel_requested: bool,
 }
 
+impl Delivery {
+    /// The delivery of a message that was stored already leased: for its first attempt.
+    pub fn stored_leased(message: &Arc<Message>, lane: &Arc<str>, lease: Lease) -> Self {
+        Self {
+            message: Arc::clone(message),
+            lane: Arc::clone(lane),
+            lease,
+            retried: 0,
+            claims: 1,
+            cancel_requested: false,
+        }
+    }
+}
+
 /// How much of a lane a node can take.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Want {
