@@ -12,9 +12,9 @@ use super::error::ApiError;
 use super::headers::{self, Deduplication, Due, Kind, Publish, content_key, id_key};
 use super::{Api, Peer, caller, json};
 use crate::domain::destination::{self, Destination, DestinationError, Origin, validate_url};
-use crate::domain::message::{CallbackSpec, Message, Options};
+use crate::domain::message::{CallbackSpec, Options};
 use crate::domain::outcome::Ids as _;
-use crate::domain::signature::body_sha256;
+use crate::domain::template::{Target, Template};
 use crate::domain::time::Timestamp;
 use crate::engine::ids::FreshIds;
 use crate::engine::ingest::NewMessage;
@@ -112,25 +112,17 @@ impl Api {
             Some(Deduplication::Id(id)) => Some(id_key(&id, None)),
             Some(Deduplication::Content) => Some(content_key(&url, publish.method, &publish.headers, &body)),
         };
-        let message = Message {
-            id: FreshIds.message(created_at),
-            created_at,
-            due_at,
-            method: publish.method,
-            url,
-            headers: publish.headers,
-            body_sha256: body_sha256(&body),
+        let mut template = Template::new(
+            publish.method,
+            publish.headers,
             body,
-            max_retries: publish.retries,
-            caller_ip,
-            labels: publish.labels,
-            queue: None,
-            url_group: None,
-            endpoint: None,
-            schedule_id: None,
-            source_id: None,
-            options: publish.options,
-        };
+            publish.retries,
+            publish.labels,
+            publish.options,
+        );
+        template.caller_ip = caller_ip;
+        let id = FreshIds.message(created_at);
+        let message = template.message(id, Target::url(url), created_at, due_at);
         NewMessage {
             message: Arc::new(message),
             lane: Arc::from(origin.to_string()),

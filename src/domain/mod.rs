@@ -15,4 +15,5 @@ pub mod redact;
 pub mod retry;
 pub mod retry_delay;
 pub mod signature;
+pub mod template;
 pub mod time;
