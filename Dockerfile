@@ -14,6 +14,7 @@ ENV CARGO_PROFILE_RELEASE_DEBUG=false \
 
 # Dependencies first: they change seldom and take most of the time. With an empty crate in its place, ours isn't needed.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir src \
     && echo 'fn main() {}' > src/main.rs \
     && touch src/lib.rs \
