@@ -14,6 +14,17 @@ pub(super) fn first_repeat(batch: &[Ended]) -> Option<usize> {
     batch.iter().position(|ended| !seen.insert(ended.id.as_str()))
 }
 
+/// The earliest due time, in Unix milliseconds, of what an end leaves for anybody to take: a retry, callbacks.
+pub(super) fn due_again(ended: &Ended) -> Option<i64> {
+    let retry = match &ended.finish.next {
+        Next::Retry { due_at } => Some(due_at.as_millis()),
+        _ => None,
+    };
+    let callbacks = ended.finish.callbacks.iter().zip(&ended.callbacks);
+    let unleased = callbacks.filter(|(_, (_, lease))| lease.is_none());
+    unleased.map(|(message, _)| message.due_at.as_millis()).chain(retry).min()
+}
+
 /// The columns of an ended attempt, but for its message's id.
 pub(super) struct AttemptColumns<'a> {
     pub(super) retried: i64,

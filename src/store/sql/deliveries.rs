@@ -45,10 +45,11 @@ pub(super) async fn insert(tx: &mut Tx, accept: &Accept) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn next_due(pools: &Backend<&PgPool, &SqlitePool>) -> Result<Option<Timestamp>> {
-    let sql = "SELECT due_at FROM deliveries WHERE node = 0 ORDER BY due_at LIMIT 1";
+/// The earliest due time from `low` on of what nobody holds.
+pub(super) async fn next_due(pools: &Backend<&PgPool, &SqlitePool>, low: i64) -> Result<Option<Timestamp>> {
+    let sql = "SELECT due_at FROM deliveries WHERE node = 0 AND due_at >= $1 ORDER BY due_at LIMIT 1";
     let due_at: Option<i64> =
-        on_backend!(pools, |pool| sqlx::query_scalar(sql).fetch_optional(*pool).await?);
+        on_backend!(pools, |pool| sqlx::query_scalar(sql).bind(low).fetch_optional(*pool).await?);
     Ok(due_at.map(Timestamp::from_millis))
 }
 

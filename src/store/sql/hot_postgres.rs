@@ -12,6 +12,7 @@ use sqlx::{PgConnection, PgPool, Postgres};
 
 use super::attempts::AttemptColumns;
 use super::codec;
+use super::low_water::LowWater;
 use super::messages::{ClaimedRow, message_columns, write_labels};
 use super::nodes::now_ms;
 use crate::domain::id::MessageId;
@@ -290,16 +291,25 @@ async fn win(conn: &mut PgConnection, node: NodeId, batch: &[Accept]) -> Result<
 }
 
 /// The lanes of what is due first, and of some lanes after `after`.
-pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str) -> Result<DueLanes> {
+pub(super) async fn due_lanes(
+    conn: &mut PgConnection,
+    limit: usize,
+    after: &str,
+    low_water: &LowWater,
+) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let first: Vec<String> = sqlx::query_scalar(concat!(
-        "SELECT lane FROM deliveries WHERE node = 0 AND due_at <= ",
+    let first: Vec<(String, i64)> = sqlx::query_as(concat!(
+        "SELECT lane, due_at FROM deliveries WHERE node = 0 AND due_at >= $1 AND due_at <= ",
         now_ms!(),
-        " ORDER BY due_at LIMIT $1"
+        " ORDER BY due_at LIMIT $2"
     ))
+    .bind(low_water.for_look())
     .bind(limit)
     .fetch_all(&mut *conn)
     .await?;
+    if let Some((_, due_ms)) = first.first() {
+        low_water.saw(*due_ms);
+    }
     let mut walked = Vec::new();
     if i64::try_from(first.len()).unwrap_or(i64::MAX) == limit {
         walked = sqlx::query_scalar(super::deliveries::NEXT_LANES)
@@ -308,16 +318,17 @@ pub(super) async fn due_lanes(conn: &mut PgConnection, limit: usize, after: &str
             .fetch_all(conn)
             .await?;
     }
-    Ok(super::deliveries::due_lanes(first, walked))
+    Ok(super::deliveries::due_lanes(first.into_iter().map(|(lane, _)| lane).collect(), walked))
 }
 
-/// Leases what is due in the wanted lanes.
+/// Leases what is due in the wanted lanes, from the due time `low` on.
 pub(super) async fn claim(
     conn: &mut PgConnection,
     node: NodeId,
     lease: Lease,
     wants: &[Want],
     max_bytes: usize,
+    low: i64,
 ) -> Result<Vec<Delivery>> {
     // Rows that are locked but don't fit any more are free again when the statement ends. A lane that is wanted twice
     // gives its deliveries once; only the first delivery has a running total that is its own size.
@@ -326,7 +337,7 @@ pub(super) async fn claim(
              SELECT d.message_id, d.due_at, d.size FROM unnest($1::text[], $2::bigint[]) AS w (lane, count) \
              CROSS JOIN LATERAL ( \
                  SELECT message_id, due_at, size FROM deliveries \
-                 WHERE node = 0 AND lane = w.lane AND due_at <= ",
+                 WHERE node = 0 AND lane = w.lane AND due_at >= $6 AND due_at <= ",
         now_ms!(),
         "         ORDER BY due_at, message_id LIMIT w.count FOR UPDATE SKIP LOCKED) AS d), \
          fit AS MATERIALIZED ( \
@@ -351,6 +362,7 @@ pub(super) async fn claim(
         .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX))
         .bind(node.0)
         .bind(lease.0)
+        .bind(low)
         .fetch_all(&mut *conn)
         .await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);

@@ -1,8 +1,9 @@
 //! The hot steps on SQLite: accept, claim, finish. Beside [`super::hot_postgres`], step for step.
 //!
 //! SQLite has one writer and syncs once per transaction, so accepts and finishes that wait at the same time share one
-//! transaction: [`GroupCommit`] collects them. Rows are inserted many at a time, by statements for 1, 2, 4, … rows, so
-//! that few statements serve all sizes and stay prepared.
+//! transaction: [`GroupCommit`] collects them. What costs most is not SQLite but each statement's way to its thread and
+//! back, so there are few of them: rows are inserted many at a time, by statements for some fixed numbers of rows, which
+//! stay prepared and skip the rows that are not there; and what a statement tells comes as one row.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,8 +27,8 @@ use crate::store::{
 const WAITING: usize = 64;
 /// Steps in one transaction at most; with batches of up to 256 messages each.
 const GROUP: usize = 16;
-/// Rows in one statement at most: 64 × 18 values are well below SQLite's 32,766.
-const ROWS: usize = 64;
+/// Rows that the inserting statements have room for: 256 × 18 values are well below SQLite's 32,766.
+const ROWS: [usize; 4] = [1, 8, 64, 256];
 
 enum Step {
     Accept { node: NodeId, batch: Vec<Accept>, repeat: Repeat, reply: oneshot::Sender<Result<Vec<Accepted>>> },
@@ -165,7 +166,8 @@ async fn transaction(writer: &SqlitePool, group: &[Step]) -> Result<Vec<Done>> {
     Ok(results)
 }
 
-/// Inserts rows by statements of 64, 32, 16, … rows.
+/// Inserts rows by the smallest statements that hold them. The first column is never null, and so tells a row from room
+/// that is left.
 async fn insert_rows<T>(
     conn: &mut SqliteConnection,
     into: &str,
@@ -173,24 +175,22 @@ async fn insert_rows<T>(
     rows: &[T],
     add: impl Fn(&mut SqliteArguments, &T) -> Result<(), sqlx::error::BoxDynError>,
 ) -> Result<()> {
-    let mut rest = rows;
-    while !rest.is_empty() {
-        let count = ROWS.min(1 << rest.len().ilog2());
-        let (now, later) = rest.split_at(count);
-        let mut sql = format!("INSERT INTO {into} VALUES ");
-        for row in 0..count {
-            sql.push_str(if row == 0 { "(?" } else { ", (?" });
-            for _ in 1..columns {
-                sql.push_str(", ?");
-            }
-            sql.push(')');
-        }
+    let largest = ROWS[ROWS.len() - 1];
+    for rows in rows.chunks(largest) {
+        let room = ROWS.into_iter().find(|&room| room >= rows.len()).unwrap_or(largest);
+        let row = format!("(?{})", ", ?".repeat(columns - 1));
+        let sql = format!(
+            "INSERT INTO {into} SELECT * FROM (VALUES {}) WHERE column1 IS NOT NULL",
+            vec![row; room].join(", ")
+        );
         let mut arguments = SqliteArguments::default();
-        for row in now {
+        for row in rows {
             add(&mut arguments, row).map_err(sqlx::Error::Encode)?;
         }
+        for _ in 0..(room - rows.len()) * columns {
+            arguments.add(None::<i64>).map_err(sqlx::Error::Encode)?;
+        }
         sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *conn).await?;
-        rest = later;
     }
     Ok(())
 }
@@ -425,16 +425,23 @@ async fn delete(
         return Ok(Vec::new());
     }
     let leases: HashMap<&str, i64> = batch.iter().map(|ended| (ended.id.as_str(), ended.lease.0)).collect();
-    let sql = format!(
-        "DELETE FROM deliveries WHERE rowid IN ( \
-             SELECT d.rowid FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.key \
-             WHERE d.node = $2 AND d.lease = j.value {condition}) RETURNING message_id"
+    let leases = serde_json::to_string(&leases).expect("text and numbers are valid JSON");
+    let held = format!(
+        "FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.key \
+         WHERE d.node = $2 AND d.lease = j.value {condition}"
     );
-    Ok(sqlx::query_scalar(AssertSqlSafe(sql))
-        .bind(serde_json::to_string(&leases).expect("text and numbers are valid JSON"))
+    let ids: String =
+        sqlx::query_scalar(AssertSqlSafe(format!("SELECT json_group_array(d.message_id) {held}")))
+            .bind(leases.as_str())
+            .bind(node.0)
+            .fetch_one(&mut *conn)
+            .await?;
+    sqlx::query(AssertSqlSafe(format!("DELETE FROM deliveries WHERE rowid IN (SELECT d.rowid {held})")))
+        .bind(leases.as_str())
         .bind(node.0)
-        .fetch_all(conn)
-        .await?)
+        .execute(conn)
+        .await?;
+    serde_json::from_str(&ids).map_err(|error| StoreError::Refused(sqlx::Error::Decode(error.into())))
 }
 
 async fn retry(conn: &mut SqliteConnection, node: NodeId, ended: &Ended) -> Result<bool> {

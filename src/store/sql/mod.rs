@@ -42,6 +42,7 @@ mod deliveries;
 mod hot_postgres;
 mod hot_sqlite;
 mod log;
+mod low_water;
 mod messages;
 mod nodes;
 mod open;
@@ -100,6 +101,7 @@ struct PostgresPools {
     /// One connection, which hears what other nodes have changed.
     listening: PgPool,
     listener: Mutex<Option<PgListener>>,
+    low_water: low_water::LowWater,
     /// For migrations, which may wait and take long.
     unlimited: PgConnectOptions,
 }
@@ -144,7 +146,11 @@ impl SqlStore {
     /// Starts a transaction that may write.
     async fn begin(&self) -> Result<Tx> {
         Ok(match &self.backend {
-            Backend::Postgres(pools) => Backend::Postgres(pools.rest.begin().await?),
+            Backend::Postgres(pools) => {
+                // It may bring something back that was due long ago.
+                pools.low_water.lower(i64::MIN);
+                Backend::Postgres(pools.rest.begin().await?)
+            }
             // A transaction that begins reading and writes later can fail at once with SQLITE_BUSY.
             Backend::Sqlite(pools) => Backend::Sqlite(pools.writer.begin_with("BEGIN IMMEDIATE").await?),
         })
@@ -213,7 +219,11 @@ impl Store for SqlStore {
 
     async fn take_over(&self, ttl: Duration) -> Result<u64> {
         match &self.backend {
-            Backend::Postgres(pools) => within(LONG_DEADLINE, nodes::take_over(&pools.rest, ttl)).await,
+            Backend::Postgres(pools) => {
+                let taken = within(LONG_DEADLINE, nodes::take_over(&pools.rest, ttl)).await;
+                pools.low_water.lower(i64::MIN);
+                taken
+            }
             Backend::Sqlite(_) => Ok(0),
         }
     }
@@ -258,6 +268,10 @@ impl Store for SqlStore {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
                 let step = hot_postgres::accept(&mut conn, node, batch, repeat);
                 let result = tokio::time::timeout(DEADLINE, step).await;
+                let unleased = batch.iter().filter(|accept| accept.lease.is_none());
+                if let Some(due) = unleased.map(|accept| accept.message.due_at.as_millis()).min() {
+                    pools.low_water.lower(due);
+                }
                 hot_postgres::give_back(conn, DEADLINE, result)
             }
             Backend::Sqlite(pools) => pools.group.accept(node, batch.to_vec(), repeat).await,
@@ -268,7 +282,7 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
-                let step = hot_postgres::due_lanes(&mut conn, limit, after);
+                let step = hot_postgres::due_lanes(&mut conn, limit, after, &pools.low_water);
                 let result = tokio::time::timeout(DEADLINE, step).await;
                 hot_postgres::give_back(conn, DEADLINE, result)
             }
@@ -286,7 +300,14 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
-                let step = hot_postgres::claim(&mut conn, node, lease, wants, max_bytes);
+                let step = hot_postgres::claim(
+                    &mut conn,
+                    node,
+                    lease,
+                    wants,
+                    max_bytes,
+                    pools.low_water.for_claim(),
+                );
                 let result = tokio::time::timeout(DEADLINE, step).await;
                 hot_postgres::give_back(conn, DEADLINE, result)
             }
@@ -296,7 +317,11 @@ impl Store for SqlStore {
 
     async fn next_due(&self) -> Result<NextDue> {
         within(DEADLINE, async {
-            let due_at = deliveries::next_due(&self.readers()).await?;
+            let low = match &self.backend {
+                Backend::Postgres(pools) => pools.low_water.for_claim(),
+                Backend::Sqlite(_) => i64::MIN,
+            };
+            let due_at = deliveries::next_due(&self.readers(), low).await?;
             Ok(NextDue { due_at, now: self.now().await? })
         })
         .await
@@ -313,6 +338,9 @@ impl Store for SqlStore {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
                 let step = hot_postgres::finish(&mut conn, node, batch);
                 let result = tokio::time::timeout(DEADLINE, step).await;
+                if let Some(due) = batch.iter().filter_map(attempts::due_again).min() {
+                    pools.low_water.lower(due);
+                }
                 hot_postgres::give_back(conn, DEADLINE, result)
             }
             Backend::Sqlite(pools) => pools.group.finish(node, batch.to_vec()).await,

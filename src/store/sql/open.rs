@@ -73,6 +73,7 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
         rest: clean().max_connections(options.connections).connect_with(rest).await?,
         listening: PgPoolOptions::new().max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
+        low_water: super::low_water::LowWater::new(),
         unlimited,
     })
 }
