@@ -233,9 +233,18 @@ fn invalid(why: &str) -> DestinationError {
     DestinationError::InvalidUrl(why.to_owned())
 }
 
+/// Whether a raw destination is meant as a URL, and not as a name: it begins as one, perhaps percent-encoded.
+pub fn is_url(raw: &str) -> bool {
+    is_http(raw) || is_encoded_http(raw)
+}
+
 /// Whether a text starts `http:/` or `https:/`. The second slash may have been lost in a proxy.
 fn is_http(text: &str) -> bool {
     starts_with_ignore_case(text, "http:/") || starts_with_ignore_case(text, "https:/")
+}
+
+fn is_encoded_http(text: &str) -> bool {
+    starts_with_ignore_case(text, "http%3a") || starts_with_ignore_case(text, "https%3a")
 }
 
 fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
@@ -253,7 +262,7 @@ fn read_url(text: &str) -> Result<Destination, DestinationError> {
 
 /// Decodes a URL that was percent-encoded as one segment, up to its first raw `?`; `None` when this is not one.
 fn decode_segment(text: &str) -> Result<Option<String>, DestinationError> {
-    if !starts_with_ignore_case(text, "http%3a") && !starts_with_ignore_case(text, "https%3a") {
+    if !is_encoded_http(text) {
         return Ok(None);
     }
     let (encoded, query) = match text.split_once('?') {
