@@ -23,6 +23,16 @@ pub enum Destination {
     Api(String),
 }
 
+/// As a batch item has it: what [`parse_literal`] reads.
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(text) | Self::Group(text) => f.write_str(text),
+            Self::Api(name) => write!(f, "api/{name}"),
+        }
+    }
+}
+
 /// A destination and the API's own query parameters, which were written together.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Parsed {
@@ -47,6 +57,9 @@ pub enum DestinationError {
     /// `api/` and a word that we do not know.
     #[error("unknown destination api/{0}: only api/llm is supported")]
     UnknownApi(String),
+    /// `api/` and a word that we know, for which nothing is configured.
+    #[error("api/{0} is not available: no language model is configured")]
+    UnavailableApi(String),
     /// No such URL group; for those who look them up. All other cases are malformed requests.
     #[error("topic {0} not found")]
     UnknownGroup(String),
