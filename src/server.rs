@@ -201,6 +201,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         body_timeout: config.body_timeout.get(),
         trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,
         deduplication_window: config.dedup_window.get(),
+        max_schedules: config.max_schedules,
     })
 }
 

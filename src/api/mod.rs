@@ -30,6 +30,7 @@ mod messages;
 mod publish;
 mod query;
 pub mod routes;
+mod schedules;
 mod wire;
 
 use self::auth::Tokens;
@@ -61,6 +62,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// How long a deduplication key is held.
     pub deduplication_window: Duration,
+    /// The most schedules; `None`: no limit.
+    pub max_schedules: Option<u32>,
 }
 
 /// What the handlers share.
@@ -153,6 +156,12 @@ impl Api {
             Route::RetryDeadLetters => self.retry_dead_letters(query, &parts.headers).await,
             Route::ListEvents => self.list_log(query, log::Form::Events).await,
             Route::ListLogs => self.list_log(query, log::Form::Logs).await,
+            Route::CreateSchedule { rest } => self.create_schedule(&rest, parts, upload).await,
+            Route::ListSchedules => self.list_schedules().await,
+            Route::GetSchedule { id } => self.get_schedule(&id).await,
+            Route::DeleteSchedule { id } => self.delete_schedule(&id).await,
+            Route::PauseSchedule { id } => self.pause_schedule(&id).await,
+            Route::ResumeSchedule { id } => self.resume_schedule(&id).await,
             Route::GetKeys => self.get_keys(),
             Route::RotateKeys => self.rotate_keys().await,
             Route::Healthz => json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" })),

@@ -52,6 +52,9 @@ impl Api {
         let now = self.engine.now();
         let fields = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let publish = headers::parse(Kind::Publish, fields, &parsed.params, &self.settings.headers, now)?;
+        if publish.cron.is_some() {
+            return self.create_schedule(rest, parts, upload).await;
+        }
         refuse_unsupported(&publish)?;
         let origin = self.check_destinations(&url, &publish.options)?;
         let received = self.read_body(upload, self.settings.max_message, "the message").await?;

@@ -6,6 +6,8 @@
 use http::Method;
 use percent_encoding::percent_decode_str;
 
+use crate::domain::destination::is_url;
+
 /// What a request asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Route {
@@ -35,6 +37,23 @@ pub enum Route {
     ListEvents,
     /// `GET /v2/logs`: the same in pages of 100, in `logs` too.
     ListLogs,
+    /// `POST /v2/schedules/…`; what follows, raw, query included.
+    CreateSchedule {
+        rest: String,
+    },
+    ListSchedules,
+    GetSchedule {
+        id: String,
+    },
+    DeleteSchedule {
+        id: String,
+    },
+    PauseSchedule {
+        id: String,
+    },
+    ResumeSchedule {
+        id: String,
+    },
     GetKeys,
     RotateKeys,
     Healthz,
@@ -73,13 +92,19 @@ impl Route {
             | Self::ListDeadLetters
             | Self::GetDeadLetter { .. }
             | Self::ListEvents
-            | Self::ListLogs => Access::Read,
+            | Self::ListLogs
+            | Self::ListSchedules
+            | Self::GetSchedule { .. } => Access::Read,
             Self::Publish { .. }
             | Self::CancelMessage { .. }
             | Self::DeleteDeadLetters
             | Self::DeleteDeadLetter { .. }
             | Self::RetryDeadLetter { .. }
             | Self::RetryDeadLetters
+            | Self::CreateSchedule { .. }
+            | Self::DeleteSchedule { .. }
+            | Self::PauseSchedule { .. }
+            | Self::ResumeSchedule { .. }
             | Self::GetKeys
             | Self::RotateKeys => Access::Full,
         }
@@ -91,6 +116,12 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
     let path = target.split(['?', '#']).next().unwrap_or_default();
     if let Some(rest) = after_words(target, "/v2/publish") {
         return only(method, &[(Method::POST, Route::Publish { rest: rest.to_owned() })], "POST");
+    }
+    if *method == Method::POST
+        && let Some(rest) = after_words(target, "/v2/schedules")
+        && is_new_schedule(rest)
+    {
+        return Ok(Route::CreateSchedule { rest: rest.to_owned() });
     }
     let has_query = target.contains('?');
     let trailing_slash = path.len() > 1 && path.ends_with('/');
@@ -134,10 +165,33 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         ),
         ["v2", "events"] => only(method, &[(get, Route::ListEvents)], "GET, HEAD"),
         ["v2", "logs"] => only(method, &[(get, Route::ListLogs)], "GET, HEAD"),
+        ["v2", "schedules"] => only(method, &[(get, Route::ListSchedules)], "GET, HEAD, POST"),
+        ["v2", "schedules", _] => only(
+            method,
+            &[(get, Route::GetSchedule { id: id(2) }), (delete, Route::DeleteSchedule { id: id(2) })],
+            "GET, HEAD, POST, DELETE",
+        ),
+        // The SDKs send PATCH, the documentation says POST.
+        ["v2", "schedules", _, "pause"] => {
+            let route = Route::PauseSchedule { id: id(2) };
+            only(method, &[(post, route.clone()), (Method::PATCH, route)], "POST, PATCH")
+        }
+        ["v2", "schedules", _, "resume"] => {
+            let route = Route::ResumeSchedule { id: id(2) };
+            only(method, &[(post, route.clone()), (Method::PATCH, route)], "POST, PATCH")
+        }
         ["v2", "keys"] => only(method, &[(get, Route::GetKeys)], "GET, HEAD"),
         ["v2", "keys", "rotate"] | ["v2", "rotate"] => only(method, &[(post, Route::RotateKeys)], "POST"),
         _ => Err(RouteError::Unknown),
     }
+}
+
+/// Whether what is posted to `/v2/schedules/` is a destination, and not an id with what to do: `pause` or `resume`.
+fn is_new_schedule(rest: &str) -> bool {
+    let path = rest.split(['?', '#']).next().unwrap_or_default();
+    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    let is_action = |word: &str| word.eq_ignore_ascii_case("pause") || word.eq_ignore_ascii_case("resume");
+    is_url(rest) || !matches!(*segments.as_slice(), [_, word] if is_action(word))
 }
 
 /// What follows the words (in any case) and their slash; empty when nothing does.
@@ -191,6 +245,40 @@ mod tests {
         check("POST", "/v2/keys/rotate/", &Ok(Route::RotateKeys));
         check("GET", "/v2/messages/msg_aB", &Ok(Route::GetMessage { id: "msg_aB".to_owned() }));
         check("HEAD", "/healthz", &Ok(Route::Healthz));
+    }
+
+    #[test]
+    fn a_schedules_destination_is_told_from_an_action() {
+        let create = |rest: &str| Ok(Route::CreateSchedule { rest: rest.to_owned() });
+        let pause = |id: &str| Ok(Route::PauseSchedule { id: id.to_owned() });
+        let resume = |id: &str| Ok(Route::ResumeSchedule { id: id.to_owned() });
+        for rest in [
+            "https://e.com//a?b=1",
+            "https:/pause",
+            "HTTP:/e.com/resume",
+            "http%3A%2F%2Fe.com/pause",
+            "my-group",
+            "my-group?upstash-cron=@daily",
+            "pause",
+            "a/b/pause",
+            "a/paused",
+            "",
+        ] {
+            check("POST", &format!("/v2/schedules/{rest}"), &create(rest));
+        }
+        check("POST", "/v2/Schedules/https://e.com", &create("https://e.com"));
+        check("POST", "/v2/schedules", &create(""));
+        for method in ["POST", "PATCH"] {
+            check(method, "/v2/schedules/http-job/pause", &pause("http-job"));
+            check(method, "/v2/Schedules/Ab.c/Resume/?x=1", &resume("Ab.c"));
+        }
+        check("GET", "/v2/schedules/", &Ok(Route::ListSchedules));
+        check("GET", "/v2/Schedules/Ab", &Ok(Route::GetSchedule { id: "Ab".to_owned() }));
+        check("DELETE", "/v2/schedules/pause", &Ok(Route::DeleteSchedule { id: "pause".to_owned() }));
+        check("DELETE", "/v2/schedules", &Err(RouteError::Method { allow: "GET, HEAD, POST" }));
+        check("GET", "/v2/schedules/a/pause", &Err(RouteError::Method { allow: "POST, PATCH" }));
+        check("PUT", "/v2/schedules/a", &Err(RouteError::Method { allow: "GET, HEAD, POST, DELETE" }));
+        check("PATCH", "/v2/schedules/https://e.com/pause", &Err(RouteError::Unknown));
     }
 
     #[test]

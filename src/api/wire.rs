@@ -1,15 +1,20 @@
-//! The JSON of messages, dead letters and log entries.
+//! The JSON of messages, dead letters, log entries and schedules.
 //!
 //! Optional fields are absent, never null. Redaction is applied here, so that no path shows what it hides.
+
+use std::collections::HashMap;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::domain::message::{CallbackSpec, Headers, Message, Redact};
+use crate::domain::id::MessageId;
+use crate::domain::message::{CallbackSpec, Headers, Message, Options, Redact};
 use crate::domain::outcome::Response;
 use crate::domain::redact::marker;
 use crate::domain::time::Timestamp;
+use crate::store::schedules::{Progress, Schedule};
 use crate::store::{DeadLetter, LogEntry, State};
 
 /// States and their names on the wire. CANCELED has one L: a client fails on another spelling.
@@ -81,6 +86,49 @@ pub(super) fn log_entry(entry: &LogEntry, trim: Option<usize>) -> Value {
     Value::Object(object)
 }
 
+/// A schedule, with how far the messages of its last run have come.
+pub(super) fn schedule(schedule: &Schedule, progress: &HashMap<MessageId, Progress>) -> Value {
+    let template = &schedule.template;
+    let redact = &template.options.redact;
+    let mut object = Map::new();
+    put(&mut object, "scheduleId", schedule.id.as_str());
+    put(&mut object, "cron", schedule.cron.as_str());
+    put(&mut object, "destination", schedule.destination.as_str());
+    put(&mut object, "method", template.method.as_str());
+    put(&mut object, "createdAt", schedule.created_at.as_millis());
+    put(&mut object, "retries", template.max_retries);
+    put(&mut object, "isPaused", schedule.paused);
+    put(&mut object, "nextScheduleTime", schedule.next_at.as_millis());
+    if !template.headers.is_empty() {
+        put(&mut object, "header", header_map(&template.headers, Some(redact)));
+    }
+    put_body(&mut object, &template.body, redact);
+    put_seconds(&mut object, "delay", schedule.delay);
+    put_seconds(&mut object, "timeout", template.options.timeout);
+    put_option(&mut object, "queueName", template.queue.as_deref());
+    put_option(&mut object, "callerIP", template.caller_ip.as_deref());
+    put_option(&mut object, "callerIp", template.caller_ip.as_deref());
+    put_labels(&mut object, &template.labels);
+    put_options(&mut object, &template.options, "callbackHeader", "failureCallbackHeader");
+    if let Some(run) = &schedule.last_run {
+        put(&mut object, "lastScheduleTime", run.slot.as_millis());
+        let known = run.messages.iter().filter_map(|id| Some((id, progress.get(id)?)));
+        let states = known.map(|(id, progress)| (id.as_str().to_owned(), progress_name(*progress).into()));
+        put(&mut object, "lastScheduleStates", states.collect::<Map<_, _>>());
+        put_option(&mut object, "error", run.error.as_deref());
+    }
+    Value::Object(object)
+}
+
+/// The only words that there are for it: a client fails on any other.
+const fn progress_name(progress: Progress) -> &'static str {
+    match progress {
+        Progress::Waiting => "IN_PROGRESS",
+        Progress::Delivered => "SUCCESS",
+        Progress::Failed => "FAIL",
+    }
+}
+
 fn state_name(state: State) -> &'static str {
     STATES.iter().find(|(have, _)| *have == state).map_or("", |(_, name)| name)
 }
@@ -89,11 +137,7 @@ fn message_object(message: &Message) -> Map<String, Value> {
     let mut object = Map::new();
     common(&mut object, message, "callbackHeader", "failureCallbackHeader");
     put(&mut object, "header", header_map(&message.headers, Some(&message.options.redact)));
-    if message.options.redact.body && !message.body.is_empty() {
-        put(&mut object, "body", marker(&message.body));
-    } else {
-        put_text(&mut object, "body", "bodyBase64", &message.body);
-    }
+    put_body(&mut object, &message.body, &message.options.redact);
     put(&mut object, "notBefore", message.due_at.as_millis());
     put(&mut object, "createdAt", message.created_at.as_millis());
     object
@@ -112,11 +156,18 @@ fn common(object: &mut Map<String, Value>, message: &Message, callback: &str, fa
     put_option(object, "scheduleId", message.schedule_id.as_deref());
     put_option(object, "callerIP", message.caller_ip.as_deref());
     put_option(object, "callerIp", message.caller_ip.as_deref());
-    put_option(object, "label", message.labels.first().map(String::as_str));
-    if !message.labels.is_empty() {
-        put(object, "labels", message.labels.clone());
+    put_labels(object, &message.labels);
+    put_options(object, &message.options, callback, failure_callback);
+}
+
+fn put_labels(object: &mut Map<String, Value>, labels: &[String]) {
+    put_option(object, "label", labels.first().map(String::as_str));
+    if !labels.is_empty() {
+        put(object, "labels", labels);
     }
-    let options = &message.options;
+}
+
+fn put_options(object: &mut Map<String, Value>, options: &Options, callback: &str, failure_callback: &str) {
     put_option(object, "api", options.api.as_deref());
     put_option(object, "retryDelayExpression", options.retry_delay.as_deref());
     put_callback(object, "callback", callback, options.callback.as_deref(), &options.redact);
@@ -166,6 +217,22 @@ fn put_option(object: &mut Map<String, Value>, name: &str, value: Option<&str>) 
 fn put_time(object: &mut Map<String, Value>, name: &str, time: Option<Timestamp>) {
     if let Some(time) = time {
         put(object, name, time.as_millis());
+    }
+}
+
+/// A duration in seconds, a part of one counted as a whole.
+fn put_seconds(object: &mut Map<String, Value>, name: &str, duration: Option<Duration>) {
+    if let Some(duration) = duration {
+        put(object, name, duration.as_secs() + u64::from(duration.subsec_nanos() > 0));
+    }
+}
+
+/// A message's body, or what is shown in its place.
+fn put_body(object: &mut Map<String, Value>, body: &[u8], redact: &Redact) {
+    if redact.body && !body.is_empty() {
+        put(object, "body", marker(body));
+    } else {
+        put_text(object, "body", "bodyBase64", body);
     }
 }
 

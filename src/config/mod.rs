@@ -187,6 +187,9 @@ pub struct Config {
     #[config(validate(max_delay.is_within(1, u64::MAX), "allowed: 1s and more"))]
     pub max_delay: Option<TimeSpan>,
 
+    /// Most schedules that may exist. Not set: no limit.
+    pub max_schedules: Option<u32>,
+
     /// Time for one attempt, from connecting to the last byte of the response; also
     /// the default. 1s to 24h.
     #[config(default = "2h", validate(max_timeout.is_within(1, DAY), "allowed: 1s to 24h"))]

@@ -23,6 +23,16 @@ pub enum Destination {
     Api(String),
 }
 
+/// As a batch item has it: what [`parse_literal`] reads.
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(text) | Self::Group(text) => f.write_str(text),
+            Self::Api(name) => write!(f, "api/{name}"),
+        }
+    }
+}
+
 /// A destination and the API's own query parameters, which were written together.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Parsed {
@@ -47,6 +57,9 @@ pub enum DestinationError {
     /// `api/` and a word that we do not know.
     #[error("unknown destination api/{0}: only api/llm is supported")]
     UnknownApi(String),
+    /// `api/` and a word that we know, for which nothing is configured.
+    #[error("api/{0} is not available: no language model is configured")]
+    UnavailableApi(String),
     /// No such URL group; for those who look them up. All other cases are malformed requests.
     #[error("topic {0} not found")]
     UnknownGroup(String),
@@ -233,9 +246,18 @@ fn invalid(why: &str) -> DestinationError {
     DestinationError::InvalidUrl(why.to_owned())
 }
 
+/// Whether a raw destination is meant as a URL, and not as a name: it begins as one, perhaps percent-encoded.
+pub fn is_url(raw: &str) -> bool {
+    is_http(raw) || is_encoded_http(raw)
+}
+
 /// Whether a text starts `http:/` or `https:/`. The second slash may have been lost in a proxy.
 fn is_http(text: &str) -> bool {
     starts_with_ignore_case(text, "http:/") || starts_with_ignore_case(text, "https:/")
+}
+
+fn is_encoded_http(text: &str) -> bool {
+    starts_with_ignore_case(text, "http%3a") || starts_with_ignore_case(text, "https%3a")
 }
 
 fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
@@ -253,7 +275,7 @@ fn read_url(text: &str) -> Result<Destination, DestinationError> {
 
 /// Decodes a URL that was percent-encoded as one segment, up to its first raw `?`; `None` when this is not one.
 fn decode_segment(text: &str) -> Result<Option<String>, DestinationError> {
-    if !starts_with_ignore_case(text, "http%3a") && !starts_with_ignore_case(text, "https%3a") {
+    if !is_encoded_http(text) {
         return Ok(None);
     }
     let (encoded, query) = match text.split_once('?') {

@@ -43,6 +43,10 @@ text_id!(
     MessageId
 );
 text_id!(
+    /// A schedule's id: `scd_` and base58, or the name that its owner gave it.
+    ScheduleId
+);
+text_id!(
     /// A dead letter's id: `<unix ms>-<sequence>`.
     DeadLetterId
 );
@@ -50,15 +54,20 @@ text_id!(
 impl MessageId {
     /// An id made at `now`, from 74 random bits.
     pub fn generate(now: Timestamp, random: [u8; 10]) -> Self {
-        let ms = u64::try_from(now.as_millis()).unwrap_or(0);
-        let uuid = uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid();
-        Self(base58("msg_", uuid))
+        Self(base58("msg_", uuid_v7(now, random)))
     }
 
     /// The least id that a message accepted at `time` can have: a bound for ranges.
     pub fn earliest_at(time: Timestamp) -> Self {
         let ms = u128::try_from(time.as_millis()).unwrap_or(0);
         Self(base58("msg_", Uuid::from_u128(ms << 80)))
+    }
+}
+
+impl ScheduleId {
+    /// An id made at `now`, from 74 random bits.
+    pub fn generate(now: Timestamp, random: [u8; 10]) -> Self {
+        Self(base58("scd_", uuid_v7(now, random)))
     }
 }
 
@@ -73,6 +82,11 @@ impl DeadLetterId {
 pub fn is_name(text: &str) -> bool {
     (1..=MAX_NAME).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+}
+
+fn uuid_v7(now: Timestamp, random: [u8; 10]) -> Uuid {
+    let ms = u64::try_from(now.as_millis()).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
 }
 
 fn base58(prefix: &str, uuid: Uuid) -> String {
@@ -118,5 +132,11 @@ mod tests {
     fn message_ids_need_no_escaping() {
         let id = MessageId::generate(Timestamp::from_millis(1_700_000_000_000), [0x5a; 10]);
         assert!(id.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
+    }
+
+    #[test]
+    fn generated_schedule_ids_are_names() {
+        let id = ScheduleId::generate(Timestamp::from_millis(1_700_000_000_000), [0x5a; 10]);
+        assert!(id.as_str().starts_with("scd_") && is_name(id.as_str()), "{id}");
     }
 }

@@ -5,6 +5,7 @@
 //! for when to try again and [`callback`] for whom to tell.
 
 pub mod callback;
+pub mod cron;
 pub mod deduplication;
 pub mod destination;
 pub mod duration;

@@ -1,5 +1,5 @@
 //! The life of accepted messages: gathered in by [`ingest`], sent by [`attempt`] as [`dispatcher`] lets them, recorded by
-//! [`finisher`]; what waits in the store is fetched by `refill`.
+//! [`finisher`]; what waits in the store is fetched by `refill`. [`schedules`] makes messages of its own.
 //!
 //! Invariant: memory holds only leased deliveries, a bounded number of them; everything else is in the store. Losing a
 //! wake-up costs a sweep interval, never a message.
@@ -29,6 +29,7 @@ pub mod keys;
 mod membership;
 mod refill;
 mod retention;
+pub mod schedules;
 
 use self::dispatcher::Dispatcher;
 use self::keys::Keys;
@@ -88,6 +89,8 @@ pub(crate) struct Shared {
     unsure_until_ms: AtomicU64,
     pub(crate) reconcile: Notify,
     refill: refill::Signal,
+    /// Rings when a schedule may have a slot that was not known of.
+    schedules: Notify,
     finisher: mpsc::Sender<finisher::Job>,
     attempts: TaskTracker,
     /// No new work.
@@ -192,6 +195,7 @@ impl Engine {
             unsure_until_ms: AtomicU64::new(0),
             reconcile: Notify::new(),
             refill: refill::Signal::default(),
+            schedules: Notify::new(),
             finisher,
             attempts: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -206,6 +210,7 @@ impl Engine {
         spawn(&shared, &tasks, membership::run(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::follow(Arc::clone(&shared)));
         spawn(&shared, &tasks, retention::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, schedules::run(Arc::clone(&shared)));
         Ok(Self { shared, ingest, tasks })
     }
 
@@ -260,6 +265,11 @@ impl Engine {
     /// Tells the engine that the store holds something that is due then.
     pub fn note_due(&self, due_at: Timestamp) {
         self.shared.refill.note_due(due_at);
+    }
+
+    /// Tells the engine that a schedule has a new slot.
+    pub fn note_slot(&self) {
+        self.shared.schedules.notify_one();
     }
 
     /// Waits for a fault that the engine can't go on with.

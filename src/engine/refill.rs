@@ -171,13 +171,18 @@ async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
     }
 }
 
-/// How long nothing will be due, as far as this node can know.
-async fn idle(shared: &Shared) -> Result<Round> {
-    let sweep = match (shared.store.is_shared(), shared.refill.nodes.load(Ordering::Relaxed)) {
+/// How often to look without a reason.
+pub(super) fn sweep(shared: &Shared) -> Duration {
+    match (shared.store.is_shared(), shared.refill.nodes.load(Ordering::Relaxed)) {
         (false, _) => SWEEP_SQLITE,
         (_, 0 | 1) => SWEEP_ALONE,
         _ => SWEEP_SHARED,
-    };
+    }
+}
+
+/// How long nothing will be due, as far as this node can know.
+async fn idle(shared: &Shared) -> Result<Round> {
+    let sweep = sweep(shared);
     let next = shared.store.next_due().await?;
     Ok(Round::Idle(match next.due_at {
         None => sweep,

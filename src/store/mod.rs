@@ -13,6 +13,7 @@ use crate::domain::message::Message;
 use crate::domain::outcome::{Finish, Response};
 use crate::domain::time::Timestamp;
 
+pub mod schedules;
 pub mod sql;
 
 /// Why a call did not succeed.
@@ -320,7 +321,7 @@ pub struct StoredKeys {
 /// Durable storage. Every call is one atomic step; none may be cancelled half-way by its caller's disappearance, so the
 /// engine and the API call it from tasks of their own.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: schedules::Schedules + Send + Sync + 'static {
     /// Whether several nodes may share it. One that isn't shared goes by this machine's clock, and nobody takes over.
     fn is_shared(&self) -> bool;
 

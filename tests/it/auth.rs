@@ -93,10 +93,18 @@ fn read_only(server: &Server, method: &str, target: &str) -> crate::support::htt
 async fn a_read_only_token_reads(t: Test) {
     let (server, receiver) = (t.server().await, Receiver::start().await);
     let id = server.publish(&receiver.url("/"), &[], "x").await;
-    for target in
-        [format!("/v2/messages/{id}"), "/v2/dlq".to_owned(), "/v2/events".to_owned(), "/v2/logs".to_owned()]
-    {
-        read_only(&server, "GET", &target).send().await.json(200);
+    let call = server.call("POST", &format!("/v2/schedules/{}", receiver.url("/")));
+    let created = call.header("Upstash-Cron", "@yearly").header("Upstash-Schedule-Id", "s").send().await;
+    created.json(200);
+    for target in [
+        &format!("/v2/messages/{id}"),
+        "/v2/dlq",
+        "/v2/events",
+        "/v2/logs",
+        "/v2/schedules",
+        "/v2/schedules/s",
+    ] {
+        read_only(&server, "GET", target).send().await.json(200);
     }
 }
 
@@ -111,6 +119,10 @@ async fn a_read_only_token_changes_nothing(t: Test) {
         ("POST", "/v2/dlq/retry/1-0".to_owned()),
         ("POST", "/v2/keys/rotate".to_owned()),
         ("POST", "/v2/rotate".to_owned()),
+        ("POST", format!("/v2/schedules/{}", receiver.url("/"))),
+        ("DELETE", "/v2/schedules/s".to_owned()),
+        ("PATCH", "/v2/schedules/s/pause".to_owned()),
+        ("POST", "/v2/schedules/s/resume".to_owned()),
         // Whoever holds the keys can forge deliveries, so reading them is no reading.
         ("GET", "/v2/keys".to_owned()),
     ] {

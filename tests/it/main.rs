@@ -24,6 +24,7 @@ mod errors;
 mod lifecycle;
 mod publish;
 mod resources;
+mod schedules;
 mod sdk;
 mod signing;
 mod tls;

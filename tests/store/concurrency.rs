@@ -5,11 +5,13 @@ use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use homing::domain::id::MessageId;
+use homing::domain::id::{MessageId, ScheduleId};
+use homing::store::schedules::Schedules as _;
 use homing::store::sql::SqlStore;
 use homing::store::{Accept, Accepted, Applied, Lease, NodeId, Repeat, Store};
 
-use crate::support::{ANY_SIZE, Database, FUTURE, Held, START, ids, keyed, message, waiting, want};
+use crate::schedules::{run, schedule};
+use crate::support::{ANY_SIZE, Database, FUTURE, Held, START, ids, keyed, message, time, waiting, want};
 
 const NODES: [NodeId; 2] = [NodeId(1), NodeId(2)];
 
@@ -155,6 +157,46 @@ async fn a_cancel_meets_a_claim() {
         let ended: Vec<_> = held.iter().map(|delivery| Held::from(delivery).cancelled()).collect();
         let applied = stores[1].finish(NODES[1], &ended).await.unwrap();
         assert!(applied.iter().all(|applied| *applied == Applied::Yes));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_two_nodes_see_are_run_once() {
+    const SCHEDULES: u32 = 300;
+    on_two_nodes(async |stores| {
+        for number in 0..SCHEDULES {
+            let id = format!("s{number}");
+            stores[0].put_schedule(&schedule(&id, i64::from(number)), None).await.unwrap();
+        }
+        let mut runs = tokio::task::JoinSet::new();
+        for task in 0..4_u32 {
+            let store = Arc::clone(&stores[task as usize % 2]);
+            runs.spawn(async move {
+                let mut fired: Vec<ScheduleId> = Vec::new();
+                let mut number = task * 1_000_000;
+                loop {
+                    let mut due = store.due_schedules(time(START), 20, ANY_SIZE).await.unwrap();
+                    if due.is_empty() {
+                        return fired;
+                    }
+                    // The tasks are at different ones, so that each finds some of its own run by others.
+                    let middle = task as usize * 5 % due.len();
+                    due.rotate_left(middle);
+                    for seen in &due {
+                        number += 1;
+                        if store.fire(&run(seen, FUTURE, &[message(number, START)])).await.unwrap() {
+                            fired.push(seen.id.clone());
+                        }
+                    }
+                }
+            });
+        }
+        let fired: Vec<ScheduleId> = runs.join_all().await.into_iter().flatten().collect();
+        let distinct: BTreeSet<&ScheduleId> = fired.iter().collect();
+        assert_eq!((fired.len(), distinct.len()), (SCHEDULES as usize, SCHEDULES as usize));
+        let claimed = stores[1].claim(NODES[1], Lease(1), &[want("a", 1000)], ANY_SIZE).await.unwrap();
+        assert_eq!(claimed.len(), SCHEDULES as usize);
     })
     .await;
 }

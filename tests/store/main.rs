@@ -11,6 +11,7 @@ mod concurrency;
 mod differential;
 mod lists;
 mod model;
+mod schedules;
 mod suite;
 mod support;
 
@@ -89,4 +90,22 @@ on_all_stores! { lists:
     one_token_is_made_however_many_ask,
     only_what_is_finished_and_old_is_pruned,
     pruning_walks_on,
+}
+
+on_all_stores! { schedules:
+    schedules_are_read_back_unchanged,
+    a_schedule_is_replaced_entirely,
+    schedules_are_listed_in_pages,
+    a_schedule_is_deleted_once,
+    a_quota_counts_the_others,
+    equal_creations_at_once_keep_the_quota,
+    a_paused_schedule_has_no_slot,
+    resuming_goes_on_with_another_slot,
+    due_schedules_come_in_order,
+    a_run_stores_its_messages_and_moves_on,
+    a_run_that_was_overtaken_stores_nothing,
+    a_run_without_messages_leaves_its_error,
+    equal_runs_at_once_fire_once,
+    messages_of_a_run_show_how_far_they_are,
+    schedule_ids_are_only_text,
 }

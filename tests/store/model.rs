@@ -7,15 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use homing::domain::id::{DeadLetterId, MessageId};
+use homing::domain::id::{DeadLetterId, MessageId, ScheduleId};
 use homing::domain::message::Message;
 use homing::domain::outcome::{Attempt, Next, Outcome, Response};
 use homing::domain::time::Timestamp;
+use homing::store::schedules::Schedule;
 use homing::store::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
     LogCursor, LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair,
     State, Store, StoredKeys, Want,
 };
+
+mod schedules;
 
 /// Sequences of a cancellation's entries in the log: behind any attempt's.
 const CANCEL_REQUESTED: i64 = 1 << 40;
@@ -76,6 +79,7 @@ struct Contents {
     nodes: BTreeMap<i64, (String, Timestamp)>,
     signing_keys: Option<StoredKeys>,
     tokens: Vec<[u8; 32]>,
+    schedules: BTreeMap<ScheduleId, Schedule>,
 }
 
 impl Model {
@@ -93,6 +97,7 @@ impl Model {
                 nodes: BTreeMap::new(),
                 signing_keys: None,
                 tokens: Vec::new(),
+                schedules: BTreeMap::new(),
             }),
         }
     }

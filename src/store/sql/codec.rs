@@ -31,12 +31,12 @@ pub(super) fn write_options(options: &Options) -> Option<String> {
         .then(|| serde_json::to_string(&OptionsRow::from(options)).expect("options are valid JSON"))
 }
 
-pub(super) fn read_options(text: Option<&str>, id: &str) -> Result<Options> {
+pub(super) fn read_options(text: Option<&str>, table: &'static str, id: &str) -> Result<Options> {
     match text {
         None => Ok(Options::default()),
         Some(text) => serde_json::from_str::<OptionsRow>(text)
             .map(Options::from)
-            .map_err(|_| StoreError::Corrupt { table: "messages", column: "options", id: id.to_owned() }),
+            .map_err(|_| StoreError::Corrupt { table, column: "options", id: id.to_owned() }),
     }
 }
 
@@ -202,8 +202,8 @@ mod tests {
             api: Some("llm".into()),
         };
         let text = write_options(&options).unwrap();
-        assert_eq!(read_options(Some(&text), "id").unwrap(), options);
+        assert_eq!(read_options(Some(&text), "messages", "id").unwrap(), options);
         assert_eq!(write_options(&Options::default()), None);
-        assert!(read_options(Some("{"), "id").is_err());
+        assert!(read_options(Some("{"), "messages", "id").is_err());
     }
 }

@@ -57,7 +57,7 @@ impl MessageRow {
             body_sha256: self.body_sha256.as_slice().try_into().map_err(|_| corrupt("body_sha256"))?,
             max_retries: u32::try_from(self.max_retries).map_err(|_| corrupt("max_retries"))?,
             labels: self.labels.as_deref().map(read_labels).unwrap_or_default(),
-            options: codec::read_options(self.options.as_deref(), &self.id)?,
+            options: codec::read_options(self.options.as_deref(), "messages", &self.id)?,
             id: MessageId::new(self.id),
             url: self.url,
             body: Bytes::from(self.body),
@@ -76,7 +76,7 @@ pub(super) fn write_labels(labels: &[String]) -> Option<String> {
     (!labels.is_empty()).then(|| labels.join(","))
 }
 
-fn read_labels(text: &str) -> Vec<String> {
+pub(super) fn read_labels(text: &str) -> Vec<String> {
     text.split(',').map(str::to_owned).collect()
 }
 

@@ -48,6 +48,7 @@ mod nodes;
 mod open;
 mod query;
 mod retention;
+mod schedules;
 mod secrets;
 
 /// A value that exists once per engine: a pool, a transaction.

@@ -1,0 +1,212 @@
+//! Runs schedules when their slots come.
+//!
+//! Every node sleeps until the earliest slot and then tries to run what is due; the store lets one of them. The slot after
+//! a run is the first one after now, so that slots which passed while nobody was there are run once, not once each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::seq::SliceRandom as _;
+
+use super::Shared;
+use super::ids::FreshIds;
+use crate::clock::pause;
+use crate::domain::cron::Cron;
+use crate::domain::destination::{Destination, DestinationError, parse_literal, validate_url};
+use crate::domain::outcome::Ids as _;
+use crate::domain::template::Target;
+use crate::domain::time::Timestamp;
+use crate::store::schedules::{Run, Schedule};
+use crate::store::{Accept, Result};
+
+/// Schedules read at once, and bytes of their bodies.
+const BATCH: usize = 64;
+const BATCH_BYTES: usize = 16 << 20;
+/// The longest back-off after a fault.
+const MAX_FAULT: Duration = Duration::from_secs(2);
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut fault = Duration::from_millis(100);
+    loop {
+        match run_due(&shared).await {
+            Ok(wait) => {
+                fault = Duration::from_millis(100);
+                tokio::select! {
+                    () = pause(wait) => {}
+                    () = shared.schedules.notified() => {}
+                    () = shared.draining.cancelled() => return,
+                }
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "schedules could not be run; trying again"
+                );
+                fault = (fault * 2).min(MAX_FAULT);
+                // Not to be shortened by what changes meanwhile.
+                tokio::select! {
+                    () = pause(fault) => {}
+                    () = shared.draining.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+/// Runs what is due. How long nothing will be due, as far as this node can know.
+async fn run_due(shared: &Shared) -> Result<Duration> {
+    let next = shared.store.next_slot().await?;
+    let sweep = super::refill::sweep(shared);
+    match next.due_at {
+        None => return Ok(sweep),
+        Some(slot) if slot > next.now => return Ok(slot.since(next.now).min(sweep)),
+        Some(_) => {}
+    }
+    let mut due = shared.store.due_schedules(next.now, BATCH, BATCH_BYTES).await?;
+    // Other nodes have read the same ones; in another order they seldom try the same at the same time.
+    due.shuffle(&mut rand::rng());
+    let mut result = Ok(Duration::ZERO);
+    for schedule in &due {
+        if shared.draining.is_cancelled() {
+            break;
+        }
+        match fire(shared, schedule, next.now).await {
+            Ok(()) => {}
+            Err(error) if error.is_transient() => return Err(error),
+            // One that the store refuses must not hold up the others.
+            Err(error) => result = Err(error),
+        }
+    }
+    result
+}
+
+/// Runs a schedule whose slot has come, unless another node has.
+async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()> {
+    let run = plan(schedule, now);
+    let fired = shared.store.fire(&run).await;
+    // Whether it took effect is unknown after a fault; then it is looked for in vain at worst.
+    if !matches!(fired, Ok(false)) {
+        let due_at = run.outcome.as_deref().unwrap_or_default().iter().map(|accept| accept.message.due_at);
+        if let Some(due_at) = due_at.min() {
+            shared.refill.note_due(due_at);
+        }
+    }
+    if let (Ok(true), Err(error)) = (&fired, &run.outcome) {
+        tracing::warn!(schedule.id = %schedule.id, error, "a schedule's run could not publish");
+    }
+    fired.map(|_| ())
+}
+
+/// The run of a schedule whose slot has come.
+fn plan(schedule: &Schedule, now: Timestamp) -> Run {
+    let (next_at, outcome) = match Cron::parse(&schedule.cron) {
+        Ok(cron) => {
+            let accepts = accepts(schedule, now).map_err(|error| error.to_string());
+            (cron.next_after(now).unwrap_or(Timestamp::MAX), accepts)
+        }
+        // The version that accepted it knew more.
+        Err(error) => (Timestamp::MAX, Err(format!("invalid cron: {error}"))),
+    };
+    Run { id: schedule.id.clone(), generation: schedule.generation, slot: schedule.next_at, next_at, outcome }
+}
+
+/// The messages of a run. They are never repeats of one another, whatever deduplication says about publishes.
+fn accepts(schedule: &Schedule, now: Timestamp) -> Result<Vec<Accept>, DestinationError> {
+    let due_at = now.after(schedule.delay.unwrap_or_default());
+    let accept = |target: Target| {
+        let lane = Arc::from(validate_url(&target.url)?.to_string());
+        let message = schedule.template.message(FreshIds.message(now), target, now, due_at);
+        Ok(Accept { message: Arc::new(message), lane, lease: None, deduplication: None })
+    };
+    targets(parse_literal(&schedule.destination)?)?.into_iter().map(accept).collect()
+}
+
+/// Where the messages of a run go: one for a URL, one for each endpoint of a URL group.
+pub fn targets(destination: Destination) -> Result<Vec<Target>, DestinationError> {
+    match destination {
+        Destination::Url(url) => Ok(vec![Target::url(url)]),
+        Destination::Group(name) => Err(DestinationError::UnknownGroup(name)),
+        Destination::Api(name) => Err(DestinationError::UnavailableApi(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::id::ScheduleId;
+    use crate::domain::message::{Headers, Method, Options};
+    use crate::domain::template::Template;
+
+    const SLOT: i64 = 1_790_000_040_000;
+
+    fn schedule(destination: &str) -> Schedule {
+        let labels = vec!["l".to_owned()];
+        let body = Bytes::from_static(b"hi");
+        let mut template = Template::new(Method::Put, Headers::new(), body, 7, labels, Options::default());
+        template.schedule_id = Some("s".to_owned());
+        template.queue = Some("q".to_owned());
+        Schedule {
+            id: ScheduleId::new("s"),
+            generation: 3,
+            cron: "* * * * *".to_owned(),
+            destination: destination.to_owned(),
+            template,
+            delay: None,
+            created_at: Timestamp::from_millis(0),
+            paused: false,
+            next_at: Timestamp::from_millis(SLOT),
+            last_run: None,
+        }
+    }
+
+    #[test]
+    fn a_run_makes_the_message_of_its_template() {
+        let schedule = schedule("https://Example.com/a?b");
+        let now = Timestamp::from_millis(SLOT + 3);
+        let run = plan(&schedule, now);
+        assert_eq!((run.generation, run.slot), (3, schedule.next_at));
+        assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
+        let [accept] = &run.outcome.unwrap()[..] else { panic!("one message") };
+        assert_eq!((&*accept.lane, accept.lease), ("https://example.com:443", None));
+        assert_eq!(accept.deduplication, None);
+        let message = &*accept.message;
+        assert_eq!((message.created_at, message.due_at), (now, now));
+        let target = Target::url("https://Example.com/a?b".to_owned());
+        assert_eq!(*message, schedule.template.message(message.id.clone(), target, now, now));
+    }
+
+    #[test]
+    fn a_delay_counts_from_the_run() {
+        let schedule = Schedule { delay: Some(Duration::from_secs(90)), ..schedule("http://e.com") };
+        let run = plan(&schedule, Timestamp::from_millis(SLOT + 3));
+        let message = &run.outcome.unwrap()[0].message;
+        assert_eq!(message.due_at, Timestamp::from_millis(SLOT + 90_003));
+        assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
+    }
+
+    #[test]
+    fn missed_slots_are_run_once() {
+        let run = plan(&schedule("http://e.com"), Timestamp::from_millis(SLOT + 600_000));
+        assert_eq!(run.outcome.unwrap().len(), 1);
+        assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 660_000));
+    }
+
+    #[test]
+    fn what_can_not_be_published_is_an_error_of_the_run() {
+        let now = Timestamp::from_millis(SLOT);
+        for (destination, expected) in [
+            ("a-group", "topic a-group not found"),
+            ("api/llm", "api/llm is not available: no language model is configured"),
+            ("ftp://e.com", "invalid destination url: endpoint has invalid scheme, add http:// or https://"),
+        ] {
+            let run = plan(&schedule(destination), now);
+            assert_eq!(run.outcome.unwrap_err(), expected);
+            assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
+        }
+        let run = plan(&Schedule { cron: "@fortnightly".to_owned(), ..schedule("http://e.com") }, now);
+        assert!(run.outcome.unwrap_err().starts_with("invalid cron: unknown word"));
+        assert_eq!(run.next_at, Timestamp::MAX);
+    }
+}
