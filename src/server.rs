@@ -23,9 +23,6 @@ use crate::listener::{self, Listener};
 use crate::store::sql::{self, SqlStore};
 use crate::store::{Retention, SigningKeyPair, Store, StoredKeys};
 
-/// The longest flow-control period that a message may name.
-const MAX_FLOW_CONTROL_PERIOD: std::time::Duration = std::time::Duration::from_hours(7 * 24);
-
 /// Runs the server until it is told to stop by SIGTERM or SIGINT; a second signal ends it at once.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // From here on a signal is ours, also while starting.
@@ -194,7 +191,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
             default_retries: config.default_retries,
             max_retries: config.max_retries,
             max_delay: config.max_delay.map(crate::config::TimeSpan::get),
-            max_flow_control_period: MAX_FLOW_CONTROL_PERIOD,
+            max_flow_control_period: config.max_flow_control_period.get(),
         },
         max_message: config.max_message_size.get(),
         max_body_memory: config.max_inflight_request_bytes.get(),
@@ -202,6 +199,8 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,
         deduplication_window: config.dedup_window.get(),
         max_schedules: config.max_schedules,
+        max_messages_per_day: config.max_messages_per_day,
+        max_requests_per_second: config.max_requests_per_second,
     })
 }
 

@@ -14,13 +14,32 @@ use crate::store::StoreError;
 pub struct ApiError {
     status: StatusCode,
     text: String,
-    header: Option<(HeaderName, HeaderValue)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Which limit on requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RateLimit {
+    /// Messages in a day.
+    Daily,
+    /// Requests in a second.
+    Burst,
+}
+
+impl RateLimit {
+    /// By these names clients tell the limits apart: limit, remaining, reset.
+    const fn headers(self) -> [&'static str; 3] {
+        match self {
+            Self::Daily => ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"],
+            Self::Burst => ["burst-ratelimit-limit", "burst-ratelimit-remaining", "burst-ratelimit-reset"],
+        }
+    }
 }
 
 impl ApiError {
     /// An error with a text for the caller.
     pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), header: None }
+        Self { status, text: text.into(), headers: Vec::new() }
     }
 
     /// 400.
@@ -36,7 +55,7 @@ impl ApiError {
     /// 401 (RFC 9110, 15.5.2).
     pub fn unauthorized(text: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::UNAUTHORIZED, text);
-        error.header = Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        error.headers.push((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
         error
     }
 
@@ -48,7 +67,25 @@ impl ApiError {
     /// 503 with a time to come back after.
     pub fn unavailable(text: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, text);
-        error.header = Some((RETRY_AFTER, HeaderValue::from_static("1")));
+        error.headers.push((RETRY_AFTER, HeaderValue::from_static("1")));
+        error
+    }
+
+    /// 429. `reset_s` is in Unix seconds.
+    pub fn rate_limited(
+        text: impl Into<String>,
+        kind: RateLimit,
+        limit: u64,
+        remaining: u64,
+        reset_s: i64,
+    ) -> Self {
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, text);
+        let [limit_name, remaining_name, reset_name] = kind.headers();
+        error.headers = vec![
+            (HeaderName::from_static(limit_name), limit.into()),
+            (HeaderName::from_static(remaining_name), remaining.into()),
+            (HeaderName::from_static(reset_name), reset_s.into()),
+        ];
         error
     }
 
@@ -58,9 +95,7 @@ impl ApiError {
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some((name, value)) = self.header {
-            response.headers_mut().insert(name, value);
-        }
+        response.headers_mut().extend(self.headers);
         response
     }
 }
@@ -74,10 +109,9 @@ impl From<RouteError> for ApiError {
                     StatusCode::METHOD_NOT_ALLOWED,
                     format!("method not allowed here; allowed: {allow}"),
                 );
-                error.header = Some((ALLOW, HeaderValue::from_static(allow)));
+                error.headers.push((ALLOW, HeaderValue::from_static(allow)));
                 error
             }
-            RouteError::MissingId => Self::bad_request("an id must follow the slash"),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! `GET /v2/events` and `GET /v2/logs`.
 
+use std::collections::HashSet;
+
 use axum::response::Response;
 use http::StatusCode;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::query::{Query, invalid_cursor};
-use super::{Api, PAGE_BYTES, json, wire};
+use super::{Api, PAGE_BYTES, filter, wire};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{LogCursor, LogEntry, LogFilter, Order, State};
@@ -18,21 +20,26 @@ pub(super) enum Form {
     Logs,
 }
 
-const PARAMETERS: [&str; 10] =
-    ["count", "cursor", "messageId", "messageIds", "state", "fromDate", "toDate", "order", "api", "trimBody"];
+/// Messages in one page, when the entries are grouped by their messages.
+const GROUPS: usize = 10;
+/// Entries of one message that a group shows.
+const GROUP: usize = 1000;
+/// Pages of entries that are looked at for one page of groups.
+const GROUP_LOOKS: usize = 20;
 
 impl Api {
     pub(super) async fn list_log(&self, query: &str, form: Form) -> Result<Response, ApiError> {
         let query = Query::parse(query);
-        query.only(&PARAMETERS)?;
-        let max = if form == Form::Events { 1000 } else { 100 };
-        let count = query.count(max, max)?;
+        let others =
+            ["messageId", "messageIds", "state", "order", "groupBy", "trimBody", "count", "cursor", "api"];
+        query.only(&[&others[..], &filter::COMMON, &filter::PARTS].concat())?;
         let filter = LogFilter {
             messages: [query.list("messageId"), query.list("messageIds")]
                 .concat()
                 .into_iter()
                 .map(MessageId::new)
                 .collect(),
+            matching: filter::read(&query)?,
             states: query.get("state").map(states).transpose()?.unwrap_or_default(),
             from: query.time("fromDate")?,
             to: query.time("toDate")?,
@@ -40,18 +47,78 @@ impl Api {
         let cursor = query.get("cursor").map(read_cursor).transpose()?;
         let order = query.order(Order::LatestFirst)?;
         let trim = query.trim_body()?;
-        let page = self.engine.store().log(&filter, order, cursor.as_ref(), count, PAGE_BYTES).await?;
-        let entries: Vec<Value> = page.items.iter().map(|entry| wire::log_entry(entry, trim)).collect();
         let mut answer = Map::new();
-        if let Some(last) = page.items.last().filter(|_| page.more) {
-            answer.insert("cursor".to_owned(), write_cursor(last).into());
+        let next = match query.get("groupBy") {
+            None => {
+                let max = if form == Form::Events { 1000 } else { 100 };
+                let count = query.count(max, max)?;
+                let page =
+                    self.engine.store().log(&filter, order, cursor.as_ref(), count, PAGE_BYTES).await?;
+                let entries = entries(&page.items, trim);
+                if form == Form::Logs {
+                    answer.insert("logs".to_owned(), entries.clone());
+                }
+                answer.insert("events".to_owned(), entries);
+                page.next
+            }
+            Some("messageId") => {
+                let count = query.count(GROUPS, GROUPS)?;
+                let (groups, next) = self.log_groups(&filter, order, cursor, count).await?;
+                let groups = groups.iter().map(|group| {
+                    json!({ "messageId": group[0].message.id.as_str(), "events": entries(group, trim) })
+                });
+                answer.insert("messages".to_owned(), groups.collect());
+                next
+            }
+            Some(other) => {
+                let text = format!("invalid groupBy `{other}`: messageId is allowed");
+                return Err(ApiError::bad_request(text));
+            }
+        };
+        if let Some(next) = next {
+            answer.insert("cursor".to_owned(), write_cursor(&next).into());
         }
-        if form == Form::Logs {
-            answer.insert("logs".to_owned(), entries.clone().into());
-        }
-        answer.insert("events".to_owned(), entries.into());
-        json(StatusCode::OK, &answer)
+        super::json(StatusCode::OK, &answer)
     }
+
+    /// The entries that match, by message, each message where its first entry is; and where to go on.
+    async fn log_groups(
+        &self,
+        filter: &LogFilter,
+        order: Order,
+        mut cursor: Option<LogCursor>,
+        count: usize,
+    ) -> Result<(Vec<Vec<LogEntry>>, Option<LogCursor>), ApiError> {
+        let store = self.engine.store();
+        let mut groups = Vec::new();
+        let mut seen = HashSet::new();
+        for _ in 0..GROUP_LOOKS {
+            let page = store.log(filter, order, cursor.as_ref(), 100, PAGE_BYTES).await?;
+            for entry in page.items {
+                if seen.insert(entry.message.id.clone()) {
+                    let only = LogFilter { messages: vec![entry.message.id.clone()], ..filter.clone() };
+                    let story = store.log(&only, order, None, GROUP, PAGE_BYTES / GROUPS).await?.items;
+                    // Otherwise an earlier page has shown it.
+                    if story.first().is_some_and(|first| first.place() == entry.place()) {
+                        if groups.len() == count {
+                            return Ok((groups, cursor));
+                        }
+                        groups.push(story);
+                    }
+                }
+                cursor = Some(entry.place());
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        Ok((groups, cursor))
+    }
+}
+
+fn entries(entries: &[LogEntry], trim: Option<usize>) -> Value {
+    entries.iter().map(|entry| wire::log_entry(entry, trim)).collect()
 }
 
 fn states(text: &str) -> Result<Vec<State>, ApiError> {
@@ -73,8 +140,12 @@ fn states(text: &str) -> Result<Vec<State>, ApiError> {
 }
 
 /// `<unix ms>-<sequence>-<message id>`.
-fn write_cursor(entry: &LogEntry) -> String {
-    format!("{}-{}-{}", entry.time.as_millis(), entry.sequence, entry.message.id)
+fn write_cursor(cursor: &LogCursor) -> String {
+    let ms = cursor.time.as_millis();
+    match &cursor.entry {
+        Some((id, sequence)) => format!("{ms}-{sequence}-{id}"),
+        None => ms.to_string(),
+    }
 }
 
 /// Reads a cursor, or a bare time.
@@ -101,6 +172,9 @@ mod tests {
         assert_eq!(cursor.time.as_millis(), 1_686_652_644_442);
         assert_eq!(cursor.entry, Some((MessageId::new("msg_a-b"), 3)));
         assert_eq!(read_cursor("1686652644442").unwrap().entry, None);
+        for text in ["1686652644442-3-msg_a-b", "1686652644442"] {
+            assert_eq!(write_cursor(&read_cursor(text).unwrap()), text);
+        }
         for wrong in ["x", "", "1-2", "1-x-msg"] {
             assert!(read_cursor(wrong).is_err(), "{wrong}");
         }

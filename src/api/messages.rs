@@ -1,12 +1,20 @@
-//! `/v2/messages/{id}`.
+//! `/v2/messages`: reading and cancelling.
+
+use std::collections::HashSet;
 
 use axum::response::Response;
 use http::StatusCode;
+use serde_json::json;
 
+use super::body::Upload;
 use super::error::ApiError;
-use super::{Api, json, wire};
+use super::query::Query;
+use super::{Api, filter, json, wire};
 use crate::domain::id::MessageId;
-use crate::store::Cancellation;
+use crate::store::{Cancellation, UnfinishedFilter};
+
+/// Messages that one call cancels at most, when it says how many.
+const MAX_COUNT: usize = 500;
 
 impl Api {
     pub(super) async fn get_message(&self, id: &str) -> Result<Response, ApiError> {
@@ -21,10 +29,53 @@ impl Api {
                 Err(ApiError::not_found(format!("message {id} not found, or already finished")))
             }
             Cancellation::Cancelled | Cancellation::Requested => {
-                json(StatusCode::OK, &serde_json::json!({ "cancelled": 1 }))
+                json(StatusCode::OK, &json!({ "cancelled": 1 }))
             }
         }
     }
+
+    /// Cancels the given ids; or else what matches the filters, without any all there is. Both are taken from the query
+    /// and from a JSON body.
+    pub(super) async fn cancel_messages(
+        &self,
+        query: &str,
+        trailing_slash: bool,
+        upload: &mut Upload,
+    ) -> Result<Response, ApiError> {
+        let mut query = Query::parse(query);
+        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+        query.add_body(&received.body, "messageIds")?;
+        let known = [&["messageIds", "count"], &filter::COMMON[..], &filter::PARTS].concat();
+        query.only(&known)?;
+        query.refuse_bare(trailing_slash, &known)?;
+        let limit = count(&query)?.unwrap_or(usize::MAX);
+        let cancelled = if query.has("messageIds") {
+            let mut seen = HashSet::new();
+            let texts = query.list("messageIds").into_iter().filter(|text| seen.insert(*text));
+            let ids: Vec<MessageId> = texts.map(MessageId::new).collect();
+            self.engine.cancel_each(&ids, limit).await?
+        } else {
+            filter::refuse_empty(&query, &known)?;
+            let filter = UnfinishedFilter {
+                matching: filter::read(&query)?,
+                from: query.time("fromDate")?,
+                to: query.time("toDate")?,
+            };
+            self.engine.cancel_matching(&filter, limit).await?
+        };
+        json(StatusCode::OK, &json!({ "cancelled": cancelled }))
+    }
+}
+
+/// How many to cancel; `None`: all.
+fn count(query: &Query) -> Result<Option<usize>, ApiError> {
+    let read = |text: &str| match text.parse() {
+        Ok(count) if (1..=MAX_COUNT).contains(&count) => Ok(count),
+        _ => Err(ApiError::bad_request(format!(
+            "invalid count `{text}`: allowed are 1 to {MAX_COUNT}; without it, all are cancelled"
+        ))),
+    };
+    query.get("count").map(read).transpose()
 }
 
 fn unknown(id: &str) -> ApiError {

@@ -23,12 +23,14 @@ mod body;
 mod caller;
 mod dead_letters;
 pub mod error;
+mod filter;
 pub mod headers;
 mod keys;
 mod log;
 mod messages;
 mod publish;
 mod query;
+mod quota;
 pub mod routes;
 mod schedules;
 mod wire;
@@ -37,6 +39,7 @@ use self::auth::Tokens;
 use self::body::Upload;
 use self::error::ApiError;
 use self::headers::Limits;
+use self::quota::{BurstLimit, DailyQuota};
 use self::routes::{Route, route};
 use crate::egress::policy::Policy;
 use crate::engine::Engine;
@@ -64,6 +67,10 @@ pub struct Settings {
     pub deduplication_window: Duration,
     /// The most schedules; `None`: no limit.
     pub max_schedules: Option<u32>,
+    /// Messages in a day; `None`: no limit.
+    pub max_messages_per_day: Option<u64>,
+    /// Requests in a second other than those that publish; `None`: no limit.
+    pub max_requests_per_second: Option<u64>,
 }
 
 /// What the handlers share.
@@ -73,13 +80,17 @@ pub struct Api {
     policy: Arc<Policy>,
     engine: Arc<Engine>,
     body_memory: Arc<Semaphore>,
+    daily_quota: Option<DailyQuota>,
+    burst_limit: Option<BurstLimit>,
 }
 
 impl Api {
     /// The API on a running engine.
     pub fn new(settings: Settings, tokens: Tokens, policy: Arc<Policy>, engine: Arc<Engine>) -> Self {
         let body_memory = Arc::new(Semaphore::new(body::kib(settings.max_body_memory) as usize));
-        Self { settings, tokens, policy, engine, body_memory }
+        let daily_quota = settings.max_messages_per_day.map(DailyQuota::new);
+        let burst_limit = settings.max_requests_per_second.map(BurstLimit::new);
+        Self { settings, tokens, policy, engine, body_memory, daily_quota, burst_limit }
     }
 
     /// Answers a request. One handler for all paths: see [`routes`].
@@ -134,7 +145,9 @@ impl Api {
         // Paths of the API are not told apart for those who may not use it.
         let access = route.as_ref().map_or(routes::Access::Read, Route::access);
         self.tokens.check(access, &parts.headers, query)?;
-        Ok(route?)
+        let route = route?;
+        self.count_request(&route)?;
+        Ok(route)
     }
 
     async fn call(
@@ -148,12 +161,19 @@ impl Api {
             Route::Publish { rest } => self.publish(&rest, parts, upload).await,
             Route::GetMessage { id } => self.get_message(&id).await,
             Route::CancelMessage { id } => self.cancel_message(&id).await,
+            Route::CancelMessages { trailing_slash } => {
+                self.cancel_messages(query, trailing_slash, upload).await
+            }
             Route::ListDeadLetters => self.list_dead_letters(query).await,
-            Route::DeleteDeadLetters => self.delete_dead_letters(query, upload).await,
+            Route::DeleteDeadLetters { trailing_slash } => {
+                self.delete_dead_letters(query, trailing_slash, upload).await
+            }
             Route::GetDeadLetter { id } => self.get_dead_letter(&id).await,
             Route::DeleteDeadLetter { id } => self.delete_dead_letter(&id).await,
             Route::RetryDeadLetter { id } => self.retry_dead_letter(&id, query, &parts.headers).await,
-            Route::RetryDeadLetters => self.retry_dead_letters(query, &parts.headers).await,
+            Route::RetryDeadLetters { trailing_slash } => {
+                self.retry_dead_letters(query, trailing_slash, &parts.headers, upload).await
+            }
             Route::ListEvents => self.list_log(query, log::Form::Events).await,
             Route::ListLogs => self.list_log(query, log::Form::Logs).await,
             Route::CreateSchedule { rest } => self.create_schedule(&rest, parts, upload).await,

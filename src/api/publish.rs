@@ -64,7 +64,7 @@ impl Api {
             .map(|peer| caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string());
         let new = self.new_message(url, &origin, publish, received.body.clone(), caller_ip);
         let message = Arc::clone(&new.message);
-        let accepted = self.engine.ingest().publish(vec![new]).await?;
+        let accepted = self.accept(vec![new]).await?;
         let (status, id, deduplicated) = match accepted.first() {
             Some(Accepted::Duplicate(first)) => (StatusCode::ACCEPTED, first, true),
             _ => (StatusCode::OK, &message.id, false),
@@ -85,7 +85,7 @@ impl Api {
         Ok(origin)
     }
 
-    fn check_callback(&self, spec: &CallbackSpec) -> Result<(), ApiError> {
+    pub(super) fn check_callback(&self, spec: &CallbackSpec) -> Result<(), ApiError> {
         let origin = validate_url(&spec.url)?;
         self.policy
             .check_literal(&origin.host)

@@ -1,6 +1,9 @@
 //! Query parameters of lists.
 
+use std::fmt::Display;
+
 use percent_encoding::percent_decode_str;
+use serde_json::Value;
 
 use super::error::ApiError;
 use crate::domain::time::Timestamp;
@@ -51,6 +54,60 @@ impl Query {
         Ok(())
     }
 
+    /// Adds what a JSON body says: an object of the same names, or a bare list, which are `ids`. An empty body says
+    /// nothing. A list that is empty is there all the same: it must not mean "all".
+    pub(super) fn add_body(&mut self, body: &[u8], ids: &str) -> Result<(), ApiError> {
+        if body.trim_ascii().is_empty() {
+            return Ok(());
+        }
+        let invalid = |problem: &dyn Display| {
+            ApiError::bad_request(format!("the body must be JSON like {{\"{ids}\":[\"…\"]}}: {problem}"))
+        };
+        match serde_json::from_slice(body).map_err(|error| invalid(&error))? {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    self.add_value(&name, value).map_err(|problem| invalid(&problem))?;
+                }
+                Ok(())
+            }
+            list @ Value::Array(_) => self.add_value(ids, list).map_err(|problem| invalid(&problem)),
+            _ => Err(invalid(&"it is neither an object nor a list")),
+        }
+    }
+
+    fn add_value(&mut self, name: &str, value: Value) -> Result<(), String> {
+        let values = match value {
+            Value::Array(values) if !values.is_empty() => values,
+            Value::Array(_) | Value::Null => vec![Value::String(String::new())],
+            value => vec![value],
+        };
+        for value in values {
+            let text = match value {
+                Value::String(text) => text,
+                Value::Number(number) => number.to_string(),
+                _ => return Err(format!("{name} must be a text, a number, or a list of these")),
+            };
+            self.0.push((name.to_owned(), text));
+        }
+        Ok(())
+    }
+
+    /// Refuses a path with a trailing slash when none of the parameters is there: it is what an empty id leaves, and must
+    /// not mean "all".
+    pub(super) fn refuse_bare(&self, trailing_slash: bool, selecting: &[&str]) -> Result<(), ApiError> {
+        if trailing_slash && !selecting.iter().any(|name| self.has(name)) {
+            return Err(ApiError::bad_request(
+                "an id must follow the slash; for all, leave the slash out, or give a filter or a count",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a parameter is there, with or without a value.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(have, _)| have == name)
+    }
+
     /// Takes out the parameters that stand in for `Upstash-*` headers, names in lower case.
     pub(super) fn take_options(&mut self) -> Vec<(String, String)> {
         let (options, others) = std::mem::take(&mut self.0).into_iter().partition(|(name, _)| {
@@ -92,6 +149,14 @@ impl Query {
             .map(str::trim)
             .filter(|value| !value.is_empty())
             .collect()
+    }
+
+    /// The same for texts that may hold commas themselves: the whole values, and their parts.
+    pub(super) fn texts(&self, name: &str) -> Vec<String> {
+        let mut texts: Vec<String> = self.list(name).into_iter().map(str::to_owned).collect();
+        let wholes = self.0.iter().filter(|(have, value)| have == name && value.contains(','));
+        texts.extend(wholes.map(|(_, value)| value.clone()));
+        texts
     }
 
     /// A number from 1; above `max` it is `max`, absent `default`.

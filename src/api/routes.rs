@@ -21,8 +21,15 @@ pub enum Route {
     CancelMessage {
         id: String,
     },
+    /// With nothing else, all; but not with a trailing slash, which is what an empty id leaves.
+    CancelMessages {
+        trailing_slash: bool,
+    },
     ListDeadLetters,
-    DeleteDeadLetters,
+    /// As [`Route::CancelMessages`].
+    DeleteDeadLetters {
+        trailing_slash: bool,
+    },
     GetDeadLetter {
         id: String,
     },
@@ -32,7 +39,10 @@ pub enum Route {
     RetryDeadLetter {
         id: String,
     },
-    RetryDeadLetters,
+    /// As [`Route::CancelMessages`].
+    RetryDeadLetters {
+        trailing_slash: bool,
+    },
     /// `GET /v2/events`: pages of 1000, in `events`.
     ListEvents,
     /// `GET /v2/logs`: the same in pages of 100, in `logs` too.
@@ -79,11 +89,14 @@ pub enum RouteError {
     Unknown,
     /// 405, with the methods that the path knows.
     Method { allow: &'static str },
-    /// 400: a path that ends where an id should follow. It must not mean "all".
-    MissingId,
 }
 
 impl Route {
+    /// Whether it publishes: what a quota on messages counts.
+    pub const fn brings_messages(&self) -> bool {
+        matches!(self, Self::Publish { .. })
+    }
+
     /// Who may call it.
     pub const fn access(&self) -> Access {
         match self {
@@ -97,14 +110,15 @@ impl Route {
             | Self::GetSchedule { .. } => Access::Read,
             Self::Publish { .. }
             | Self::CancelMessage { .. }
-            | Self::DeleteDeadLetters
+            | Self::CancelMessages { .. }
+            | Self::DeleteDeadLetters { .. }
             | Self::DeleteDeadLetter { .. }
             | Self::RetryDeadLetter { .. }
-            | Self::RetryDeadLetters
             | Self::CreateSchedule { .. }
             | Self::DeleteSchedule { .. }
             | Self::PauseSchedule { .. }
             | Self::ResumeSchedule { .. }
+            | Self::RetryDeadLetters { .. }
             | Self::GetKeys
             | Self::RotateKeys => Access::Full,
         }
@@ -123,7 +137,6 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
     {
         return Ok(Route::CreateSchedule { rest: rest.to_owned() });
     }
-    let has_query = target.contains('?');
     let trailing_slash = path.len() > 1 && path.ends_with('/');
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let words: Vec<String> = segments.iter().map(|segment| segment.to_ascii_lowercase()).collect();
@@ -145,7 +158,7 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         [] => only(method, &[(get, Route::Root)], "GET, HEAD"),
         ["healthz"] => only(method, &[(get, Route::Healthz)], "GET, HEAD"),
         ["readyz"] => only(method, &[(get, Route::Readyz)], "GET, HEAD"),
-        ["v2", "messages"] if trailing_slash && !has_query => Err(RouteError::MissingId),
+        ["v2", "messages"] => only(method, &[(delete, Route::CancelMessages { trailing_slash })], "DELETE"),
         ["v2", "messages", _] => only(
             method,
             &[(get, Route::GetMessage { id: id(2) }), (delete, Route::CancelMessage { id: id(2) })],
@@ -153,10 +166,10 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         ),
         ["v2", "dlq"] => only(
             method,
-            &[(get, Route::ListDeadLetters), (delete, Route::DeleteDeadLetters)],
+            &[(get, Route::ListDeadLetters), (delete, Route::DeleteDeadLetters { trailing_slash })],
             "GET, HEAD, DELETE",
         ),
-        ["v2", "dlq", "retry"] if *method == Method::POST => Ok(Route::RetryDeadLetters),
+        ["v2", "dlq", "retry"] if *method == Method::POST => Ok(Route::RetryDeadLetters { trailing_slash }),
         ["v2", "dlq", "retry", _] => only(method, &[(post, Route::RetryDeadLetter { id: id(3) })], "POST"),
         ["v2", "dlq", _] => only(
             method,
@@ -282,12 +295,16 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_id_is_not_all() {
-        check("DELETE", "/v2/messages/", &Err(RouteError::MissingId));
-        check("DELETE", "/v2/messages/?messageIds=msg_a", &Err(RouteError::Unknown));
-        // Its handler looks for ids, in the query and in the body.
-        check("DELETE", "/v2/dlq/", &Ok(Route::DeleteDeadLetters));
-        check("DELETE", "/v2/dlq/?dlqIds=1-0", &Ok(Route::DeleteDeadLetters));
+    fn a_trailing_slash_is_told_to_what_could_mean_all() {
+        for (slash, trailing_slash) in [("", false), ("/", true), ("//", true)] {
+            for query in ["", "?messageIds=a/"] {
+                let target = |path: &str| format!("{path}{slash}{query}");
+                check("DELETE", &target("/v2/messages"), &Ok(Route::CancelMessages { trailing_slash }));
+                check("DELETE", &target("/v2/dlq"), &Ok(Route::DeleteDeadLetters { trailing_slash }));
+                check("POST", &target("/v2/dlq/retry"), &Ok(Route::RetryDeadLetters { trailing_slash }));
+            }
+        }
+        check("GET", "/v2/messages/", &Err(RouteError::Method { allow: "DELETE" }));
         check("GET", "/v2/messages/a%00b", &Err(RouteError::Unknown));
         check("GET", "/v2/dlq/", &Ok(Route::ListDeadLetters));
     }

@@ -206,7 +206,25 @@ pub struct Config {
     #[config(default = "10m", validate(dedup_window.is_within(1, 90 * DAY), "allowed: 1s to 90d"))]
     pub dedup_window: TimeSpan,
 
+    /// Longest period of a flow-control rate that a message may ask for. 1s to 3650d.
+    #[config(
+        default = "7d",
+        validate(max_flow_control_period.is_within(1, 3650 * DAY), "allowed: 1s to 3650d")
+    )]
+    pub max_flow_control_period: TimeSpan,
+
+    /// Messages that may be published in a day (UTC), on all servers that share the
+    /// database; beyond, 429. Servers reserve a part of them at a time, so some may stay
+    /// unused. At least 1. Not set: no limit.
+    #[config(validate(*max_messages_per_day >= 1, "allowed: 1 and more"))]
+    pub max_messages_per_day: Option<u64>,
+
     // How many callers at once, and how slow they may be.
+    /// Requests in a second to this server, other than those that publish; beyond, 429.
+    /// At least 1. Not set: no limit.
+    #[config(validate(*max_requests_per_second >= 1, "allowed: 1 and more"))]
+    pub max_requests_per_second: Option<u64>,
+
     /// Connections open at once. 1 to 1000000.
     #[config(default = 10_000, validate((1..=1_000_000).contains(max_connections), "allowed: 1 to 1000000"))]
     pub max_connections: usize,

@@ -162,6 +162,20 @@ pub fn request_target(url: &str) -> Result<RequestTarget, DestinationError> {
     })
 }
 
+/// Where a URL connects to, and its path as written, at least `/`, without the query. Errs exactly where
+/// [`validate_url`] does.
+pub fn origin_and_path(url: &str) -> Result<(Origin, &str), DestinationError> {
+    let parts = split(url)?;
+    let path = parts.rest.split(['?', '#']).next().unwrap_or_default();
+    Ok((parts.origin, if path.is_empty() { "/" } else { path }))
+}
+
+/// Reads a host as [`Origin`] has it, and the port behind it, if any.
+pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), DestinationError> {
+    let (host, port) = split_port(text)?;
+    Ok((read_host(host)?, port.map(read_port).transpose()?))
+}
+
 /// A URL's parts, borrowed from its text.
 struct Parts<'a> {
     origin: Origin,

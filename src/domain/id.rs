@@ -57,9 +57,11 @@ impl MessageId {
         Self(base58("msg_", uuid_v7(now, random)))
     }
 
-    /// The least id that a message accepted at `time` can have: a bound for ranges.
+    /// The least id that a message accepted at `time` can have: a bound for ranges. In the year 2254 ids become longer,
+    /// and no bound lies beyond.
     pub fn earliest_at(time: Timestamp) -> Self {
-        let ms = u128::try_from(time.as_millis()).unwrap_or(0);
+        const LAST_MS: u128 = 58_u128.pow(21) >> 80;
+        let ms = u128::try_from(time.as_millis()).unwrap_or(0).min(LAST_MS);
         Self(base58("msg_", Uuid::from_u128(ms << 80)))
     }
 }
@@ -125,7 +127,13 @@ mod tests {
             assert!(MessageId::earliest_at(time(1_764_000_000_000)) <= id);
             assert!(id < MessageId::earliest_at(time(1_764_000_000_001)));
         }
-        assert!(MessageId::earliest_at(time(0)) < MessageId::earliest_at(time(1_764_000_000_000)));
+        let now = MessageId::earliest_at(time(1_764_000_000_000));
+        for past in [i64::MIN, -1, 0, 1, 1_000_000_000, 1_100_000_000_000] {
+            assert!(MessageId::earliest_at(time(past)) < now, "{past}");
+        }
+        for future in [1_764_000_000_001, 9_999_999_999_999, 1 << 48, 1 << 53, i64::MAX] {
+            assert!(MessageId::earliest_at(time(future)) > now, "{future}");
+        }
     }
 
     #[test]

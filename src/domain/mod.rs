@@ -9,6 +9,7 @@ pub mod cron;
 pub mod deduplication;
 pub mod destination;
 pub mod duration;
+pub mod filter;
 pub mod id;
 pub mod message;
 pub mod outcome;

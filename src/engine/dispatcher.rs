@@ -176,13 +176,33 @@ impl Dispatcher {
         self.ring_for_room(&mut state, deliveries.map(|delivery| &delivery.lane));
     }
 
-    /// Takes a delivery out that has not started.
-    pub(super) fn withdraw(&self, id: &MessageId) -> Option<Delivery> {
-        let mut state = self.state();
-        state.lanes.values_mut().find_map(|lane| {
-            let index = lane.ready.iter().position(|delivery| delivery.message.id == *id)?;
-            lane.ready.remove(index)
-        })
+    /// Takes deliveries out that have not started. Their room is kept until they are forgotten.
+    pub(super) fn withdraw(&self, ids: &HashSet<&MessageId>) -> Vec<Delivery> {
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        let mut withdrawn = Vec::new();
+        for lane in self.state().lanes.values_mut() {
+            if lane.ready.iter().any(|delivery| ids.contains(&delivery.message.id)) {
+                let (out, kept) = std::mem::take(&mut lane.ready)
+                    .into_iter()
+                    .partition::<Vec<_>, _>(|delivery| ids.contains(&delivery.message.id));
+                lane.ready = kept.into();
+                withdrawn.extend(out);
+            }
+        }
+        withdrawn
+    }
+
+    /// The messages that have not started.
+    pub(super) fn waiting(&self) -> Vec<MessageId> {
+        let state = self.state();
+        state
+            .lanes
+            .values()
+            .flat_map(|lane| &lane.ready)
+            .map(|delivery| delivery.message.id.clone())
+            .collect()
     }
 
     /// Takes all out that have not started, and takes no more.
@@ -456,10 +476,13 @@ mod tests {
     #[test]
     fn a_withdrawn_delivery_never_starts() {
         let dispatcher = dispatcher(1, 1, 100);
-        let started = admit(&dispatcher, "a", 3);
-        let withdrawn = dispatcher.withdraw(&MessageId::new("msg_1")).expect("it waits");
-        dispatcher.forget(&withdrawn);
-        assert!(dispatcher.withdraw(&MessageId::new("msg_0")).is_none(), "it runs");
+        let started = admit(&dispatcher, "a", 4);
+        assert_eq!(dispatcher.waiting(), ["msg_1", "msg_2", "msg_3"].map(MessageId::new));
+        let ids = ["msg_0", "msg_3", "msg_1"].map(MessageId::new);
+        let withdrawn = dispatcher.withdraw(&ids.iter().collect());
+        let names: Vec<_> = withdrawn.iter().map(|delivery| delivery.message.id.as_str()).collect();
+        assert_eq!(names, ["msg_1", "msg_3"], "the other one runs");
+        dispatcher.forget_all(withdrawn.iter());
         let next = end(&dispatcher, &started);
         assert_eq!(next[0].message.id.as_str(), "msg_2");
         assert!(end(&dispatcher, &next).is_empty());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, ids};
+use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, cancelling, ids};
 use crate::clock::pause;
 use crate::store::Result;
 
@@ -78,7 +78,7 @@ pub(super) async fn follow(shared: Arc<Shared>) {
             () = shared.stopping.cancelled() => return,
         };
         let read = match heard {
-            Ok(()) => read_keys(&shared).await,
+            Ok(()) => read_keys(&shared).await.and(cancelling::withdraw_cancelled(&shared).await),
             Err(error) => Err(error),
         };
         if let Err(error) = read {

@@ -21,6 +21,7 @@ use crate::egress::client::Client;
 use crate::store::{Cancellation, Lease, NodeId, Result, Retention, Store};
 
 pub mod attempt;
+mod cancelling;
 pub mod dispatcher;
 pub mod finisher;
 pub mod ids;
@@ -240,24 +241,13 @@ impl Engine {
     }
 
     /// Cancels a message. When this returns, no further attempt of it starts on this node, nor on another one unless
-    /// that one had it in memory already.
+    /// that one had it in memory already and has not heard of it yet.
     pub async fn cancel(&self, id: &MessageId) -> Result<Cancellation> {
         let now = self.now();
         let cancellation = self.shared.store.cancel(id, now).await?;
-        if cancellation == Cancellation::Requested
-            && let Some(delivery) = self.shared.dispatcher.withdraw(id)
-        {
-            let held = [(id.clone(), delivery.lease)];
-            let finished = self.shared.store.finish_cancelled(self.shared.node(), &held, now).await;
-            self.shared.dispatcher.forget(&delivery);
-            if let Err(error) = finished {
-                // Whoever finds it free ends it, since it is marked.
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "a cancelled message waits to be ended"
-                );
-                self.shared.doubt_leases();
-            }
+        if cancellation == Cancellation::Requested {
+            let left = cancelling::withdraw(&self.shared, std::slice::from_ref(id)).await;
+            cancelling::tell_others(&self.shared, left).await;
         }
         Ok(cancellation)
     }

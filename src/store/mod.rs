@@ -8,13 +8,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::domain::filter::MessageFilter;
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
 use crate::domain::outcome::{Finish, Response};
 use crate::domain::time::Timestamp;
 
+pub mod cancelling;
+pub mod quota;
 pub mod schedules;
 pub mod sql;
+
+pub use self::cancelling::{Cancelling, Look, UnfinishedFilter};
+pub use self::quota::Quota;
 
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -218,6 +224,13 @@ pub struct DeadLetter {
     pub error: Option<String>,
 }
 
+impl DeadLetter {
+    /// Where it stands in a list.
+    pub fn place(&self) -> LetterPlace {
+        (self.created_at, self.id.clone())
+    }
+}
+
 /// The states of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum State {
@@ -252,6 +265,7 @@ pub struct LogCursor {
 pub struct LogFilter {
     /// Empty: of all messages.
     pub messages: Vec<MessageId>,
+    pub matching: MessageFilter,
     /// Empty: all states.
     pub states: Vec<State>,
     /// On the entry's time; both ends inclusive.
@@ -275,6 +289,22 @@ pub struct LogEntry {
     pub response: Option<Response>,
 }
 
+impl LogEntry {
+    /// Where it stands: what follows after it begins there.
+    pub fn place(&self) -> LogCursor {
+        LogCursor { time: self.time, entry: Some((self.message.id.clone(), self.sequence)) }
+    }
+}
+
+/// A page of the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogPage {
+    /// Perhaps none, though more may follow: a page looks at a bounded number of entries.
+    pub items: Vec<LogEntry>,
+    /// The next page begins there; `None`: this is the last one.
+    pub next: Option<LogCursor>,
+}
+
 /// Which dead letters.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DeadLetterFilter {
@@ -282,10 +312,25 @@ pub struct DeadLetterFilter {
     pub messages: Vec<MessageId>,
     /// Empty: any.
     pub ids: Vec<DeadLetterId>,
+    pub matching: MessageFilter,
+    /// The last answer's status, 0 for none; empty: any.
+    pub statuses: Vec<u16>,
     /// When it became one; both ends inclusive.
     pub from: Option<Timestamp>,
     pub to: Option<Timestamp>,
 }
+
+/// What retrying dead letters does about those that don't exist.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Missing {
+    /// It leaves them out.
+    Skip,
+    /// It does nothing at all.
+    Refuse,
+}
+
+/// Where a list of dead letters goes on: after the one of that time and id.
+pub type LetterPlace = (Timestamp, DeadLetterId);
 
 /// A page of a list.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -321,7 +366,7 @@ pub struct StoredKeys {
 /// Durable storage. Every call is one atomic step; none may be cancelled half-way by its caller's disappearance, so the
 /// engine and the API call it from tasks of their own.
 #[async_trait]
-pub trait Store: schedules::Schedules + Send + Sync + 'static {
+pub trait Store: Cancelling + Quota + schedules::Schedules + Send + Sync + 'static {
     /// Whether several nodes may share it. One that isn't shared goes by this machine's clock, and nobody takes over.
     fn is_shared(&self) -> bool;
 
@@ -390,7 +435,7 @@ pub trait Store: schedules::Schedules + Send + Sync + 'static {
         cursor: Option<&LogCursor>,
         count: usize,
         max_bytes: usize,
-    ) -> Result<Page<LogEntry>>;
+    ) -> Result<LogPage>;
 
     /// One dead letter.
     async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>>;
@@ -399,14 +444,26 @@ pub trait Store: schedules::Schedules + Send + Sync + 'static {
         &self,
         filter: &DeadLetterFilter,
         order: Order,
-        after: Option<&(Timestamp, DeadLetterId)>,
+        after: Option<&LetterPlace>,
         count: usize,
         max_bytes: usize,
     ) -> Result<Page<DeadLetter>>;
+    /// The same without what is in them.
+    async fn dead_letter_places(
+        &self,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<&LetterPlace>,
+        count: usize,
+    ) -> Result<Page<LetterPlace>>;
     /// Deletes those of the dead letters that exist; how many.
     async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64>;
-    /// Replaces dead letters by new messages, unleased; false: one of them does not exist, and nothing was done.
-    async fn retry_dead_letters(&self, replacements: &[(DeadLetterId, Accept)]) -> Result<bool>;
+    /// Replaces dead letters by new messages, unleased; which of them. None is there twice.
+    async fn retry_dead_letters(
+        &self,
+        replacements: &[(DeadLetterId, Accept)],
+        missing: Missing,
+    ) -> Result<Vec<bool>>;
 
     /// The stored pair of signing keys, storing this one when there is none; and what it comes from.
     async fn signing_keys(&self, fresh: &StoredKeys, now: Timestamp) -> Result<StoredKeys>;
@@ -425,6 +482,10 @@ pub trait Store: schedules::Schedules + Send + Sync + 'static {
     /// no other nodes it waits for ever.
     async fn changed_elsewhere(&self) -> Result<()> {
         std::future::pending().await
+    }
+    /// Says so to the other nodes. Seldom: on Postgres it takes a lock that all who do it share.
+    async fn tell_others(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Whether the store answers.

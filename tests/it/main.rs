@@ -15,6 +15,7 @@
 mod support;
 
 mod auth;
+mod bulk;
 mod callbacks;
 mod commands;
 mod crash;
@@ -23,6 +24,8 @@ mod egress;
 mod errors;
 mod lifecycle;
 mod publish;
+mod quota;
+mod redaction;
 mod resources;
 mod schedules;
 mod sdk;

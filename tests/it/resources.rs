@@ -298,7 +298,7 @@ async fn dead_letters_are_deleted_by_their_ids(t: Test) {
         ids.push(server.dead_letter(&id).await["dlqId"].as_str().expect("an id").to_owned());
     }
     server.call("DELETE", "/v2/dlq/").send().await.error(400);
-    server.call("DELETE", "/v2/dlq/?count=1").send().await.error(400);
+    server.call("DELETE", "/v2/dlq/?cursor=1-0").send().await.error(400);
     let target = format!("/v2/dlq/?dlqIds={0},{0}", ids[0]);
     assert_eq!(server.call("DELETE", &target).send().await.json(200), json!({"deleted": 1}));
     let body = json!({"dlqIds": [ids[1], ids[1]]}).to_string();
@@ -355,7 +355,7 @@ async fn a_retry_changes_what_it_names(t: Test) {
 async fn parameters_nobody_knows_are_refused(t: Test) {
     let server = t.server().await;
     for target in
-        ["/v2/dlq/retry/1-0?labeel=x", "/v2/dlq/retry/1-0?dlqIds=1-0", "/v2/dlq/retry?dlqIds=1-0&count=2"]
+        ["/v2/dlq/retry/1-0?labeel=x", "/v2/dlq/retry/1-0?dlqIds=1-0", "/v2/dlq/retry?dlqIds=1-0&label=x"]
     {
         server.call("POST", target).send().await.error(400);
     }

@@ -1,11 +1,13 @@
 //! Random calls, applied to the model and to a real store: all answers are the same, and so is what is left at the end.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use homing::domain::filter::MessageFilter;
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::store::{
-    Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, NodeId, Order, Repeat,
-    Retention, State, Store, StoredKeys, Want,
+    Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, Missing, NodeId, Order,
+    Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -13,6 +15,7 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use sqlx::{Connection as _, PgConnection};
 
+use crate::filters::{filters, varied};
 use crate::lists::keys;
 use crate::model::{Model, Processes};
 use crate::support::{
@@ -49,24 +52,76 @@ struct End {
 
 #[derive(Clone, Debug)]
 enum Call {
-    Accept { node: Node, items: Vec<Item> },
+    Accept {
+        node: Node,
+        items: Vec<Item>,
+    },
     AcceptAgain,
-    Claim { node: Node, wants: Vec<(usize, usize)>, max_bytes: usize },
-    Finish { stranger: bool, ends: Vec<End> },
-    FinishCancelled { whose: Vec<Index> },
-    Release { whose: Vec<Index> },
-    Cancel { whose: Index },
-    Reconcile { node: Node, live: u64 },
-    Register { node: Node },
-    Deregister { node: Node },
-    Heartbeat { node: Node },
-    DeleteLetters { which: Vec<Index> },
-    RetryLetters { which: Vec<Index> },
-    Prune { log_s: i64, letters_s: i64 },
-    Log { count: usize, latest_first: bool, of: Option<Index>, states: Vec<State>, from_s: Option<i64> },
-    Letters { count: usize, latest_first: bool },
+    Claim {
+        node: Node,
+        wants: Vec<(usize, usize)>,
+        max_bytes: usize,
+    },
+    Finish {
+        stranger: bool,
+        ends: Vec<End>,
+    },
+    FinishCancelled {
+        whose: Vec<Index>,
+    },
+    Release {
+        whose: Vec<Index>,
+    },
+    Cancel {
+        whose: Index,
+    },
+    Reconcile {
+        node: Node,
+        live: u64,
+    },
+    Register {
+        node: Node,
+    },
+    Deregister {
+        node: Node,
+    },
+    Heartbeat {
+        node: Node,
+    },
+    DeleteLetters {
+        which: Vec<Index>,
+    },
+    RetryLetters {
+        which: Vec<Index>,
+    },
+    Prune {
+        log_s: i64,
+        letters_s: i64,
+    },
+    CancelMany {
+        whose: Vec<Index>,
+    },
+    Unfinished {
+        count: usize,
+        matching: Index,
+    },
+    Log {
+        count: usize,
+        latest_first: bool,
+        of: Option<Index>,
+        matching: Index,
+        states: Vec<State>,
+        from_s: Option<i64>,
+    },
+    Letters {
+        count: usize,
+        latest_first: bool,
+        matching: Index,
+    },
     DueLanes,
-    RotateKeys { set: bool },
+    RotateKeys {
+        set: bool,
+    },
 }
 
 fn state() -> impl Strategy<Value = State> {
@@ -115,17 +170,22 @@ fn call() -> impl Strategy<Value = Call> {
             1..20_usize,
             any::<bool>(),
             prop::option::of(any::<Index>()),
+            any::<Index>(),
             vec(state(), 0..4),
             prop::option::of(0..40_i64),
         )
-            .prop_map(|(count, latest_first, of, states, from_s)| Call::Log {
+            .prop_map(|(count, latest_first, of, matching, states, from_s)| Call::Log {
                 count,
                 latest_first,
                 of,
+                matching,
                 states,
                 from_s,
             }),
-        1 => (1..4_usize, any::<bool>()).prop_map(|(count, latest_first)| Call::Letters { count, latest_first }),
+        1 => (1..4_usize, any::<bool>(), any::<Index>())
+            .prop_map(|(count, latest_first, matching)| Call::Letters { count, latest_first, matching }),
+        2 => vec(any::<Index>(), 0..8).prop_map(|whose| Call::CancelMany { whose }),
+        1 => (1..10_usize, any::<Index>()).prop_map(|(count, matching)| Call::Unfinished { count, matching }),
         2 => Just(Call::DueLanes),
         1 => any::<bool>().prop_map(|set| Call::RotateKeys { set }),
     ]
@@ -202,6 +262,7 @@ impl Run {
     fn message(&mut self) -> homing::domain::message::Message {
         self.made += 1;
         let message = message(u32::try_from(self.made).unwrap(), self.now);
+        let message = varied(message, usize::try_from(self.made).unwrap());
         self.messages.push(message.id.clone());
         message
     }
@@ -303,23 +364,77 @@ impl Run {
                 .log(filter, order, cursor.as_ref(), count, ANY_SIZE)
                 .await
                 .unwrap());
-            let Some(last) = page.items.last().filter(|_| page.more) else { return };
-            cursor =
-                Some(LogCursor { time: last.time, entry: Some((last.message.id.clone(), last.sequence)) });
+            cursor = page.next;
+            if cursor.is_none() {
+                return;
+            }
         }
     }
 
-    async fn walk_letters(&self, order: Order, count: usize) {
-        let filter = DeadLetterFilter::default();
+    async fn walk_letters(&self, matching: MessageFilter, order: Order, count: usize) {
+        let filter = DeadLetterFilter { matching, ..DeadLetterFilter::default() };
         let mut after = None;
         loop {
             let page = same!(self, |store| store
                 .dead_letters(&filter, order, after.as_ref(), count, ANY_SIZE)
                 .await
                 .unwrap());
+            same!(self, |store| store
+                .dead_letter_places(&filter, order, after.as_ref(), count)
+                .await
+                .unwrap());
             let Some(last) = page.items.last().filter(|_| page.more) else { return };
-            after = Some((last.created_at, last.id.clone()));
+            after = Some(last.place());
         }
+    }
+
+    async fn cancel_many(&self, whose: &[Index]) {
+        let recent = &self.messages[self.messages.len().saturating_sub(20)..];
+        if recent.is_empty() {
+            return;
+        }
+        let ids: Vec<MessageId> = whose.iter().map(|index| index.get(recent).clone()).collect();
+        same!(self, |store| store.cancel_many(&ids, time(self.now)).await.unwrap());
+        same!(self, |store| {
+            let mut requested = store.cancel_requested(&self.messages).await.unwrap();
+            requested.sort();
+            requested
+        });
+    }
+
+    async fn walk_unfinished(&self, matching: MessageFilter, count: usize) {
+        let filter = UnfinishedFilter { matching, from: Some(time(START + 5000)), to: None };
+        let mut after = None;
+        loop {
+            let look = same!(self, |store| store.unfinished(&filter, after.as_ref(), count).await.unwrap());
+            after = look.next;
+            if after.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn retry_letters(&mut self, ids: &[DeadLetterId]) {
+        let replacements: Vec<(DeadLetterId, Accept)> =
+            ids.iter().map(|id| (id.clone(), waiting(self.message(), LANES[0]))).collect();
+        // All or none, unless one is there twice, which only that refuses.
+        let twice = ids.iter().collect::<BTreeSet<_>>().len() < ids.len();
+        let missing = if twice || self.made % 2 == 0 { Missing::Refuse } else { Missing::Skip };
+        same!(self, |store| store.retry_dead_letters(&replacements, missing).await.unwrap());
+    }
+
+    async fn rotate_keys(&self, set: bool) {
+        let now = time(self.now);
+        let pair = keys(&format!("sig_{now:?}"), "sig_next");
+        if set {
+            same!(self, |store| store.set_signing_keys(&pair, now).await.unwrap());
+        } else {
+            same!(self, |store| {
+                let pair = store.rotate_signing_keys(&pair.pair.current, now).await.unwrap();
+                (pair.current, pair.next)
+            });
+        }
+        self.keys(&pair).await;
     }
 
     async fn step(&mut self, call: Call) {
@@ -381,26 +496,29 @@ impl Run {
             }
             Call::RetryLetters { which } => {
                 let ids = self.some_letters(&which);
-                let replacements: Vec<(DeadLetterId, Accept)> =
-                    ids.into_iter().map(|id| (id, waiting(self.message(), LANES[0]))).collect();
-                same!(self, |store| store.retry_dead_letters(&replacements).await.unwrap());
+                self.retry_letters(&ids).await;
             }
             Call::Prune { log_s, letters_s } => {
                 let age = |seconds: i64| std::time::Duration::from_secs(seconds.unsigned_abs());
                 let retention = Retention { log: age(log_s), dead_letters: age(letters_s) };
                 same!(self, |store| store.prune(retention, now, "").await.unwrap());
             }
-            Call::Log { count, latest_first, of, states, from_s } => {
+            Call::CancelMany { whose } => self.cancel_many(&whose).await,
+            Call::Unfinished { count, matching } => self.walk_unfinished(one_of(matching), count).await,
+            Call::Log { count, latest_first, of, matching, states, from_s } => {
                 let of = of.filter(|_| !self.messages.is_empty());
                 let filter = LogFilter {
                     messages: of.map(|of| of.get(&self.messages).clone()).into_iter().collect(),
+                    matching: one_of(matching),
                     states,
                     from: from_s.map(|seconds| time(START + 1000 * seconds)),
                     to: from_s.map(|seconds| time(START + 1000 * seconds + 12_000)),
                 };
                 self.walk_log(&filter, order(latest_first), count).await;
             }
-            Call::Letters { count, latest_first } => self.walk_letters(order(latest_first), count).await,
+            Call::Letters { count, latest_first, matching } => {
+                self.walk_letters(one_of(matching), order(latest_first), count).await;
+            }
             Call::DueLanes => {
                 same!(self, |store| {
                     let mut lanes = store.due_lanes(1000, "").await.unwrap().lanes;
@@ -408,18 +526,7 @@ impl Run {
                     (lanes, store.next_due().await.unwrap().due_at)
                 });
             }
-            Call::RotateKeys { set } => {
-                let pair = keys(&format!("sig_{now:?}"), "sig_next");
-                if set {
-                    same!(self, |store| store.set_signing_keys(&pair, now).await.unwrap());
-                } else {
-                    same!(self, |store| {
-                        let pair = store.rotate_signing_keys(&pair.pair.current, now).await.unwrap();
-                        (pair.current, pair.next)
-                    });
-                }
-                self.keys(&pair).await;
-            }
+            Call::RotateKeys { set } => self.rotate_keys(set).await,
         }
     }
 
@@ -427,7 +534,7 @@ impl Run {
     async fn compare_all(&mut self) {
         let everything = LogFilter::default();
         self.walk_log(&everything, Order::EarliestFirst, 1000).await;
-        self.walk_letters(Order::EarliestFirst, 1000).await;
+        self.walk_letters(MessageFilter::default(), Order::EarliestFirst, 1000).await;
         for id in self.messages.clone() {
             same!(self, |store| store.message(&id).await.unwrap());
         }
@@ -450,6 +557,12 @@ impl Run {
     }
 }
 
+/// Half of the time a filter that everything matches.
+fn one_of(index: Index) -> MessageFilter {
+    let filters = filters();
+    filters.get(index.index(2 * filters.len())).cloned().unwrap_or_default()
+}
+
 const fn order(latest_first: bool) -> Order {
     if latest_first { Order::LatestFirst } else { Order::EarliestFirst }
 }
@@ -461,7 +574,7 @@ async fn empty(fresh: &Fresh) {
     sqlx::raw_sql(
         "DELETE FROM messages; DELETE FROM deliveries; DELETE FROM attempts; DELETE FROM cancellations; \
          DELETE FROM dead_letters; DELETE FROM deduplications; DELETE FROM nodes; DELETE FROM signing_keys; \
-         DELETE FROM tokens",
+         DELETE FROM tokens; DELETE FROM reserved_messages",
     )
     .execute(&mut connection)
     .await

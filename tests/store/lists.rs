@@ -9,7 +9,7 @@ use homing::domain::message::Message;
 use homing::domain::time::Timestamp;
 use homing::store::{
     Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Lease, LogCursor, LogEntry, LogFilter,
-    Order, Retention, SigningKeyPair, State, StoredKeys,
+    Missing, Order, Retention, SigningKeyPair, State, StoredKeys,
 };
 
 use crate::support::{
@@ -21,7 +21,7 @@ const ATTEMPT: i64 = 4;
 const CANCEL: i64 = 1 << 40;
 
 fn after(entry: &LogEntry) -> LogCursor {
-    LogCursor { time: entry.time, entry: Some((entry.message.id.clone(), entry.sequence)) }
+    entry.place()
 }
 
 /// All pages of the log, as a client walks them.
@@ -32,9 +32,10 @@ async fn walk_log(world: &World, filter: &LogFilter, order: Order, count: usize)
         let page = world.store.log(filter, order, cursor.as_ref(), count, ANY_SIZE).await.unwrap();
         assert!(page.items.len() <= count);
         entries.extend(page.items);
-        if !page.more {
+        if page.next.is_none() {
             return entries;
         }
+        assert_eq!(page.next, entries.last().map(after));
     }
 }
 
@@ -195,7 +196,7 @@ pub(crate) async fn log_pages_stay_in_place_under_new_entries(world: World) {
         let cursor = seen.last().map(after);
         let page = world.store.log(&filter, Order::LatestFirst, cursor.as_ref(), 5, ANY_SIZE).await.unwrap();
         seen.extend(page.items);
-        if !page.more {
+        if page.next.is_none() {
             break;
         }
         // Something newer happens between any two pages.
@@ -251,9 +252,10 @@ pub(crate) async fn log_pages_are_bounded_in_bytes(world: World) {
     let filter = LogFilter::default();
     for order in [Order::EarliestFirst, Order::LatestFirst] {
         let page = world.store.log(&filter, order, None, 100, 1).await.unwrap();
-        assert_eq!((page.items.len(), page.more), (1, true));
+        assert_eq!((page.items.len(), page.next), (1, page.items.first().map(after)));
         let page = world.store.log(&filter, order, None, 100, 200).await.unwrap();
-        assert!(page.more && (2..100).contains(&page.items.len()), "{} entries", page.items.len());
+        assert_eq!(page.next, page.items.last().map(after));
+        assert!((2..100).contains(&page.items.len()), "{} entries", page.items.len());
     }
 }
 
@@ -333,24 +335,25 @@ pub(crate) async fn dead_letters_are_retried_all_or_none(world: World) {
     let replacement = |id: &DeadLetterId| (id.clone(), waiting(world.message(), "b"));
     let unknown = DeadLetterId::new("3-3");
     let batch = [replacement(&ids[0]), replacement(&unknown), replacement(&ids[1])];
-    assert!(!world.store.retry_dead_letters(&batch).await.unwrap());
+    let retry = async |batch: &[_]| world.store.retry_dead_letters(batch, Missing::Refuse).await.unwrap();
+    assert_eq!(retry(&batch).await, [false; 3]);
     let twice = [replacement(&ids[0]), replacement(&ids[0])];
-    assert!(!world.store.retry_dead_letters(&twice).await.unwrap());
+    assert_eq!(retry(&twice).await, [false; 2]);
     assert!(world.nothing_waits().await);
     for (id, accept) in batch.iter().chain(&twice) {
         assert_eq!(world.store.message(&accept.message.id).await.unwrap(), None);
         assert_eq!(world.store.dead_letter(id).await.unwrap().is_some(), *id != unknown);
     }
     let batch = [replacement(&ids[0]), replacement(&ids[1])];
-    assert!(world.store.retry_dead_letters(&batch).await.unwrap());
-    assert!(!world.store.retry_dead_letters(&batch).await.unwrap());
+    assert_eq!(retry(&batch).await, [true; 2]);
+    assert_eq!(retry(&batch).await, [false; 2]);
     let claimed = world.claim("b", 1).await;
     let messages: Vec<Arc<Message>> = batch.iter().map(|(_, accept)| Arc::clone(&accept.message)).collect();
     assert_eq!(claimed.iter().map(|delivery| Arc::clone(&delivery.message)).collect::<Vec<_>>(), messages);
     assert!(claimed.iter().all(|delivery| (delivery.claims, delivery.retried) == (1, 0)));
     let left = walk_letters(&world, &DeadLetterFilter::default(), Order::EarliestFirst, 10).await;
     assert_eq!(left.len(), 3);
-    assert!(world.store.retry_dead_letters(&[]).await.unwrap());
+    assert!(retry(&[]).await.is_empty());
 }
 
 pub(crate) fn keys(current: &str, next: &str) -> StoredKeys {

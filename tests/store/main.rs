@@ -1,7 +1,7 @@
 //! One suite over the `Store` trait, on the in-memory model, SQLite and Postgres, so that a difference between any two of
 //! them shows.
 //!
-//! [`suite`] and [`lists`] hold the scenarios, each run on all three; [`differential`] applies random calls to the model
+//! [`suite`], [`lists`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies random calls to the model
 //! and to a real store and compares; [`concurrency`] lets two nodes work on one Postgres. [`model`] is the oracle.
 //! Whatever is due was due years ago or will be in decades, so that no test depends on a clock.
 
@@ -9,6 +9,7 @@
 
 mod concurrency;
 mod differential;
+mod filters;
 mod lists;
 mod model;
 mod schedules;
@@ -108,4 +109,14 @@ on_all_stores! { schedules:
     equal_runs_at_once_fire_once,
     messages_of_a_run_show_how_far_they_are,
     schedule_ids_are_only_text,
+}
+
+on_all_stores! { filters:
+    the_log_is_filtered_by_its_messages,
+    dead_letters_are_filtered_by_their_messages,
+    unfinished_messages_are_found,
+    many_messages_are_cancelled,
+    cancels_at_once_count_each_message_once,
+    retries_leave_out_what_is_gone,
+    a_days_messages_are_reserved_once,
 }

@@ -14,8 +14,8 @@ use homing::domain::time::Timestamp;
 use homing::store::schedules::Schedule;
 use homing::store::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
-    LogCursor, LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair,
-    State, Store, StoredKeys, Want,
+    LetterPlace, LogCursor, LogEntry, LogFilter, LogPage, Look, Missing, NextDue, NodeId, Order, Page, Quota,
+    Repeat, Result, Retention, SigningKeyPair, State, Store, StoredKeys, UnfinishedFilter, Want,
 };
 
 mod schedules;
@@ -80,6 +80,8 @@ struct Contents {
     signing_keys: Option<StoredKeys>,
     tokens: Vec<[u8; 32]>,
     schedules: BTreeMap<ScheduleId, Schedule>,
+    /// The day, and how many messages of it are reserved.
+    reserved: (i64, u64),
 }
 
 impl Model {
@@ -98,6 +100,7 @@ impl Model {
                 signing_keys: None,
                 tokens: Vec::new(),
                 schedules: BTreeMap::new(),
+                reserved: (0, 0),
             }),
         }
     }
@@ -352,6 +355,33 @@ impl Contents {
         })
     }
 
+    fn letters(
+        &self,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<&LetterPlace>,
+    ) -> Vec<DeadLetter> {
+        let mut letters: Vec<DeadLetter> =
+            self.dead_letters.keys().filter_map(|id| self.dead_letter(id)).collect();
+        letters.sort_by_key(DeadLetter::place);
+        if order == Order::LatestFirst {
+            letters.reverse();
+        }
+        letters.retain(|letter| {
+            let status = letter.response.as_ref().map_or(0, |response| response.status);
+            after.is_none_or(|after| match order {
+                Order::EarliestFirst => letter.place() > *after,
+                Order::LatestFirst => letter.place() < *after,
+            }) && (filter.messages.is_empty() || filter.messages.contains(&letter.message.id))
+                && (filter.ids.is_empty() || filter.ids.contains(&letter.id))
+                && filter.matching.matches(&letter.message)
+                && (filter.statuses.is_empty() || filter.statuses.contains(&status))
+                && filter.from.is_none_or(|from| letter.created_at >= from)
+                && filter.to.is_none_or(|to| letter.created_at <= to)
+        });
+        letters
+    }
+
     /// Whether anything happened to the message at `cutoff` or later.
     fn is_young(&self, id: &MessageId, cutoff: Timestamp) -> bool {
         let attempts =
@@ -587,7 +617,7 @@ impl Store for Model {
         cursor: Option<&LogCursor>,
         count: usize,
         max_bytes: usize,
-    ) -> Result<Page<LogEntry>> {
+    ) -> Result<LogPage> {
         let state = self.state();
         let mut entries = state.log();
         if order == Order::LatestFirst {
@@ -605,11 +635,14 @@ impl Store for Model {
                 Order::EarliestFirst => after,
                 Order::LatestFirst => before,
             }) && (filter.messages.is_empty() || filter.messages.contains(&entry.message.id))
+                && filter.matching.matches(&entry.message)
                 && (filter.states.is_empty() || filter.states.contains(&entry.state))
                 && filter.from.is_none_or(|from| entry.time >= from)
                 && filter.to.is_none_or(|to| entry.time <= to)
         });
-        Ok(cut(entries, count, max_bytes, |entry| state.body_size(&entry.message.id)))
+        let page = cut(entries, count, max_bytes, |entry| state.body_size(&entry.message.id));
+        let next = page.items.last().filter(|_| page.more).map(LogEntry::place);
+        Ok(LogPage { items: page.items, next })
     }
 
     async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>> {
@@ -620,30 +653,24 @@ impl Store for Model {
         &self,
         filter: &DeadLetterFilter,
         order: Order,
-        after: Option<&(Timestamp, DeadLetterId)>,
+        after: Option<&LetterPlace>,
         count: usize,
         max_bytes: usize,
     ) -> Result<Page<DeadLetter>> {
-        let state = self.state();
-        let mut letters: Vec<DeadLetter> =
-            state.dead_letters.keys().filter_map(|id| state.dead_letter(id)).collect();
-        let place = |letter: &DeadLetter| (letter.created_at, letter.id.clone());
-        letters.sort_by_key(place);
-        if order == Order::LatestFirst {
-            letters.reverse();
-        }
-        letters.retain(|letter| {
-            after.is_none_or(|after| match order {
-                Order::EarliestFirst => place(letter) > *after,
-                Order::LatestFirst => place(letter) < *after,
-            }) && (filter.messages.is_empty() || filter.messages.contains(&letter.message.id))
-                && (filter.ids.is_empty() || filter.ids.contains(&letter.id))
-                && filter.from.is_none_or(|from| letter.created_at >= from)
-                && filter.to.is_none_or(|to| letter.created_at <= to)
-        });
-        Ok(cut(letters, count, max_bytes, |letter| {
+        Ok(cut(self.state().letters(filter, order, after), count, max_bytes, |letter| {
             letter.message.body.len() + letter.response.as_ref().map_or(0, |response| response.body.len())
         }))
+    }
+
+    async fn dead_letter_places(
+        &self,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<&LetterPlace>,
+        count: usize,
+    ) -> Result<Page<LetterPlace>> {
+        let letters = self.state().letters(filter, order, after);
+        Ok(cut(letters.iter().map(DeadLetter::place).collect(), count, usize::MAX, |_| 0))
     }
 
     async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64> {
@@ -651,17 +678,26 @@ impl Store for Model {
         Ok(ids.iter().filter(|id| state.dead_letters.remove(id).is_some()).count() as u64)
     }
 
-    async fn retry_dead_letters(&self, replacements: &[(DeadLetterId, Accept)]) -> Result<bool> {
+    async fn retry_dead_letters(
+        &self,
+        replacements: &[(DeadLetterId, Accept)],
+        missing: Missing,
+    ) -> Result<Vec<bool>> {
         let mut state = self.state();
         let ids: BTreeSet<&DeadLetterId> = replacements.iter().map(|(id, _)| id).collect();
-        if ids.len() < replacements.len() || ids.iter().any(|id| !state.dead_letters.contains_key(id)) {
-            return Ok(false);
+        let is_missing =
+            ids.len() < replacements.len() || ids.iter().any(|id| !state.dead_letters.contains_key(id));
+        if missing == Missing::Refuse && is_missing {
+            return Ok(vec![false; replacements.len()]);
         }
-        for (id, accept) in replacements {
-            state.dead_letters.remove(id);
-            state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None);
-        }
-        Ok(true)
+        let mut replace = |(id, accept): &(DeadLetterId, Accept)| {
+            let is_there = state.dead_letters.remove(id).is_some();
+            if is_there {
+                state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None);
+            }
+            is_there
+        };
+        Ok(replacements.iter().map(&mut replace).collect())
     }
 
     async fn signing_keys(&self, fresh: &StoredKeys, _: Timestamp) -> Result<StoredKeys> {
@@ -718,4 +754,59 @@ impl Store for Model {
     }
 
     async fn close(&self) {}
+}
+
+#[async_trait]
+impl homing::store::Cancelling for Model {
+    async fn unfinished(
+        &self,
+        filter: &UnfinishedFilter,
+        after: Option<&MessageId>,
+        count: usize,
+    ) -> Result<Look> {
+        let state = self.state();
+        let looked_at: Vec<&MessageId> = state
+            .deliveries
+            .iter()
+            .filter(|(id, waiting)| !waiting.cancel_requested && after.is_none_or(|after| *id > after))
+            .map(|(id, _)| id)
+            .filter(|id| {
+                let accepted = state.messages[*id].created_at;
+                filter.from.is_none_or(|from| accepted >= from) && filter.to.is_none_or(|to| accepted <= to)
+            })
+            .take(count)
+            .collect();
+        let next = looked_at.last().filter(|_| looked_at.len() == count).map(|id| MessageId::clone(id));
+        let matches = |id: &&MessageId| filter.matching.matches(&state.messages[*id]);
+        Ok(Look { found: looked_at.into_iter().filter(matches).cloned().collect(), next })
+    }
+
+    async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>> {
+        let mut state = self.state();
+        let mut cancel = |id: &MessageId| match state.deliveries.get(id) {
+            Some(waiting) if !waiting.cancel_requested => state.cancel(id, now),
+            _ => Cancellation::NotFound,
+        };
+        Ok(ids.iter().map(&mut cancel).collect())
+    }
+
+    async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>> {
+        let state = self.state();
+        let is_requested =
+            |id: &&MessageId| state.deliveries.get(id).is_some_and(|waiting| waiting.cancel_requested);
+        Ok(ids.iter().filter(is_requested).cloned().collect())
+    }
+}
+
+#[async_trait]
+impl Quota for Model {
+    async fn reserve_messages(&self, day: i64, wanted: u64, limit: u64) -> Result<u64> {
+        let mut state = self.state();
+        if state.reserved.0 != day {
+            state.reserved = (day, 0);
+        }
+        let granted = wanted.min(limit.saturating_sub(state.reserved.1));
+        state.reserved.1 += granted;
+        Ok(granted)
+    }
 }

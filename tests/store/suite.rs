@@ -8,8 +8,8 @@ use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::{CallbackSpec, FlowControl, Headers, Message, Method, Options, Redact};
 use homing::domain::signature::body_sha256;
 use homing::store::{
-    Accepted, Applied, Cancellation, DeadLetterFilter, Ended, Lease, LogCursor, LogFilter, NodeId, Order,
-    Repeat, State,
+    Accepted, Applied, Cancellation, DeadLetterFilter, Ended, Lease, LogCursor, LogFilter, Missing, NodeId,
+    Order, Repeat, State,
 };
 
 use crate::support::{
@@ -658,7 +658,7 @@ pub(crate) async fn ids_are_only_text(world: World) {
         assert_eq!(world.store.dead_letter(&letter).await.unwrap(), None);
         assert_eq!(world.store.delete_dead_letters(std::slice::from_ref(&letter)).await.unwrap(), 0);
         let replacement = (letter.clone(), waiting(world.message(), "a"));
-        assert!(!world.store.retry_dead_letters(&[replacement]).await.unwrap());
+        assert_eq!(world.store.retry_dead_letters(&[replacement], Missing::Refuse).await.unwrap(), [false]);
         let filter = LogFilter { messages: vec![id.clone()], ..LogFilter::default() };
         let cursor = LogCursor { time: now, entry: Some((id.clone(), 0)) };
         let page = world.store.log(&filter, Order::LatestFirst, Some(&cursor), 10, ANY_SIZE).await.unwrap();

@@ -224,7 +224,7 @@ impl World {
     pub(crate) async fn story(&self, id: &MessageId) -> Vec<State> {
         let filter = LogFilter { messages: vec![id.clone()], ..LogFilter::default() };
         let page = self.store.log(&filter, Order::EarliestFirst, None, 1000, ANY_SIZE).await.unwrap();
-        assert!(!page.more);
+        assert_eq!(page.next, None);
         page.items.into_iter().map(|entry| entry.state).collect()
     }
 

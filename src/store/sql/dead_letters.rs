@@ -1,16 +1,16 @@
 //! The table `dead_letters`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use sqlx::{PgPool, SqlitePool};
 
-use super::query::{Query, wanted};
+use super::query::Query;
 use super::{Backend, Tx, codec, messages};
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::outcome::Response;
 use crate::domain::time::Timestamp;
-use crate::store::{DeadLetter, DeadLetterFilter, Order, Page, Result};
+use crate::store::{DeadLetter, DeadLetterFilter, LetterPlace, Order, Page, Result};
 
 #[derive(sqlx::FromRow)]
 struct DeadLetterRow {
@@ -24,9 +24,23 @@ struct DeadLetterRow {
 }
 
 #[derive(sqlx::FromRow)]
-struct SizeRow {
+struct PlaceRow {
     id: String,
+    created_at: i64,
+    url: String,
+    /// Bytes of its bodies.
     size: i64,
+}
+
+impl PlaceRow {
+    fn place(&self) -> LetterPlace {
+        (Timestamp::from_millis(self.created_at), DeadLetterId::new(self.id.as_str()))
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct IdRow {
+    id: String,
 }
 
 /// The stored answer of an attempt; `None` without one.
@@ -89,13 +103,62 @@ pub(super) async fn page(
     pools: &Backend<&PgPool, &SqlitePool>,
     filter: &DeadLetterFilter,
     order: Order,
-    after: Option<&(Timestamp, DeadLetterId)>,
+    after: Option<&LetterPlace>,
     count: usize,
     max_bytes: usize,
 ) -> Result<Page<DeadLetter>> {
+    let rows = rows(pools, filter, order, after, count.saturating_add(1)).await?;
+    let within = fitting(rows.iter().map(|row| row.size), count, max_bytes);
+    let ids: Vec<&str> = rows[..within].iter().map(|row| row.id.as_str()).collect();
+    Ok(Page { items: get_many(pools, &ids).await?, more: rows.len() > within })
+}
+
+pub(super) async fn places(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    filter: &DeadLetterFilter,
+    order: Order,
+    after: Option<&LetterPlace>,
+    count: usize,
+) -> Result<Page<LetterPlace>> {
+    let mut rows = rows(pools, filter, order, after, count.saturating_add(1)).await?;
+    let more = rows.len() > count;
+    rows.truncate(count);
+    Ok(Page { items: rows.iter().map(PlaceRow::place).collect(), more })
+}
+
+/// The first `count` rows that match, after a place.
+async fn rows(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    filter: &DeadLetterFilter,
+    order: Order,
+    after: Option<&LetterPlace>,
+    count: usize,
+) -> Result<Vec<PlaceRow>> {
+    let mut found: Vec<PlaceRow> = Vec::new();
+    let mut after = after.cloned();
+    loop {
+        let rows = select(pools, filter, order, after.as_ref(), count).await?;
+        let ended = rows.len() < count;
+        after = rows.last().map(PlaceRow::place);
+        found.extend(rows.into_iter().filter(|row| filter.matching.matches_parts(&row.url)));
+        if ended || found.len() >= count {
+            found.truncate(count);
+            return Ok(found);
+        }
+    }
+}
+
+async fn select(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    filter: &DeadLetterFilter,
+    order: Order,
+    after: Option<&LetterPlace>,
+    limit: usize,
+) -> Result<Vec<PlaceRow>> {
     let mut query = Query::new(pools);
     query.sql(
-        "SELECT l.id, CAST(COALESCE(LENGTH(l.response_body), 0) + LENGTH(m.body) AS BIGINT) AS size \
+        "SELECT l.id, l.created_at, m.url, \
+                CAST(COALESCE(LENGTH(l.response_body), 0) + LENGTH(m.body) AS BIGINT) AS size \
          FROM dead_letters l JOIN messages m ON m.id = l.message_id WHERE 1 = 1",
     );
     if let Some((time, id)) = after {
@@ -106,12 +169,15 @@ pub(super) async fn page(
         query.number(time.as_millis()).sql(", ").text(id.as_str()).sql(")");
     }
     if !filter.ids.is_empty() {
-        let ids: Vec<&str> = filter.ids.iter().map(DeadLetterId::as_str).collect();
-        query.sql(" AND l.id IN ").list(&ids);
+        query.sql(" AND l.id IN ").list(&filter.ids.iter().map(DeadLetterId::as_str).collect::<Vec<_>>());
     }
     if !filter.messages.is_empty() {
         let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
         query.sql(" AND l.message_id IN ").list(&ids);
+    }
+    if !filter.statuses.is_empty() {
+        let texts: Vec<String> = filter.statuses.iter().map(ToString::to_string).collect();
+        query.sql(" AND CAST(l.status AS TEXT) IN ").list(&texts);
     }
     if let Some(from) = filter.from {
         query.sql(" AND l.created_at >= ").number(from.as_millis());
@@ -119,15 +185,12 @@ pub(super) async fn page(
     if let Some(to) = filter.to {
         query.sql(" AND l.created_at <= ").number(to.as_millis());
     }
-    query.sql(match order {
+    query.matching(&filter.matching).sql(match order {
         Order::EarliestFirst => " ORDER BY l.created_at, l.id LIMIT ",
         Order::LatestFirst => " ORDER BY l.created_at DESC, l.id DESC LIMIT ",
     });
-    query.number(i64::try_from(count.saturating_add(1)).unwrap_or(i64::MAX));
-    let rows: Vec<SizeRow> = query.fetch(pools).await?;
-    let within = fitting(rows.iter().map(|row| row.size), count, max_bytes);
-    let ids: Vec<&str> = rows[..within].iter().map(|row| row.id.as_str()).collect();
-    Ok(Page { items: get_many(pools, &ids).await?, more: rows.len() > within })
+    query.number(i64::try_from(limit).unwrap_or(i64::MAX));
+    query.fetch(pools).await
 }
 
 /// How many of the leading items fit a page: at least one, so that every page makes progress.
@@ -143,10 +206,16 @@ pub(super) fn fitting(sizes: impl Iterator<Item = i64>, count: usize, max_bytes:
         .count()
 }
 
-pub(super) async fn delete(tx: &mut Tx, id: &DeadLetterId) -> Result<bool> {
-    let sql = "DELETE FROM dead_letters WHERE id = $1";
-    let deleted = on_backend!(tx, |tx| {
-        sqlx::query(sql).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
-    });
-    Ok(deleted == 1)
+/// Deletes those of the dead letters that exist; which they were. Their rows are locked in one order, so that two that
+/// delete the same ones wait for each other and don't deadlock.
+pub(super) async fn delete(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
+    let mut lock = Query::new(tx);
+    lock.sql("SELECT l.id FROM dead_letters l WHERE l.id IN ").list(ids);
+    lock.sql(" ORDER BY l.id").lock(" FOR UPDATE OF l");
+    let rows: Vec<IdRow> = lock.fetch_in(tx).await?;
+    let found: HashSet<String> = rows.into_iter().map(|row| row.id).collect();
+    let mut delete = Query::new(tx);
+    delete.sql("DELETE FROM dead_letters WHERE id IN ").list(&found.iter().collect::<Vec<_>>());
+    delete.execute_in(tx).await?;
+    Ok(found)
 }

@@ -1,10 +1,11 @@
 //! The log. No row is written for it: its entries are derived from messages, attempts and cancellations.
 //!
 //! An entry stands at (time, message, sequence). The sequence tells a message's entries apart: CREATED is 0, attempt n
-//! (from 0) has ACTIVE at 4n + 1, ERROR at 4n + 2 and what followed at 4n + 3; a cancellation comes last. Each kind is
-//! read through an index on its time, the kinds are merged, and a page is cut from the merged entries.
+//! (from 0) has ACTIVE at 4n + 1, ERROR at 4n + 2 and what followed at 4n + 3; a cancellation comes last. Rows of each
+//! kind are read through an index on their time, a window at a time, and merged; what the filter leaves of the windows is
+//! the page. A page looks at a bounded number of rows, however few of them match.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use sqlx::{PgPool, SqlitePool};
@@ -16,104 +17,127 @@ use super::query::Query;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
-use crate::store::{LogCursor, LogEntry, LogFilter, Order, Page, Result, State, StoreError};
+use crate::store::{LogCursor, LogEntry, LogFilter, LogPage, Order, Result, State, StoreError};
 
 /// Sequences of a cancellation's entries: behind any attempt's.
 const CANCEL_REQUESTED: i64 = 1 << 40;
 const CANCELLED: i64 = CANCEL_REQUESTED + 1;
 
-/// One kind of entry: where it is read from.
+/// Rows of each source in one window at most.
+const WINDOW: usize = 4000;
+/// Rows that a page looks at: about a second's worth.
+const LOOK: usize = 200_000;
+
+/// One kind of rows. Each is an entry or two, which follow each other.
 struct Source {
-    state: State,
     table: &'static str,
     message_id: &'static str,
     time: &'static str,
-    sequence: &'static str,
+    /// Sequences of its first and its last entry.
+    first: &'static str,
+    last: &'static str,
+    /// An SQL text that tells which entries, as [`entries_of`] reads it.
+    kind: &'static str,
     condition: &'static str,
+    states: &'static [State],
 }
 
-const SOURCES: [Source; 9] = [
+const SOURCES: [Source; 5] = [
     Source {
-        state: State::Created,
         table: "messages e",
         message_id: "e.id",
         time: "e.created_at",
-        sequence: "0",
+        first: "0",
+        last: "0",
+        kind: "'CREATED'",
         condition: "1 = 1",
+        states: &[State::Created],
     },
     Source {
-        state: State::Active,
         table: "attempts e",
         message_id: "e.message_id",
         time: "e.started_at",
-        sequence: "4 * e.retried + 1",
+        first: "4 * e.retried + 1",
+        last: "4 * e.retried + 1",
+        kind: "'ACTIVE'",
         condition: "1 = 1",
-    },
-    // Attempts in flight have no row yet. They began when they were due, or a little later.
-    Source {
-        state: State::Active,
-        table: "deliveries e",
-        message_id: "e.message_id",
-        time: "e.due_at",
-        sequence: "4 * e.retried + 1",
-        condition: "e.node <> 0",
+        states: &[State::Active],
     },
     Source {
-        state: State::Error,
         table: "attempts e",
         message_id: "e.message_id",
         time: "e.ended_at",
-        sequence: "4 * e.retried + 2",
-        condition: "e.result <> 'delivered'",
+        first: "4 * e.retried + 2",
+        last: "4 * e.retried + 3",
+        kind: "e.result",
+        condition: "1 = 1",
+        states: &[State::Error, State::Retry, State::Failed, State::Delivered],
     },
     Source {
-        state: State::Retry,
-        table: "attempts e",
-        message_id: "e.message_id",
-        time: "e.ended_at",
-        sequence: "4 * e.retried + 3",
-        condition: "e.result = 'retry'",
-    },
-    Source {
-        state: State::Failed,
-        table: "attempts e",
-        message_id: "e.message_id",
-        time: "e.ended_at",
-        sequence: "4 * e.retried + 3",
-        condition: "e.result = 'failed'",
-    },
-    Source {
-        state: State::Delivered,
-        table: "attempts e",
-        message_id: "e.message_id",
-        time: "e.ended_at",
-        sequence: "4 * e.retried + 3",
-        condition: "e.result = 'delivered'",
-    },
-    Source {
-        state: State::CancelRequested,
         table: "cancellations e",
         message_id: "e.message_id",
         time: "e.requested_at",
-        sequence: "1099511627776",
+        first: "1099511627776",
+        last: "1099511627776",
+        kind: "'CANCEL_REQUESTED'",
         condition: "1 = 1",
+        states: &[State::CancelRequested],
     },
     Source {
-        state: State::Cancelled,
         table: "cancellations e",
         message_id: "e.message_id",
         time: "e.cancelled_at",
-        sequence: "1099511627777",
+        first: "1099511627777",
+        last: "1099511627777",
+        kind: "'CANCELED'",
         condition: "e.cancelled_at IS NOT NULL",
+        states: &[State::Cancelled],
     },
 ];
 
+/// Attempts in flight, which have no row of their own yet. They began when they were due, or a little later. There are
+/// few, and no index on them.
+const IN_FLIGHT: Source = Source {
+    table: "deliveries e",
+    message_id: "e.message_id",
+    time: "e.due_at",
+    first: "4 * e.retried + 1",
+    last: "4 * e.retried + 1",
+    kind: "'ACTIVE'",
+    condition: "e.node <> 0",
+    states: &[State::Active],
+};
+
 #[derive(sqlx::FromRow)]
-struct EntryRow {
+struct Row {
+    time: i64,
+    message_id: String,
+    first: i64,
+    last: i64,
+    source: i64,
+    kind: String,
+}
+
+/// Where an entry stands.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
     time: i64,
     message_id: String,
     sequence: i64,
-    state: i64,
+}
+
+impl Place {
+    fn cursor(&self) -> LogCursor {
+        let entry = Some((MessageId::new(self.message_id.as_str()), self.sequence));
+        LogCursor { time: Timestamp::from_millis(self.time), entry }
+    }
+}
+
+#[derive(Clone)]
+struct Entry {
+    place: Place,
+    state: State,
+    in_flight: bool,
 }
 
 #[derive(sqlx::FromRow)]
@@ -140,123 +164,267 @@ pub(super) async fn page(
     cursor: Option<&LogCursor>,
     count: usize,
     max_bytes: usize,
-) -> Result<Page<LogEntry>> {
-    let rows = entries(pools, filter, order, cursor, count).await?;
-    let sizes = sizes(pools, &rows).await?;
-    let within =
-        fitting(rows.iter().map(|row| sizes.get(&row.message_id).copied().unwrap_or(0)), count, max_bytes);
-    let more = rows.len() > within;
-    let items = details(pools, &rows[..within]).await?;
-    Ok(Page { items, more })
+) -> Result<LogPage> {
+    let walk = Walk { pools, filter, order };
+    let (mut entries, mut next) = walk.entries(cursor, count).await?;
+    let sizes = sizes(pools, &entries).await?;
+    let size = |entry: &Entry| sizes.get(&entry.place.message_id).copied().unwrap_or(0);
+    let within = fitting(entries.iter().map(size), count, max_bytes);
+    if within < entries.len() {
+        entries.truncate(within);
+        next = entries.last().map(|entry| entry.place.cursor());
+    }
+    Ok(LogPage { items: details(pools, &entries).await?, next })
 }
 
-/// The page's entries and one more, merged from all sources.
-async fn entries(
-    pools: &Backend<&PgPool, &SqlitePool>,
-    filter: &LogFilter,
+/// A walk along the log in one direction.
+struct Walk<'a> {
+    pools: &'a Backend<&'a PgPool, &'a SqlitePool>,
+    filter: &'a LogFilter,
     order: Order,
-    cursor: Option<&LogCursor>,
-    count: usize,
-) -> Result<Vec<EntryRow>> {
-    let limit = i64::try_from(count.saturating_add(1)).unwrap_or(i64::MAX);
-    let mut query = Query::new(pools);
-    let mut first = true;
-    for (index, source) in SOURCES.iter().enumerate() {
-        if !filter.states.is_empty() && !filter.states.contains(&source.state) {
-            continue;
-        }
-        query.sql(if first { "SELECT * FROM (" } else { " UNION ALL SELECT * FROM (" });
-        first = false;
-        select(&mut query, index, source, filter, order, cursor);
-        query.sql(" LIMIT ").number(limit).sql(") AS part").sql(&index.to_string());
-    }
-    if first {
-        return Ok(Vec::new());
-    }
-    let mut rows: Vec<EntryRow> = query.fetch(pools).await?;
-    rows.sort_by(|a, b| (a.time, &a.message_id, a.sequence).cmp(&(b.time, &b.message_id, b.sequence)));
-    if order == Order::LatestFirst {
-        rows.reverse();
-    }
-    rows.truncate(count.saturating_add(1));
-    Ok(rows)
 }
 
-fn select(
-    query: &mut Query,
-    index: usize,
-    source: &Source,
-    filter: &LogFilter,
-    order: Order,
-    cursor: Option<&LogCursor>,
-) {
-    let Source { table, message_id, time, sequence, condition, .. } = source;
-    query.sql(&format!(
-        "SELECT {time} AS time, {message_id} AS message_id, CAST({sequence} AS BIGINT) AS sequence, \
-         CAST({index} AS BIGINT) AS state \
-         FROM {table} WHERE {condition}"
-    ));
-    let (strict, loose, direction) = match order {
-        Order::LatestFirst => ("<", "<=", " DESC"),
-        Order::EarliestFirst => (">", ">=", ""),
-    };
-    match cursor {
-        None => {}
-        Some(LogCursor { time: at, entry: None }) => {
-            query.sql(&format!(" AND {time} {strict} ")).number(at.as_millis());
-        }
-        Some(LogCursor { time: at, entry: Some((id, after)) }) => {
-            // The first condition is implied by the second; it is the one that an index serves.
-            query.sql(&format!(" AND {time} {loose} ")).number(at.as_millis());
-            query.sql(&format!(" AND ({time}, {message_id}, {sequence}) {strict} ("));
-            query.number(at.as_millis()).sql(", ").text(id.as_str()).sql(", ").number(*after).sql(")");
-        }
-    }
-    if let Some(from) = filter.from {
-        query.sql(&format!(" AND {time} >= ")).number(from.as_millis());
-    }
-    if let Some(to) = filter.to {
-        query.sql(&format!(" AND {time} <= ")).number(to.as_millis());
-    }
-    if source.state == State::Created {
-        bound_ids(query, filter, order, cursor);
-    }
-    if !filter.messages.is_empty() {
-        let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
-        query.sql(&format!(" AND {message_id} IN ")).list(&ids);
-    }
-    // A message's id is in the order of its creation, and it is the index that the messages have.
-    query.sql(&if source.state == State::Created {
-        format!(" ORDER BY {message_id}{direction}")
-    } else {
-        format!(" ORDER BY {time}{direction}, {message_id}{direction}, sequence{direction}")
-    });
+/// The entries that follow each other without a gap.
+struct Window {
+    entries: Vec<Entry>,
+    /// How many rows were read.
+    rows: usize,
+    /// How far; `None`: to the end.
+    end: Option<Place>,
 }
 
-/// Messages have no index on the time of their creation but their ids, which begin with it: the conditions on the time
-/// once more, as conditions on the id.
-fn bound_ids(query: &mut Query, filter: &LogFilter, order: Order, cursor: Option<&LogCursor>) {
-    let at = cursor.map(|cursor| cursor.time);
-    let (from, to) = match order {
-        Order::LatestFirst => (filter.from, at.into_iter().chain(filter.to).min()),
-        Order::EarliestFirst => (at.into_iter().chain(filter.from).max(), filter.to),
+impl Walk<'_> {
+    /// The first `count` entries that match, and where to go on.
+    async fn entries(
+        &self,
+        cursor: Option<&LogCursor>,
+        count: usize,
+    ) -> Result<(Vec<Entry>, Option<LogCursor>)> {
+        // Before the others: an attempt that ends between the two is seen twice, and not missed.
+        let in_flight = self.in_flight(cursor).await?;
+        let mut found: Vec<Entry> = Vec::new();
+        let mut from = cursor.cloned();
+        let mut limit = count.saturating_add(1).min(WINDOW);
+        let mut rows = 0;
+        let next = loop {
+            let window = self.window(&in_flight, from.as_ref(), limit).await?;
+            rows += window.rows;
+            found.extend(self.matching(window.entries).await?);
+            if found.len() > count {
+                found.truncate(count);
+                break found.last().map(|entry| entry.place.cursor());
+            }
+            from = window.end.map(|place| place.cursor());
+            if from.is_none() || rows >= LOOK {
+                break from;
+            }
+            limit = (limit * 2).min(WINDOW);
+        };
+        let ended: HashSet<(String, i64)> = found
+            .iter()
+            .filter(|entry| !entry.in_flight && entry.state == State::Active)
+            .map(|entry| (entry.place.message_id.clone(), entry.place.sequence))
+            .collect();
+        found.retain(|entry| {
+            !entry.in_flight || !ended.contains(&(entry.place.message_id.clone(), entry.place.sequence))
+        });
+        Ok((found, next))
+    }
+
+    async fn in_flight(&self, cursor: Option<&LogCursor>) -> Result<Vec<Entry>> {
+        if !self.wants(&IN_FLIGHT) {
+            return Ok(Vec::new());
+        }
+        let mut query = Query::new(self.pools);
+        self.select(&mut query, 0, &IN_FLIGHT, cursor);
+        let rows: Vec<Row> = query.fetch(self.pools).await?;
+        let mut entries = Vec::with_capacity(rows.len());
+        for row in &rows {
+            entries.extend(entries_of(row)?.map(|entry| Entry { in_flight: true, ..entry }));
+        }
+        Ok(entries)
+    }
+
+    /// The entries after `from`, of at most `limit` rows of each source. A source that has more than that ends the
+    /// window: what the others have beyond may come after something that was not read.
+    async fn window(&self, in_flight: &[Entry], from: Option<&LogCursor>, limit: usize) -> Result<Window> {
+        let mut query = Query::new(self.pools);
+        let mut joint = "";
+        for (index, source) in SOURCES.iter().enumerate().filter(|(_, source)| self.wants(source)) {
+            query.sql(joint).sql("SELECT * FROM (");
+            self.select(&mut query, index, source, from);
+            query.sql(" LIMIT ").number(i64::try_from(limit).unwrap_or(i64::MAX));
+            query.sql(&format!(") AS part{index}"));
+            joint = " UNION ALL ";
+        }
+        let rows: Vec<Row> = query.fetch(self.pools).await?;
+        let end = self.end(&rows, limit);
+        let is_inside = |entry: &Entry| {
+            let place = &entry.place;
+            from.is_none_or(|from| self.is_after(place, from))
+                && end.as_ref().is_none_or(|end| self.farther(place, end) == end)
+                && (self.filter.states.is_empty() || self.filter.states.contains(&entry.state))
+        };
+        let mut entries: Vec<Entry> = in_flight.iter().filter(|entry| is_inside(entry)).cloned().collect();
+        for row in &rows {
+            entries.extend(entries_of(row)?.filter(is_inside));
+        }
+        entries.sort_by(|a, b| a.place.cmp(&b.place));
+        if self.order == Order::LatestFirst {
+            entries.reverse();
+        }
+        Ok(Window { entries, rows: rows.len(), end })
+    }
+
+    /// Where the first of the sources ends that may have more rows.
+    fn end(&self, rows: &[Row], limit: usize) -> Option<Place> {
+        let mut ends: HashMap<i64, (usize, Place)> = HashMap::new();
+        for row in rows {
+            let sequence = match self.order {
+                Order::EarliestFirst => row.last,
+                Order::LatestFirst => row.first,
+            };
+            let place = Place { time: row.time, message_id: row.message_id.clone(), sequence };
+            let (count, end) = ends.entry(row.source).or_insert_with(|| (0, place.clone()));
+            *count += 1;
+            if self.farther(&place, end) == &place {
+                *end = place;
+            }
+        }
+        let full = ends.into_values().filter(|(count, _)| *count >= limit).map(|(_, end)| end);
+        match self.order {
+            Order::EarliestFirst => full.min(),
+            Order::LatestFirst => full.max(),
+        }
+    }
+
+    /// The one that comes later in this order.
+    fn farther<'p>(&self, a: &'p Place, b: &'p Place) -> &'p Place {
+        match self.order {
+            Order::EarliestFirst => a.max(b),
+            Order::LatestFirst => a.min(b),
+        }
+    }
+
+    fn is_after(&self, place: &Place, cursor: &LogCursor) -> bool {
+        let found = match &cursor.entry {
+            None => place.time.cmp(&cursor.time.as_millis()),
+            Some((id, sequence)) => (place.time, place.message_id.as_str(), place.sequence).cmp(&(
+                cursor.time.as_millis(),
+                id.as_str(),
+                *sequence,
+            )),
+        };
+        match self.order {
+            Order::EarliestFirst => found.is_gt(),
+            Order::LatestFirst => found.is_lt(),
+        }
+    }
+
+    fn wants(&self, source: &Source) -> bool {
+        self.filter.states.is_empty() || source.states.iter().any(|state| self.filter.states.contains(state))
+    }
+
+    /// Those whose messages match.
+    async fn matching(&self, mut entries: Vec<Entry>) -> Result<Vec<Entry>> {
+        if !self.filter.matching.is_empty() {
+            let matching = messages::matching(self.pools, &distinct(&entries), &self.filter.matching).await?;
+            entries.retain(|entry| matching.contains(&entry.place.message_id));
+        }
+        Ok(entries)
+    }
+
+    fn select(&self, query: &mut Query, index: usize, source: &Source, from: Option<&LogCursor>) {
+        let Source { table, message_id, time, first, last, kind, condition, .. } = source;
+        let Self { filter, order, .. } = self;
+        query.sql(&format!(
+            "SELECT {time} AS time, {message_id} AS message_id, CAST({first} AS BIGINT) AS first, \
+             CAST({last} AS BIGINT) AS last, CAST({index} AS BIGINT) AS source, {kind} AS kind \
+             FROM {table} WHERE {condition}"
+        ));
+        if source.states.contains(&State::Delivered)
+            && !filter.states.is_empty()
+            && !filter.states.contains(&State::Delivered)
+        {
+            // For which there is an index, since they are few.
+            query.sql(" AND e.result <> 'delivered'");
+        }
+        let (strict, loose, direction, sequence) = match order {
+            Order::LatestFirst => ("<", "<=", " DESC", first),
+            Order::EarliestFirst => (">", ">=", "", last),
+        };
+        match from {
+            None => {}
+            Some(LogCursor { time: at, entry: None }) => {
+                query.sql(&format!(" AND {time} {strict} ")).number(at.as_millis());
+            }
+            Some(LogCursor { time: at, entry: Some((id, after)) }) => {
+                // The first condition is implied by the second; it is the one that an index serves.
+                query.sql(&format!(" AND {time} {loose} ")).number(at.as_millis());
+                query.sql(&format!(" AND ({time}, {message_id}, {sequence}) {strict} ("));
+                query.number(at.as_millis()).sql(", ").text(id.as_str()).sql(", ").number(*after).sql(")");
+            }
+        }
+        if let Some(from) = filter.from {
+            query.sql(&format!(" AND {time} >= ")).number(from.as_millis());
+        }
+        if let Some(to) = filter.to {
+            query.sql(&format!(" AND {time} <= ")).number(to.as_millis());
+        }
+        if !filter.messages.is_empty() {
+            let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
+            query.sql(&format!(" AND {message_id} IN ")).list(&ids);
+        }
+        if source.states.contains(&State::Created) {
+            // Messages have no index on the time of their acceptance but their ids, which begin with it.
+            let at = from.map(|cursor| cursor.time);
+            match order {
+                Order::LatestFirst => {
+                    query.accepted(message_id, filter.from, at.into_iter().chain(filter.to).min())
+                }
+                Order::EarliestFirst => {
+                    query.accepted(message_id, at.into_iter().chain(filter.from).max(), filter.to)
+                }
+            };
+            query.sql(&format!(" ORDER BY {message_id}{direction}"));
+        } else {
+            // The sequence by its name: Postgres refuses a constant.
+            query.sql(&format!(" ORDER BY {time}{direction}, {message_id}{direction}, first{direction}"));
+        }
+    }
+}
+
+/// The entries of a row.
+fn entries_of(row: &Row) -> Result<impl Iterator<Item = Entry>> {
+    let states: &[(State, i64)] = match row.kind.as_str() {
+        "CREATED" => &[(State::Created, 0)],
+        "ACTIVE" => &[(State::Active, 0)],
+        "CANCEL_REQUESTED" => &[(State::CancelRequested, 0)],
+        "CANCELED" => &[(State::Cancelled, 0)],
+        // What an attempt left behind.
+        "delivered" => &[(State::Delivered, 1)],
+        "retry" => &[(State::Error, 0), (State::Retry, 1)],
+        "failed" => &[(State::Error, 0), (State::Failed, 1)],
+        "cancelled" => &[(State::Error, 0)],
+        _ => {
+            let id = row.message_id.clone();
+            return Err(StoreError::Corrupt { table: "attempts", column: "result", id });
+        }
     };
-    if let Some(from) = from {
-        query.sql(" AND e.id >= ").text(MessageId::earliest_at(from).as_str());
-    }
-    if let Some(to) = to {
-        let next = Timestamp::from_millis(to.as_millis().saturating_add(1));
-        query.sql(" AND e.id < ").text(MessageId::earliest_at(next).as_str());
-    }
+    Ok(states.iter().map(|&(state, offset)| Entry {
+        place: Place { time: row.time, message_id: row.message_id.clone(), sequence: row.first + offset },
+        state,
+        in_flight: false,
+    }))
 }
 
 /// Bytes of the bodies that each message of the page brings, at its first entry.
-async fn sizes(pools: &Backend<&PgPool, &SqlitePool>, rows: &[EntryRow]) -> Result<HashMap<String, i64>> {
+async fn sizes(pools: &Backend<&PgPool, &SqlitePool>, entries: &[Entry]) -> Result<HashMap<String, i64>> {
     let mut query = Query::new(pools);
     query
         .sql("SELECT m.id, CAST(LENGTH(m.body) + COALESCE((SELECT SUM(LENGTH(a.response_body)) FROM attempts a \
               WHERE a.message_id = m.id), 0) AS BIGINT) AS size FROM messages m WHERE m.id IN ")
-        .list(&distinct(rows));
+        .list(&distinct(entries));
     let mut sizes = HashMap::new();
     for row in query.fetch::<SizeRow>(pools).await? {
         sizes.insert(row.id, row.size);
@@ -265,27 +433,28 @@ async fn sizes(pools: &Backend<&PgPool, &SqlitePool>, rows: &[EntryRow]) -> Resu
 }
 
 /// The attempts that the entries are about, as `<message id> <number>`.
-fn attempts_of(rows: &[EntryRow]) -> Vec<String> {
-    let mut attempts: Vec<String> = rows
+fn attempts_of(entries: &[Entry]) -> Vec<String> {
+    let mut attempts: Vec<String> = entries
         .iter()
-        .filter(|row| row.sequence > 0 && row.sequence < CANCEL_REQUESTED)
-        .map(|row| format!("{} {}", row.message_id, row.sequence / 4))
+        .map(|entry| &entry.place)
+        .filter(|place| place.sequence > 0 && place.sequence < CANCEL_REQUESTED)
+        .map(|place| format!("{} {}", place.message_id, place.sequence / 4))
         .collect();
     attempts.sort_unstable();
     attempts.dedup();
     attempts
 }
 
-fn distinct(rows: &[EntryRow]) -> Vec<&str> {
-    let mut ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
+fn distinct(entries: &[Entry]) -> Vec<&str> {
+    let mut ids: Vec<&str> = entries.iter().map(|entry| entry.place.message_id.as_str()).collect();
     ids.sort_unstable();
     ids.dedup();
     ids
 }
 
 /// The entries with their messages and answers. One whose message has been removed meanwhile is left out.
-async fn details(pools: &Backend<&PgPool, &SqlitePool>, rows: &[EntryRow]) -> Result<Vec<LogEntry>> {
-    let ids = distinct(rows);
+async fn details(pools: &Backend<&PgPool, &SqlitePool>, entries: &[Entry]) -> Result<Vec<LogEntry>> {
+    let ids = distinct(entries);
     let messages: HashMap<String, Arc<Message>> = messages::get_many(pools, &ids)
         .await?
         .into_iter()
@@ -296,36 +465,33 @@ async fn details(pools: &Backend<&PgPool, &SqlitePool>, rows: &[EntryRow]) -> Re
         .sql("SELECT message_id, retried, status, error, next_due_at, response_headers, response_body FROM attempts WHERE message_id IN ")
         .list(&ids);
     // Only the attempts that the page shows: a message may have many, with large answers.
-    let shown = attempts_of(rows);
+    let shown = attempts_of(entries);
     let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
     query.sql(" AND message_id || ' ' || CAST(retried AS TEXT) IN ").list(&shown);
     let mut attempts = HashMap::new();
     for row in query.fetch::<AttemptRow>(pools).await? {
         attempts.insert((row.message_id.clone(), row.retried), row);
     }
-    rows.iter()
-        .filter_map(|row| {
-            let message = messages.get(&row.message_id)?;
-            Some(entry(row, message, &attempts))
+    entries
+        .iter()
+        .filter_map(|entry| {
+            let message = messages.get(&entry.place.message_id)?;
+            Some(log_entry(entry, message, &attempts))
         })
         .collect()
 }
 
-fn entry(
-    row: &EntryRow,
+fn log_entry(
+    Entry { place, state, .. }: &Entry,
     message: &Arc<Message>,
     attempts: &HashMap<(String, i64), AttemptRow>,
 ) -> Result<LogEntry> {
-    let state = usize::try_from(row.state)
-        .ok()
-        .and_then(|index| SOURCES.get(index))
-        .map(|source| source.state)
-        .ok_or_else(|| StoreError::Corrupt { table: "log", column: "state", id: row.message_id.clone() })?;
+    let state = *state;
     let mut entry = LogEntry {
-        time: Timestamp::from_millis(row.time),
+        time: Timestamp::from_millis(place.time),
         message: Arc::clone(message),
         state,
-        sequence: row.sequence,
+        sequence: place.sequence,
         next_due_at: None,
         error: None,
         response: None,
@@ -334,7 +500,7 @@ fn entry(
         entry.next_due_at = Some(message.due_at);
     }
     let ended = matches!(state, State::Error | State::Retry | State::Failed | State::Delivered);
-    if let Some(attempt) = attempts.get(&(row.message_id.clone(), row.sequence / 4)).filter(|_| ended) {
+    if let Some(attempt) = attempts.get(&(place.message_id.clone(), place.sequence / 4)).filter(|_| ended) {
         if state == State::Retry {
             entry.next_due_at = attempt.next_due_at.map(Timestamp::from_millis);
         } else {
@@ -343,7 +509,7 @@ fn entry(
                 attempt.status,
                 attempt.response_headers.as_deref(),
                 attempt.response_body.clone(),
-                &row.message_id,
+                &place.message_id,
             )?;
         }
     }

@@ -1,5 +1,6 @@
 //! The table `messages`: written once, read by id.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,8 +9,9 @@ use sqlx::postgres::PgArguments;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{PgPool, SqlitePool};
 
-use super::query::wanted;
+use super::query::{Query, wanted};
 use super::{Backend, Tx, codec};
+use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::message::{Message, Method};
 use crate::domain::time::Timestamp;
@@ -170,6 +172,24 @@ pub(super) async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]
         }
     };
     rows.into_iter().map(MessageRow::into_message).collect()
+}
+
+#[derive(sqlx::FromRow)]
+struct PartsRow {
+    id: String,
+    url: String,
+}
+
+/// Those of the ids whose messages match.
+pub(super) async fn matching(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    ids: &[&str],
+    filter: &MessageFilter,
+) -> Result<HashSet<String>> {
+    let mut query = Query::new(pools);
+    query.sql("SELECT m.id, m.url FROM messages m WHERE m.id IN ").list(ids).matching(filter);
+    let rows: Vec<PartsRow> = query.fetch(pools).await?;
+    Ok(rows.into_iter().filter(|row| filter.matches_parts(&row.url)).map(|row| row.id).collect())
 }
 
 /// A leased delivery with its message.

@@ -16,8 +16,8 @@ use tokio::sync::Mutex;
 
 use super::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
-    LogCursor, LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair,
-    Store, StoreError, StoredKeys, Want,
+    LetterPlace, LogCursor, LogFilter, LogPage, Missing, NextDue, NodeId, Order, Page, Repeat, Result,
+    Retention, SigningKeyPair, Store, StoreError, StoredKeys, Want,
 };
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
@@ -34,6 +34,7 @@ macro_rules! on_backend {
 }
 
 mod attempts;
+mod cancelling;
 mod checkpoint;
 mod codec;
 mod dead_letters;
@@ -47,6 +48,7 @@ mod messages;
 mod nodes;
 mod open;
 mod query;
+mod quota;
 mod retention;
 mod schedules;
 mod secrets;
@@ -407,7 +409,7 @@ impl Store for SqlStore {
         cursor: Option<&LogCursor>,
         count: usize,
         max_bytes: usize,
-    ) -> Result<Page<LogEntry>> {
+    ) -> Result<LogPage> {
         within(LONG_DEADLINE, log::page(&self.readers(), filter, order, cursor, count, max_bytes)).await
     }
 
@@ -419,7 +421,7 @@ impl Store for SqlStore {
         &self,
         filter: &DeadLetterFilter,
         order: Order,
-        after: Option<&(Timestamp, DeadLetterId)>,
+        after: Option<&LetterPlace>,
         count: usize,
         max_bytes: usize,
     ) -> Result<Page<DeadLetter>> {
@@ -427,37 +429,57 @@ impl Store for SqlStore {
             .await
     }
 
+    async fn dead_letter_places(
+        &self,
+        filter: &DeadLetterFilter,
+        order: Order,
+        after: Option<&LetterPlace>,
+        count: usize,
+    ) -> Result<Page<LetterPlace>> {
+        within(LONG_DEADLINE, dead_letters::places(&self.readers(), filter, order, after, count)).await
+    }
+
     async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64> {
         within(LONG_DEADLINE, async {
+            let ids: Vec<&str> = ids.iter().map(DeadLetterId::as_str).collect();
             let mut tx = self.begin().await?;
-            let mut deleted = 0;
-            for id in ids {
-                deleted += u64::from(dead_letters::delete(&mut tx, id).await?);
-            }
+            let deleted = dead_letters::delete(&mut tx, &ids).await?;
             commit(tx).await?;
-            Ok(deleted)
+            Ok(deleted.len() as u64)
         })
         .await
     }
 
-    async fn retry_dead_letters(&self, replacements: &[(DeadLetterId, Accept)]) -> Result<bool> {
+    async fn retry_dead_letters(
+        &self,
+        replacements: &[(DeadLetterId, Accept)],
+        missing: Missing,
+    ) -> Result<Vec<bool>> {
         within(LONG_DEADLINE, async {
+            let ids: Vec<&str> = replacements.iter().map(|(id, _)| id.as_str()).collect();
             let mut tx = self.begin().await?;
+            let deleted = dead_letters::delete(&mut tx, &ids).await?;
+            if missing == Missing::Refuse && deleted.len() < ids.len() {
+                return Ok(vec![false; ids.len()]);
+            }
             for (id, accept) in replacements {
-                if !dead_letters::delete(&mut tx, id).await? {
-                    return Ok(false);
+                if deleted.contains(id.as_str()) {
+                    messages::insert(&mut tx, &accept.message).await?;
+                    deliveries::insert(&mut tx, accept).await?;
                 }
-                messages::insert(&mut tx, &accept.message).await?;
-                deliveries::insert(&mut tx, accept).await?;
             }
             commit(tx).await?;
-            Ok(true)
+            Ok(ids.iter().map(|id| deleted.contains(*id)).collect())
         })
         .await
     }
 
     async fn signing_keys(&self, fresh: &StoredKeys, now: Timestamp) -> Result<StoredKeys> {
         within(DEADLINE, async {
+            // Every node asks again and again, and there are some but at the very first time.
+            if let Some(stored) = secrets::stored(&self.readers()).await? {
+                return Ok(stored);
+            }
             let mut tx = self.begin().await?;
             let pair = secrets::signing_keys(&mut tx, fresh, now).await?;
             commit(tx).await?;
@@ -522,6 +544,15 @@ impl Store for SqlStore {
         listener.recv().await?;
         *place = Some(listener);
         Ok(())
+    }
+
+    async fn tell_others(&self) -> Result<()> {
+        let Backend::Postgres(pools) = &self.backend else { return Ok(()) };
+        within(DEADLINE, async {
+            sqlx::query(NOTIFY_CHANGE).execute(&pools.rest).await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn ping(&self) -> Result<()> {

@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use sqlx::{AssertSqlSafe, FromRow, PgPool, SqlitePool, postgres::PgRow, sqlite::SqliteRow};
 
-use super::Backend;
+use super::{Backend, Tx};
+use crate::domain::filter::MessageFilter;
+use crate::domain::id::MessageId;
+use crate::domain::time::Timestamp;
 use crate::store::Result;
 
 enum Value {
@@ -30,6 +33,20 @@ pub(super) struct Query {
 enum Engine {
     Postgres,
     Sqlite,
+}
+
+/// The statement with its values, for either engine.
+macro_rules! bound {
+    ($query:ident, $self:expr) => {{
+        let mut query = sqlx::$query(AssertSqlSafe($self.sql));
+        for value in $self.values {
+            query = match value {
+                Value::Text(text) => query.bind(text),
+                Value::Number(number) => query.bind(number),
+            };
+        }
+        query
+    }};
 }
 
 impl Query {
@@ -64,12 +81,64 @@ impl Query {
     }
 
     /// Appends a list of texts, for `IN`.
-    pub(super) fn list(&mut self, values: &[&str]) -> &mut Self {
-        let values: Vec<Cow<'_, str>> = values.iter().map(|value| wanted(value)).collect();
+    pub(super) fn list<T: AsRef<str>>(&mut self, values: &[T]) -> &mut Self {
+        let values: Vec<Cow<'_, str>> = values.iter().map(|value| wanted(value.as_ref())).collect();
         let json = serde_json::to_string(&values).expect("text is valid JSON");
         match self.engine {
             Engine::Postgres => self.sql("(SELECT jsonb_array_elements_text(").text(&json).sql("::jsonb))"),
             Engine::Sqlite => self.sql("(SELECT value FROM json_each(").text(&json).sql("))"),
+        }
+    }
+
+    /// Appends the conditions of a filter on the messages `m`, but for those on parts of their destination:
+    /// [`MessageFilter::matches_parts`] has them, for what this finds.
+    pub(super) fn matching(&mut self, filter: &MessageFilter) -> &mut Self {
+        for (column, values) in [
+            (" AND m.url IN ", &filter.urls),
+            (" AND m.url_group IN ", &filter.url_groups),
+            (" AND m.queue IN ", &filter.queues),
+            (" AND m.schedule_id IN ", &filter.schedule_ids),
+            (" AND m.flow_key IN ", &filter.flow_keys),
+            (" AND m.caller_ip IN ", &filter.caller_ips),
+        ] {
+            if !values.is_empty() {
+                self.sql(column).list(values);
+            }
+        }
+        // Labels are one text, joined by commas.
+        let find = match self.engine {
+            Engine::Postgres => "strpos(',' || m.labels || ',', ",
+            Engine::Sqlite => "instr(',' || m.labels || ',', ",
+        };
+        for (index, label) in filter.labels.iter().enumerate() {
+            self.sql(if index == 0 { " AND (" } else { " OR " })
+                .sql(find)
+                .text(&format!(",{label},"))
+                .sql(") > 0");
+        }
+        if !filter.labels.is_empty() {
+            self.sql(")");
+        }
+        self
+    }
+
+    /// Appends conditions on the time of acceptance, both ends inclusive, as conditions on ids, which begin with it.
+    pub(super) fn accepted(&mut self, id: &str, from: Option<Timestamp>, to: Option<Timestamp>) -> &mut Self {
+        if let Some(from) = from {
+            self.sql(&format!(" AND {id} >= ")).text(MessageId::earliest_at(from).as_str());
+        }
+        if let Some(to) = to {
+            let next = Timestamp::from_millis(to.as_millis().saturating_add(1));
+            self.sql(&format!(" AND {id} < ")).text(MessageId::earliest_at(next).as_str());
+        }
+        self
+    }
+
+    /// Appends how Postgres locks the rows that are selected. A transaction of SQLite has locked everything.
+    pub(super) fn lock(&mut self, postgres: &str) -> &mut Self {
+        match self.engine {
+            Engine::Postgres => self.sql(postgres),
+            Engine::Sqlite => self,
         }
     }
 
@@ -78,15 +147,19 @@ impl Query {
     where
         T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
     {
-        Ok(on_backend!(pools, |pool| {
-            let mut query = sqlx::query_as(AssertSqlSafe(self.sql));
-            for value in self.values {
-                query = match value {
-                    Value::Text(text) => query.bind(text),
-                    Value::Number(number) => query.bind(number),
-                };
-            }
-            query.fetch_all(*pool).await?
-        }))
+        Ok(on_backend!(pools, |pool| bound!(query_as, self).fetch_all(*pool).await?))
+    }
+
+    /// Runs it in a transaction.
+    pub(super) async fn fetch_in<T>(self, tx: &mut Tx) -> Result<Vec<T>>
+    where
+        T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
+    {
+        Ok(on_backend!(tx, |tx| bound!(query_as, self).fetch_all(&mut **tx).await?))
+    }
+
+    /// Runs it in a transaction; how many rows it has changed.
+    pub(super) async fn execute_in(self, tx: &mut Tx) -> Result<u64> {
+        Ok(on_backend!(tx, |tx| bound!(query, self).execute(&mut **tx).await?.rows_affected()))
     }
 }

@@ -1,6 +1,8 @@
 //! The tables `signing_keys` and `tokens`.
 
-use super::Tx;
+use sqlx::{PgPool, SqlitePool};
+
+use super::{Backend, Tx};
 use crate::domain::time::Timestamp;
 use crate::store::{Result, SigningKeyPair, StoredKeys};
 
@@ -11,14 +13,35 @@ macro_rules! insert {
          ON CONFLICT (id) "
     };
 }
+
+const SELECT: &str = "SELECT current_key, next_key, configured FROM signing_keys WHERE id = 1";
+
+#[derive(sqlx::FromRow)]
+struct KeysRow {
+    current_key: String,
+    next_key: String,
+    configured: Option<Vec<u8>>,
+}
+
+impl From<KeysRow> for StoredKeys {
+    fn from(row: KeysRow) -> Self {
+        Self {
+            pair: SigningKeyPair { current: row.current_key, next: row.next_key },
+            configured: row.configured.and_then(|hash| hash.try_into().ok()),
+        }
+    }
+}
+
+/// The pair, if there is one.
+pub(super) async fn stored(pools: &Backend<&PgPool, &SqlitePool>) -> Result<Option<StoredKeys>> {
+    let row: Option<KeysRow> =
+        on_backend!(pools, |pool| sqlx::query_as(SELECT).fetch_optional(*pool).await?);
+    Ok(row.map(StoredKeys::from))
+}
+
 async fn read(tx: &mut Tx) -> Result<StoredKeys> {
-    let sql = "SELECT current_key, next_key, configured FROM signing_keys WHERE id = 1";
-    let (current, next, configured): (String, String, Option<Vec<u8>>) =
-        on_backend!(tx, |tx| sqlx::query_as(sql).fetch_one(&mut **tx).await?);
-    Ok(StoredKeys {
-        pair: SigningKeyPair { current, next },
-        configured: configured.and_then(|hash| hash.try_into().ok()),
-    })
+    let row: KeysRow = on_backend!(tx, |tx| sqlx::query_as(SELECT).fetch_one(&mut **tx).await?);
+    Ok(row.into())
 }
 
 pub(super) async fn signing_keys(tx: &mut Tx, fresh: &StoredKeys, now: Timestamp) -> Result<StoredKeys> {

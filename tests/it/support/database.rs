@@ -40,6 +40,10 @@ impl Database {
         Self { engine, url, dir, name }
     }
 
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine
+    }
+
     pub(crate) fn url(&self) -> &str {
         &self.url
     }

@@ -116,6 +116,11 @@ impl Test {
         server
     }
 
+    /// The kind of its database.
+    pub(crate) fn engine(&self) -> Engine {
+        self.shared.database.engine()
+    }
+
     /// The URL of its database.
     pub(crate) fn database_url(&self) -> String {
         self.shared.database.url().to_owned()

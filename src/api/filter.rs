@@ -1,0 +1,53 @@
+//! The parameters that say which messages, which bulk cancelling, the dead letters and the log have in common.
+
+use super::error::ApiError;
+use super::query::Query;
+use crate::domain::filter::{Host, MessageFilter};
+
+/// What the dead letters know as well.
+pub(super) const COMMON: [&str; 10] = [
+    "url",
+    "topicName",
+    "queueName",
+    "label",
+    "flowControlKey",
+    "scheduleId",
+    "callerIp",
+    "callerIP",
+    "fromDate",
+    "toDate",
+];
+/// What they don't.
+pub(super) const PARTS: [&str; 2] = ["host", "path"];
+
+/// Reads them; the dates mean something else to each list.
+pub(super) fn read(query: &Query) -> Result<MessageFilter, ApiError> {
+    let list = |name: &str| query.list(name).into_iter().map(str::to_owned).collect();
+    let host = |text: &str| {
+        Host::parse(text).ok_or_else(|| {
+            ApiError::bad_request(format!("invalid host `{text}`: a host, or host:port, is allowed"))
+        })
+    };
+    Ok(MessageFilter {
+        urls: query.texts("url"),
+        hosts: query.list("host").into_iter().map(host).collect::<Result<_, _>>()?,
+        paths: query.texts("path"),
+        labels: list("label"),
+        url_groups: list("topicName"),
+        queues: list("queueName"),
+        schedule_ids: list("scheduleId"),
+        flow_keys: query.texts("flowControlKey"),
+        caller_ips: [list("callerIp"), list("callerIP")].concat(),
+    })
+}
+
+/// Refuses parameters that are there without a value: what is to be cancelled, deleted or retried must not become "all"
+/// because a variable was empty.
+pub(super) fn refuse_empty(query: &Query, names: &[&str]) -> Result<(), ApiError> {
+    match names.iter().find(|name| query.has(name) && query.list(name).is_empty()) {
+        Some(name) => {
+            Err(ApiError::bad_request(format!("{name} is empty: leave it out, or give it a value")))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,123 @@
+//! Cancelling many messages: found and cancelled in small steps in the store, and withdrawn from the dispatcher. Other
+//! nodes are told once, at the end, and withdraw what they have in memory.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{Engine, Shared};
+use crate::domain::id::MessageId;
+use crate::store::{Cancellation, Lease, Result, UnfinishedFilter};
+
+/// Messages that are looked at at once.
+const LOOK: usize = 2000;
+/// Messages in one transaction.
+const STEP: usize = 250;
+
+impl Engine {
+    /// Cancels those of the messages that are unfinished, as [`Engine::cancel`] does each, but for what is cancelled
+    /// already; `limit` at most. How many.
+    pub async fn cancel_each(&self, ids: &[MessageId], limit: usize) -> Result<usize> {
+        let mut cancelled = Cancelled::default();
+        let result = self.cancel_steps(ids, limit, &mut cancelled).await;
+        self.cancelled_many(&cancelled).await;
+        result.map(|()| cancelled.count)
+    }
+
+    /// Cancels what is unfinished and matches, the earliest first, `limit` at most. How many.
+    pub async fn cancel_matching(&self, filter: &UnfinishedFilter, limit: usize) -> Result<usize> {
+        let mut cancelled = Cancelled::default();
+        let result = self.cancel_walk(filter, limit, &mut cancelled).await;
+        self.cancelled_many(&cancelled).await;
+        result.map(|()| cancelled.count)
+    }
+
+    async fn cancel_walk(
+        &self,
+        filter: &UnfinishedFilter,
+        limit: usize,
+        cancelled: &mut Cancelled,
+    ) -> Result<()> {
+        let mut after = None;
+        while cancelled.count < limit {
+            let look = self.shared.store.unfinished(filter, after.as_ref(), LOOK).await?;
+            self.cancel_steps(&look.found, limit, cancelled).await?;
+            after = look.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn cancel_steps(&self, ids: &[MessageId], limit: usize, cancelled: &mut Cancelled) -> Result<()> {
+        let mut rest = ids;
+        while !rest.is_empty() && cancelled.count < limit {
+            let (step, later) = rest.split_at(rest.len().min(STEP).min(limit - cancelled.count));
+            rest = later;
+            let results = self.shared.store.cancel_many(step, self.now()).await?;
+            cancelled.count += results.iter().filter(|result| **result != Cancellation::NotFound).count();
+            let requested: Vec<MessageId> = step
+                .iter()
+                .zip(results)
+                .filter(|(_, result)| *result == Cancellation::Requested)
+                .map(|(id, _)| id.clone())
+                .collect();
+            cancelled.left += withdraw(&self.shared, &requested).await;
+        }
+        Ok(())
+    }
+
+    /// What follows when many messages have been cancelled, all of them or some of them before a fault.
+    async fn cancelled_many(&self, cancelled: &Cancelled) {
+        tell_others(&self.shared, cancelled.left).await;
+    }
+}
+
+/// What a bulk cancel has come to.
+#[derive(Default)]
+struct Cancelled {
+    count: usize,
+    /// Those of them that run here or are in another node's hands.
+    left: usize,
+}
+
+/// Ends what has been cancelled and waits in this node's memory. How many of them were elsewhere.
+pub(super) async fn withdraw(shared: &Arc<Shared>, ids: &[MessageId]) -> usize {
+    let waiting = shared.dispatcher.withdraw(&ids.iter().collect::<HashSet<_>>());
+    for step in waiting.chunks(STEP) {
+        let held: Vec<(MessageId, Lease)> =
+            step.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect();
+        let finished = shared.store.finish_cancelled(shared.node(), &held, shared.clock.now()).await;
+        shared.dispatcher.forget_all(step.iter());
+        if let Err(error) = finished {
+            // Whoever finds them free ends them, since they are marked.
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                messages = held.len(),
+                "cancelled messages wait to be ended"
+            );
+            shared.doubt_leases();
+        }
+    }
+    ids.len() - waiting.len()
+}
+
+/// Lets other nodes look for what has been cancelled, if any of it can be in their memory.
+pub(super) async fn tell_others(shared: &Arc<Shared>, left: usize) {
+    if left > 0
+        && let Err(error) = shared.store.tell_others().await
+    {
+        // They find out when the attempt that they make ends.
+        tracing::debug!(error = &error as &dyn std::error::Error, "other nodes were not told of a cancel");
+    }
+}
+
+/// Ends what was cancelled through other nodes and waits in this node's memory.
+pub(super) async fn withdraw_cancelled(shared: &Arc<Shared>) -> Result<()> {
+    let waiting = shared.dispatcher.waiting();
+    if !waiting.is_empty() {
+        let cancelled = shared.store.cancel_requested(&waiting).await?;
+        withdraw(shared, &cancelled).await;
+    }
+    Ok(())
+}
