@@ -30,7 +30,8 @@ mod messages;
 mod publish;
 mod query;
 pub mod routes;
-mod wire;
+#[doc(hidden)] // public for the benchmarks
+pub mod wire;
 
 use self::auth::Tokens;
 use self::body::Upload;
