@@ -10,7 +10,7 @@ use crate::rows::{ROWS, Row};
 
 /// Measures the server and prints a table. docs/performance.md says what the rows mean and how to read them.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "scripts/bench", after_help = rows_help())]
+#[command(name = "bench", bin_name = "scripts/bench", after_help = rows_help())]
 pub(crate) struct Args {
     /// sqlite, postgres and names of rows. No engine: both. No row: all.
     #[arg(value_name = "ENGINE|ROW")]

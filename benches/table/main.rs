@@ -45,7 +45,15 @@ use self::bench::Bench;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        // Where stderr is gone, the exit code has to do.
+        writeln!(std::io::stderr(), "bench: {error:#}").ok();
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
     let mut arguments = std::env::args().skip(1);
     let role = arguments.next().unwrap_or_default();
     match role.as_str() {
@@ -71,7 +79,8 @@ fn drive(args: Args) -> Result<ExitCode> {
     print_machine(&args, place.path())?;
     let bench = Bench::start(args, place)?;
     for (row, engine) in selection {
-        print_line(&format!("\n{} on {}: {}", row.name, engine.name(), row.about))?;
+        let smaller = if bench.args.quick { " (made small: no figures to go by)" } else { "" };
+        print_line(&format!("\n{} on {}: {}{smaller}", row.name, engine.name(), row.about))?;
         if let Err(error) = (row.run)(&bench, engine) {
             bench.fault(&format!("the row ended early: {error:#}"))?;
         }
