@@ -34,6 +34,8 @@ mod quota;
 pub mod routes;
 mod schedules;
 mod wire;
+#[doc(hidden)] // public for the benchmarks
+pub mod wire;
 
 use self::auth::Tokens;
 use self::body::Upload;

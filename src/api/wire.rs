@@ -30,7 +30,7 @@ pub(super) const STATES: [(State, &str); 8] = [
 ];
 
 /// `GET /v2/messages/{id}`.
-pub(super) fn message(message: &Message) -> Value {
+pub fn message(message: &Message) -> Value {
     Value::Object(message_object(message))
 }
 
@@ -49,7 +49,7 @@ pub(super) fn dead_letter(letter: &DeadLetter) -> Value {
 }
 
 /// An entry of the log, bodies cut to that many bytes.
-pub(super) fn log_entry(entry: &LogEntry, trim: Option<usize>) -> Value {
+pub fn log_entry(entry: &LogEntry, trim: Option<usize>) -> Value {
     let cut = |body: &[u8]| STANDARD.encode(&body[..trim.map_or(body.len(), |max| max.min(body.len()))]);
     let message = &*entry.message;
     let mut object = Map::new();
