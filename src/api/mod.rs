@@ -27,6 +27,7 @@ pub mod headers;
 mod keys;
 mod log;
 mod messages;
+mod openapi;
 mod publish;
 mod query;
 pub mod routes;
@@ -157,6 +158,7 @@ impl Api {
             Route::RotateKeys => self.rotate_keys().await,
             Route::Healthz => json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" })),
             Route::Readyz => self.readyz().await,
+            Route::OpenApi => Ok(openapi::document()),
             Route::Root => json(
                 http::StatusCode::OK,
                 &serde_json::json!({ "name": "homing", "version": env!("CARGO_PKG_VERSION") }),

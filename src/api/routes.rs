@@ -39,6 +39,7 @@ pub enum Route {
     RotateKeys,
     Healthz,
     Readyz,
+    OpenApi,
     Root,
 }
 
@@ -68,7 +69,7 @@ impl Route {
     /// Who may call it.
     pub const fn access(&self) -> Access {
         match self {
-            Self::Healthz | Self::Readyz | Self::Root => Access::Public,
+            Self::Healthz | Self::Readyz | Self::OpenApi | Self::Root => Access::Public,
             Self::GetMessage { .. }
             | Self::ListDeadLetters
             | Self::GetDeadLetter { .. }
@@ -114,6 +115,7 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         [] => only(method, &[(get, Route::Root)], "GET, HEAD"),
         ["healthz"] => only(method, &[(get, Route::Healthz)], "GET, HEAD"),
         ["readyz"] => only(method, &[(get, Route::Readyz)], "GET, HEAD"),
+        ["openapi.json"] => only(method, &[(get, Route::OpenApi)], "GET, HEAD"),
         ["v2", "messages"] if trailing_slash && !has_query => Err(RouteError::MissingId),
         ["v2", "messages", _] => only(
             method,
@@ -191,6 +193,7 @@ mod tests {
         check("POST", "/v2/keys/rotate/", &Ok(Route::RotateKeys));
         check("GET", "/v2/messages/msg_aB", &Ok(Route::GetMessage { id: "msg_aB".to_owned() }));
         check("HEAD", "/healthz", &Ok(Route::Healthz));
+        check("GET", "/openapi.json", &Ok(Route::OpenApi));
     }
 
     #[test]
