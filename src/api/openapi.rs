@@ -148,7 +148,9 @@ mod tests {
                 Value::Object(fields) => fields.values().collect(),
                 _ => Vec::new(),
             };
-            inner.into_iter().for_each(|value| check(document, value));
+            for value in inner {
+                check(document, value);
+            }
         }
         let document = parsed();
         check(&document, &document);

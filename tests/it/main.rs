@@ -22,6 +22,7 @@ mod delivery;
 mod egress;
 mod errors;
 mod lifecycle;
+mod openapi;
 mod publish;
 mod resources;
 mod sdk;
