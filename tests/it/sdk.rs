@@ -2,6 +2,7 @@
 //!
 //! The checks are scripts in `tests/sdk/js` and `tests/sdk/py`, which call every method that the SDKs have.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,6 +14,7 @@ engines! {
     javascript_limits,
     javascript_development_mode,
     python,
+    python_async,
     python_schedule_run,
     python_limits,
 }
@@ -48,7 +50,11 @@ async fn javascript_development_mode(t: Test) {
 }
 
 async fn python(t: Test) {
-    Script::python("main.py").run(&t.server().await).await;
+    Script::python("main.py").with("sync").run(&t.server().await).await;
+}
+
+async fn python_async(t: Test) {
+    Script::python("main.py").with("async").run(&t.server().await).await;
 }
 
 async fn python_schedule_run(t: Test) {
@@ -70,8 +76,7 @@ async fn limited(t: &Test) -> Server {
 /// A program of checks.
 struct Script {
     program: PathBuf,
-    arguments: &'static [&'static str],
-    file: PathBuf,
+    arguments: Vec<OsString>,
     /// What it finds in its environment beside what all find; `None`: not even that.
     variables: Vec<(&'static str, Option<String>)>,
 }
@@ -81,15 +86,20 @@ impl Script {
         let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk");
         let package = sdk.join("node_modules/@upstash/qstash");
         assert!(package.exists(), "no JavaScript SDK; run the tests with ./scripts/test");
-        let arguments = &["--test-reporter=spec"];
-        Self { program: "node".into(), arguments, file: sdk.join("js").join(name), variables: Vec::new() }
+        let arguments = vec!["--test-reporter=spec".into(), sdk.join("js").join(name).into()];
+        Self { program: "node".into(), arguments, variables: Vec::new() }
     }
 
     fn python(name: &str) -> Self {
         let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk");
         let program = sdk.join(".venv/bin/python");
         assert!(program.exists(), "no Python SDK; run the tests with ./scripts/test");
-        Self { program, arguments: &[], file: sdk.join("py").join(name), variables: Vec::new() }
+        Self { program, arguments: vec![sdk.join("py").join(name).into()], variables: Vec::new() }
+    }
+
+    fn with(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.into());
+        self
     }
 
     /// Runs it against the server and a receiver, whose requests it asks for through `RECEIVED_URL`.
@@ -97,9 +107,7 @@ impl Script {
         let receiver = Receiver::start().await;
         let not_found = Reply::status(404).header("Content-Type", "text/plain").body("404 Not Found");
         receiver.script("/fails", [not_found]);
-        for path in ["/recovers", "/recovers-async"] {
-            receiver.script(path, [Reply::status(500), Reply::ok().body("recovered")]);
-        }
+        receiver.script("/recovers", [Reply::status(500), Reply::ok().body("recovered")]);
         let answer = Reply::ok().header("X-Answer", "one").header("X-Answer", "two").body("answer");
         receiver.script("/answers", [answer]);
         let model = Reply::ok().header("Content-Type", "application/json").body(r#"{"choices":[]}"#);
@@ -109,20 +117,21 @@ impl Script {
         receiver.show_requests_on("/received");
 
         let mut command = self.command(server, &receiver);
+        let what = format!("{command:?}");
         let finished = tokio::task::spawn_blocking(move || command.output().expect("the script starts"));
         let output = finished.await.expect("the script's task");
         gate.open();
         let text =
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{}: {}\n{text}", self.file.display(), output.status);
+        assert!(output.status.success(), "{what}: {}\n{text}", output.status);
         // Of a script that ended early, too, an exit code could say success.
-        assert!(text.contains("all checks were made"), "{} broke off:\n{text}", self.file.display());
+        assert!(text.contains("all checks were made"), "{what} broke off:\n{text}");
     }
 
     fn command(&self, server: &Server, receiver: &Receiver) -> Command {
         let mut command = Command::new(&self.program);
         // Nothing of the developer's environment may leak in: neither the SDKs' variables nor proxies.
-        command.env_clear().args(self.arguments).arg(&self.file);
+        command.env_clear().args(&self.arguments);
         for name in ["PATH", "HOME", "TMPDIR"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
