@@ -2,8 +2,9 @@
 
 import assert from "node:assert/strict";
 import test from "node:test";
+import { isDeepStrictEqual } from "node:util";
 
-import { client, delivery, eventually, ids, isTime, received, receiver, receiverUrl, unique } from "./support.mjs";
+import { client, eventually, ids, isTime, received, receiver, receiverUrl, sorted, unique } from "./support.mjs";
 
 test("a schedule publishes, and tells what became of it", async () => {
   const name = unique("group");
@@ -30,21 +31,17 @@ test("a schedule publishes, and tells what became of it", async () => {
   const expected = Object.fromEntries(sent.map(({ messageId, target }) => [messageId, target === "/a" ? "SUCCESS" : "FAIL"]));
   const { lastScheduleTime, nextScheduleTime } = await eventually("both ends are told", async () => {
     const schedule = await client.schedules.get(scheduleId);
-    return JSON.stringify(sort(schedule.lastScheduleStates)) === JSON.stringify(sort(expected)) && schedule;
+    return isDeepStrictEqual(schedule.lastScheduleStates, expected) && schedule;
   });
   isTime(lastScheduleTime);
-  assert.equal(lastScheduleTime % 60_000, 0);
-  assert.equal(nextScheduleTime, lastScheduleTime + 60_000);
+  assert.equal(nextScheduleTime % 60_000, 0);
+  assert(nextScheduleTime > lastScheduleTime, `${nextScheduleTime} after ${lastScheduleTime}`);
   await client.schedules.pause({ schedule: scheduleId });
-  for (const options of [{ filter: { scheduleId } }]) {
-    const { logs } = await client.logs(options);
-    assert.deepEqual([...new Set(ids(logs))].sort(), Object.keys(expected).sort());
-    assert(logs.every((log) => log.scheduleId === scheduleId));
-    const { messages } = await client.dlq.listMessages(options);
-    assert.deepEqual(ids(messages), Object.keys(expected).filter((id) => expected[id] === "FAIL"));
-  }
+  const { logs } = await client.logs({ filter: { scheduleId } });
+  assert.deepEqual(sorted(new Set(ids(logs))), sorted(Object.keys(expected)));
+  assert(logs.every((log) => log.scheduleId === scheduleId));
+  const { messages } = await client.dlq.listMessages({ filter: { scheduleId } });
+  assert.deepEqual(ids(messages), Object.keys(expected).filter((id) => expected[id] === "FAIL"));
 });
-
-const sort = (object = {}) => Object.entries(object).sort();
 
 test("all checks were made", () => {});
