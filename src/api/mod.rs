@@ -28,12 +28,12 @@ pub mod headers;
 mod keys;
 mod log;
 mod messages;
+mod openapi;
 mod publish;
 mod query;
 mod quota;
 pub mod routes;
 mod schedules;
-mod wire;
 #[doc(hidden)] // public for the benchmarks
 pub mod wire;
 
@@ -188,6 +188,7 @@ impl Api {
             Route::RotateKeys => self.rotate_keys().await,
             Route::Healthz => json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" })),
             Route::Readyz => self.readyz().await,
+            Route::OpenApi => Ok(openapi::document()),
             Route::Root => json(
                 http::StatusCode::OK,
                 &serde_json::json!({ "name": "homing", "version": env!("CARGO_PKG_VERSION") }),

@@ -68,6 +68,7 @@ pub enum Route {
     RotateKeys,
     Healthz,
     Readyz,
+    OpenApi,
     Root,
 }
 
@@ -100,7 +101,7 @@ impl Route {
     /// Who may call it.
     pub const fn access(&self) -> Access {
         match self {
-            Self::Healthz | Self::Readyz | Self::Root => Access::Public,
+            Self::Healthz | Self::Readyz | Self::OpenApi | Self::Root => Access::Public,
             Self::GetMessage { .. }
             | Self::ListDeadLetters
             | Self::GetDeadLetter { .. }
@@ -159,6 +160,7 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         ["healthz"] => only(method, &[(get, Route::Healthz)], "GET, HEAD"),
         ["readyz"] => only(method, &[(get, Route::Readyz)], "GET, HEAD"),
         ["v2", "messages"] => only(method, &[(delete, Route::CancelMessages { trailing_slash })], "DELETE"),
+        ["openapi.json"] => only(method, &[(get, Route::OpenApi)], "GET, HEAD"),
         ["v2", "messages", _] => only(
             method,
             &[(get, Route::GetMessage { id: id(2) }), (delete, Route::CancelMessage { id: id(2) })],
@@ -258,6 +260,7 @@ mod tests {
         check("POST", "/v2/keys/rotate/", &Ok(Route::RotateKeys));
         check("GET", "/v2/messages/msg_aB", &Ok(Route::GetMessage { id: "msg_aB".to_owned() }));
         check("HEAD", "/healthz", &Ok(Route::Healthz));
+        check("GET", "/openapi.json", &Ok(Route::OpenApi));
     }
 
     #[test]
