@@ -180,6 +180,9 @@ impl Api {
         if given.has("upstash-label") {
             message.labels = publish.labels;
         }
+        if given.has("upstash-queue-name") {
+            message.queue = publish.queue;
+        }
         let mut overrides = publish.headers;
         if !given.has("upstash-forward-content-type") {
             // The retry's own.
@@ -244,6 +247,9 @@ fn merge_options(old: &mut Options, new: Options, prefix: &str, given: &Given<'_
     }
     if has("redact-fields") {
         old.redact = new.redact;
+    }
+    if has("flow-control-key") {
+        old.flow_control = new.flow_control;
     }
     merge_callback(&mut old.callback, new.callback, &format!("{prefix}-callback"), given);
     merge_callback(

@@ -107,8 +107,15 @@ impl Api {
             Ok(route) => route,
             Err(error) => return (Err(error), Some(upload)),
         };
-        if let Route::Publish { rest } = route {
-            return (self.publish(&rest, &parts, &mut upload).await, Some(upload));
+        // What these store is stored by a task of the engine; they need none of their own.
+        match &route {
+            Route::Publish { rest } => {
+                return (self.publish(None, rest, &parts, &mut upload).await, Some(upload));
+            }
+            Route::Enqueue { queue, rest } => {
+                return (self.publish(Some(queue), rest, &parts, &mut upload).await, Some(upload));
+            }
+            _ => {}
         }
         // A caller that hangs up must not stop a step of the database half-way.
         let api = Arc::clone(self);
@@ -142,7 +149,8 @@ impl Api {
         upload: &mut Upload,
     ) -> Result<Response, ApiError> {
         match route {
-            Route::Publish { rest } => self.publish(&rest, parts, upload).await,
+            Route::Publish { rest } => self.publish(None, &rest, parts, upload).await,
+            Route::Enqueue { queue, rest } => self.publish(Some(&queue), &rest, parts, upload).await,
             Route::GetMessage { id } => self.get_message(&id).await,
             Route::CancelMessage { id } => self.cancel_message(&id).await,
             Route::ListDeadLetters => self.list_dead_letters(query).await,

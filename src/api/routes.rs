@@ -13,6 +13,11 @@ pub enum Route {
     Publish {
         rest: String,
     },
+    /// `POST /v2/enqueue/{queue}/…`; what follows the queue's name, raw, query included.
+    Enqueue {
+        queue: String,
+        rest: String,
+    },
     GetMessage {
         id: String,
     },
@@ -75,6 +80,7 @@ impl Route {
             | Self::ListEvents
             | Self::ListLogs => Access::Read,
             Self::Publish { .. }
+            | Self::Enqueue { .. }
             | Self::CancelMessage { .. }
             | Self::DeleteDeadLetters
             | Self::DeleteDeadLetter { .. }
@@ -91,6 +97,10 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
     let path = target.split(['?', '#']).next().unwrap_or_default();
     if let Some(rest) = after_words(target, "/v2/publish") {
         return only(method, &[(Method::POST, Route::Publish { rest: rest.to_owned() })], "POST");
+    }
+    if let Some(rest) = after_words(target, "/v2/enqueue") {
+        let (queue, rest) = split_name(rest);
+        return only(method, &[(Method::POST, Route::Enqueue { queue, rest: rest.to_owned() })], "POST");
     }
     let has_query = target.contains('?');
     let trailing_slash = path.len() > 1 && path.ends_with('/');
@@ -152,6 +162,13 @@ fn after_words<'a>(target: &'a str, words: &str) -> Option<&'a str> {
     }
 }
 
+/// The name up to the next slash or query, decoded, and what follows the slash, raw.
+fn split_name(rest: &str) -> (String, &str) {
+    let (name, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let name = percent_decode_str(name).decode_utf8_lossy().into_owned();
+    (name, rest.strip_prefix('/').unwrap_or(rest))
+}
+
 fn only(method: &Method, routes: &[(Method, Route)], allow: &'static str) -> Result<Route, RouteError> {
     let wanted = if *method == Method::HEAD { &Method::GET } else { method };
     routes
@@ -181,6 +198,20 @@ mod tests {
         check("POST", "/v2/publish?upstash-delay=1s", &publish("?upstash-delay=1s"));
         check("GET", "/v2/publish/https://e.com", &Err(RouteError::Method { allow: "POST" }));
         check("POST", "/v2/publisher/https://e.com", &Err(RouteError::Unknown));
+    }
+
+    #[test]
+    fn enqueue_takes_a_decoded_name_and_the_raw_rest() {
+        let enqueue =
+            |queue: &str, rest: &str| Ok(Route::Enqueue { queue: queue.to_owned(), rest: rest.to_owned() });
+        check("POST", "/v2/enqueue/q/https://e.com//a%20b?x=1", &enqueue("q", "https://e.com//a%20b?x=1"));
+        check("POST", "/V2/Enqueue/My%2Dq/group", &enqueue("My-q", "group"));
+        check("POST", "/v2/enqueue/a%252Fb/x", &enqueue("a%2Fb", "x"));
+        check("POST", "/v2/enqueue/q?upstash-delay=1s", &enqueue("q", "?upstash-delay=1s"));
+        check("POST", "/v2/enqueue/q/", &enqueue("q", ""));
+        check("POST", "/v2/enqueue/https://e.com", &enqueue("https:", "/e.com"));
+        check("POST", "/v2/enqueue", &enqueue("", ""));
+        check("GET", "/v2/enqueue/q/x", &Err(RouteError::Method { allow: "POST" }));
     }
 
     #[test]

@@ -106,6 +106,7 @@ async fn a_read_only_token_changes_nothing(t: Test) {
     let keys = server.get_json("/v2/keys").await;
     for (method, target) in [
         ("POST", format!("/v2/publish/{}", receiver.url("/"))),
+        ("POST", format!("/v2/enqueue/q/{}", receiver.url("/"))),
         ("DELETE", format!("/v2/messages/{id}")),
         ("DELETE", "/v2/dlq/1-0".to_owned()),
         ("POST", "/v2/dlq/retry/1-0".to_owned()),

@@ -20,6 +20,7 @@ mod commands;
 mod crash;
 mod delivery;
 mod egress;
+mod enqueue;
 mod errors;
 mod lifecycle;
 mod publish;

@@ -145,7 +145,7 @@ pub fn parse<'a>(
         deduplication: if is_schedule { None } else { read_deduplication(&family)? },
         queue: if kind == Kind::Enqueue { None } else { read_with(&family, "queue-name", read_name)? },
         schedule_id: if makes_schedule { read_with(&family, "schedule-id", read_name)? } else { None },
-        cron: family.get("cron").filter(|_| makes_schedule).map(|field| field.value.clone()),
+        cron: family.get("cron").filter(|_| makes_schedule).map(|field| field.value.to_string()),
     })
 }
 
@@ -183,13 +183,14 @@ fn read_due(
 
 fn read_deduplication(family: &Family<'_>) -> Result<Option<Deduplication>, HeaderError> {
     if let Some(field) = family.get("deduplication-id") {
-        return Ok(Some(Deduplication::Id(field.value.clone())));
+        return Ok(Some(Deduplication::Id(field.value.to_string())));
     }
     let by_content = read_with(family, "content-based-deduplication", read_bool)?.unwrap_or(false);
     Ok(by_content.then_some(Deduplication::Content))
 }
 
-fn read_name(text: &str) -> Result<String, String> {
+/// Reads the name of a queue or a schedule; the error says what is allowed.
+pub fn read_name(text: &str) -> Result<String, String> {
     if is_name(text) {
         return Ok(text.to_owned());
     }
