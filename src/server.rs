@@ -197,6 +197,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
             max_flow_control_period: MAX_FLOW_CONTROL_PERIOD,
         },
         max_message: config.max_message_size.get(),
+        max_batch: config.max_batch_size.get(),
         max_body_memory: config.max_inflight_request_bytes.get(),
         body_timeout: config.body_timeout.get(),
         trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,

@@ -52,6 +52,13 @@ impl ApiError {
         error
     }
 
+    /// The same about one item of a batch.
+    #[must_use]
+    pub fn of_item(mut self, index: usize) -> Self {
+        self.text = format!("item {index}: {}", self.text);
+        self
+    }
+
     /// The answer.
     pub fn into_response(self) -> Response<Body> {
         let body = serde_json::json!({ "error": self.text }).to_string();

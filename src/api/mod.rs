@@ -19,6 +19,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub mod auth;
+mod batch;
 mod body;
 mod caller;
 mod dead_letters;
@@ -53,6 +54,8 @@ pub struct Settings {
     pub headers: Limits,
     /// Bytes of a message's body.
     pub max_message: usize,
+    /// Bytes of a batch request's body.
+    pub max_batch: usize,
     /// Bytes of request bodies in memory at once.
     pub max_body_memory: usize,
     /// Time for a body to arrive.
@@ -151,6 +154,7 @@ impl Api {
         match route {
             Route::Publish { rest } => self.publish(None, &rest, parts, upload).await,
             Route::Enqueue { queue, rest } => self.publish(Some(&queue), &rest, parts, upload).await,
+            Route::Batch => self.batch(parts, upload).await,
             Route::GetMessage { id } => self.get_message(&id).await,
             Route::CancelMessage { id } => self.cancel_message(&id).await,
             Route::ListDeadLetters => self.list_dead_letters(query).await,

@@ -22,6 +22,9 @@ use crate::engine::ids::FreshIds;
 use crate::engine::ingest::NewMessage;
 use crate::store::{self, Accepted};
 
+/// Messages that one request may make: as many are stored within a second or two, while others wait.
+pub(super) const MAX_MESSAGES: usize = 50_000;
+
 /// What is to be published, checked; only its body is missing.
 pub(super) struct Draft {
     recipient: Recipient,
@@ -39,6 +42,12 @@ pub(super) struct Messages {
     created_at: Timestamp,
     caller_ip: Option<String>,
     new: Vec<NewMessage>,
+}
+
+impl Messages {
+    pub(super) fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
 }
 
 /// The answer for one message.

@@ -18,6 +18,7 @@ pub enum Route {
         queue: String,
         rest: String,
     },
+    Batch,
     GetMessage {
         id: String,
     },
@@ -81,6 +82,7 @@ impl Route {
             | Self::ListLogs => Access::Read,
             Self::Publish { .. }
             | Self::Enqueue { .. }
+            | Self::Batch
             | Self::CancelMessage { .. }
             | Self::DeleteDeadLetters
             | Self::DeleteDeadLetter { .. }
@@ -124,6 +126,7 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         [] => only(method, &[(get, Route::Root)], "GET, HEAD"),
         ["healthz"] => only(method, &[(get, Route::Healthz)], "GET, HEAD"),
         ["readyz"] => only(method, &[(get, Route::Readyz)], "GET, HEAD"),
+        ["v2", "batch"] => only(method, &[(post, Route::Batch)], "POST"),
         ["v2", "messages"] if trailing_slash && !has_query => Err(RouteError::MissingId),
         ["v2", "messages", _] => only(
             method,
@@ -218,6 +221,7 @@ mod tests {
     fn fixed_words_match_in_any_case_and_with_a_trailing_slash() {
         check("GET", "/v2/Events/", &Ok(Route::ListEvents));
         check("GET", "/v2/logs?count=3", &Ok(Route::ListLogs));
+        check("POST", "/v2/Batch/", &Ok(Route::Batch));
         check("POST", "/v2/rotate", &Ok(Route::RotateKeys));
         check("POST", "/v2/keys/rotate/", &Ok(Route::RotateKeys));
         check("GET", "/v2/messages/msg_aB", &Ok(Route::GetMessage { id: "msg_aB".to_owned() }));

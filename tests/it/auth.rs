@@ -107,6 +107,7 @@ async fn a_read_only_token_changes_nothing(t: Test) {
     for (method, target) in [
         ("POST", format!("/v2/publish/{}", receiver.url("/"))),
         ("POST", format!("/v2/enqueue/q/{}", receiver.url("/"))),
+        ("POST", "/v2/batch".to_owned()),
         ("DELETE", format!("/v2/messages/{id}")),
         ("DELETE", "/v2/dlq/1-0".to_owned()),
         ("POST", "/v2/dlq/retry/1-0".to_owned()),

@@ -15,6 +15,7 @@
 mod support;
 
 mod auth;
+mod batch;
 mod callbacks;
 mod commands;
 mod crash;

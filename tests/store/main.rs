@@ -60,6 +60,7 @@ on_all_stores! { suite:
     a_stranger_finishes_nothing,
     one_batch_may_name_a_message_twice,
     large_batches_are_stored_whole,
+    a_batch_of_many_bytes_is_stored_whole_or_not_at_all,
     a_released_delivery_is_not_counted_as_claimed,
     starts_of_attempts_are_counted,
     rejoining_leaves_namesakes_alone,

@@ -9,7 +9,7 @@ use super::HeaderError;
 use crate::domain::message::is_token_byte;
 
 /// Header fields that one message may have; far beyond what receivers accept.
-const MAX_FIELDS: usize = 256;
+pub const MAX_FIELDS: usize = 256;
 
 /// What surrounds a value without belonging to it (RFC 9110, 5.5).
 const BLANK: [char; 2] = [' ', '\t'];

@@ -11,6 +11,7 @@ mod tests;
 use std::time::Duration;
 
 use self::config::{Config, invalid, read_bool, read_with};
+pub use self::fields::MAX_FIELDS;
 use self::fields::{Family, Field, is_never_forwarded};
 pub use crate::domain::deduplication::{Deduplication, content_key, id_key};
 use crate::domain::id::is_name;
