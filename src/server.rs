@@ -21,6 +21,7 @@ use crate::engine::keys::{self, Keys};
 use crate::engine::{self, Engine};
 use crate::listener::{self, Listener};
 use crate::store::sql::{self, SqlStore};
+use crate::store::url_groups::UrlGroupLimits;
 use crate::store::{Retention, SigningKeyPair, Store, StoredKeys};
 
 /// The longest flow-control period that a message may name.
@@ -202,6 +203,10 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         body_timeout: config.body_timeout.get(),
         trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,
         deduplication_window: config.dedup_window.get(),
+        url_groups: UrlGroupLimits {
+            groups: config.max_url_groups,
+            endpoints: config.max_endpoints_per_group,
+        },
     })
 }
 

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Kind, MAX_FIELDS};
-use super::publish::{MAX_MESSAGES, Messages, Published};
+use super::publish::{MAX_MESSAGES, Messages, Published, Shape};
+use super::url_groups::Groups;
 use super::{Api, json};
 use crate::domain::destination;
 
@@ -26,7 +27,8 @@ const AT_A_TIME: usize = 256;
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Answer<'a> {
-    One(Published<'a>),
+    One(Option<Published<'a>>),
+    Group(Vec<Published<'a>>),
 }
 
 impl Api {
@@ -36,8 +38,11 @@ impl Api {
         let Items(items) = serde_json::from_slice(&body)
             .map_err(|error| ApiError::bad_request(format!("invalid batch: {error}")))?;
         let mut messages = self.messages(parts);
+        let mut shapes = Vec::with_capacity(items.len());
+        let mut groups = Groups::new();
         for (index, item) in items.into_iter().enumerate() {
-            self.add_item(&mut messages, item).map_err(|error| error.of_item(index))?;
+            let added = self.add_item(&mut messages, item, &mut groups).await;
+            shapes.push(added.map_err(|error| error.of(format_args!("item {index}")))?);
             if index % AT_A_TIME == AT_A_TIME - 1 {
                 tokio::task::yield_now().await;
             }
@@ -45,11 +50,20 @@ impl Api {
         // The messages have taken its place, and its share of the memory.
         drop(body);
         let stored = self.store(messages).await?;
-        let answers: Vec<_> = stored.iter().map(|stored| Answer::One(Published::new(stored))).collect();
-        json(StatusCode::OK, &answers)
+        let mut answers = stored.iter().map(Published::new);
+        let answers = shapes.into_iter().map(|shape| match shape {
+            Shape::One => Answer::One(answers.next()),
+            Shape::Group(count) => Answer::Group(answers.by_ref().take(count).collect()),
+        });
+        json(StatusCode::OK, &answers.collect::<Vec<_>>())
     }
 
-    fn add_item(&self, messages: &mut Messages, item: Item<'_>) -> Result<(), ApiError> {
+    async fn add_item(
+        &self,
+        messages: &mut Messages,
+        item: Item<'_>,
+        groups: &mut Groups,
+    ) -> Result<Shape, ApiError> {
         let destination = destination::parse_literal(&item.destination)?;
         let fields = item.headers.0.iter().map(|(name, value)| (&**name, value.as_bytes()));
         let limits = &self.settings.headers;
@@ -59,13 +73,12 @@ impl Api {
                 .map_err(|problem| ApiError::bad_request(format!("invalid queue: {problem}")))?;
             publish.queue = Some(name);
         }
-        let draft = self.draft(destination, publish)?;
+        let draft = self.draft(destination, publish, groups).await?;
         if item.body.len() > self.settings.max_message {
             return Err(ApiError::too_large("the message", self.settings.max_message));
         }
         // A copy, if it isn't one already: a body that shared the request's memory would keep all of that in use.
-        self.add(messages, draft, Bytes::from(item.body.into_owned()));
-        Ok(())
+        self.add(messages, draft, Bytes::from(item.body.into_owned()))
     }
 }
 

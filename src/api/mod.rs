@@ -31,6 +31,7 @@ mod messages;
 mod publish;
 mod query;
 pub mod routes;
+mod url_groups;
 mod wire;
 
 use self::auth::Tokens;
@@ -40,6 +41,7 @@ use self::headers::Limits;
 use self::routes::{Route, route};
 use crate::egress::policy::Policy;
 use crate::engine::Engine;
+use crate::store::url_groups::UrlGroupLimits;
 
 /// The address of the client at the other end of the connection.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +66,7 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// How long a deduplication key is held.
     pub deduplication_window: Duration,
+    pub url_groups: UrlGroupLimits,
 }
 
 /// What the handlers share.
@@ -126,11 +129,7 @@ impl Api {
             let query = parts.uri.query().unwrap_or_default();
             (api.call(route, query, &parts, &mut upload).await, Some(upload))
         });
-        task.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a request's task failed");
-            let text = "internal error; the server's log has the cause";
-            (Err(ApiError::new(http::StatusCode::INTERNAL_SERVER_ERROR, text)), None)
-        })
+        task.await.unwrap_or_else(|error| (Err(ApiError::task_failed(&error)), None))
     }
 
     /// What is asked for, if the caller may.
@@ -165,6 +164,12 @@ impl Api {
             Route::RetryDeadLetters => self.retry_dead_letters(query, &parts.headers).await,
             Route::ListEvents => self.list_log(query, log::Form::Events).await,
             Route::ListLogs => self.list_log(query, log::Form::Logs).await,
+            Route::ListUrlGroups => self.list_url_groups().await,
+            Route::GetUrlGroup { name } => self.get_url_group(&name).await,
+            Route::SetUrlGroupHeaders { name } => self.set_url_group_headers(&name, upload).await,
+            Route::DeleteUrlGroup { name } => self.delete_url_group(&name).await,
+            Route::UpsertEndpoints { name } => self.upsert_endpoints(&name, upload).await,
+            Route::RemoveEndpoints { name } => self.remove_endpoints(&name, upload).await,
             Route::GetKeys => self.get_keys(),
             Route::RotateKeys => self.rotate_keys().await,
             Route::Healthz => json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" })),

@@ -12,8 +12,9 @@ use serde::Serialize;
 use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Deduplication, Due, Kind, Publish, content_key, id_key};
+use super::url_groups::Groups;
 use super::{Api, Peer, caller, json};
-use crate::domain::destination::{self, Destination, DestinationError, Origin, validate_url};
+use crate::domain::destination::{self, Destination, Origin, validate_url};
 use crate::domain::message::{CallbackSpec, Message, Options};
 use crate::domain::outcome::Ids as _;
 use crate::domain::template::{Target, Template};
@@ -27,8 +28,14 @@ pub(super) const MAX_MESSAGES: usize = 50_000;
 
 /// What is to be published, checked; only its body is missing.
 pub(super) struct Draft {
-    recipient: Recipient,
+    recipients: Recipients,
     publish: Publish,
+}
+
+enum Recipients {
+    One(Recipient),
+    /// One for each endpoint; never empty.
+    Group(Vec<Recipient>),
 }
 
 struct Recipient {
@@ -42,6 +49,8 @@ pub(super) struct Messages {
     created_at: Timestamp,
     caller_ip: Option<String>,
     new: Vec<NewMessage>,
+    /// Bytes of their bodies.
+    bytes: usize,
 }
 
 impl Messages {
@@ -50,12 +59,21 @@ impl Messages {
     }
 }
 
+/// How the messages of a draft are answered.
+#[derive(Clone, Copy)]
+pub(super) enum Shape {
+    /// One, by itself.
+    One,
+    /// So many, as an array.
+    Group(usize),
+}
+
 /// The answer for one message.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Published<'a> {
     message_id: &'a str,
-    /// Not of a repeat: the first message may have gone elsewhere.
+    /// Not of a repeat, unless in a group: the first message may have gone elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<&'a str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -64,12 +82,12 @@ pub(super) struct Published<'a> {
 
 impl<'a> Published<'a> {
     pub(super) fn new((message, accepted): &'a (Arc<Message>, Accepted)) -> Self {
-        match accepted {
-            Accepted::Stored => {
-                Self { message_id: message.id.as_str(), url: Some(&message.url), deduplicated: false }
-            }
-            Accepted::Duplicate(first) => Self { message_id: first.as_str(), url: None, deduplicated: true },
-        }
+        let (id, deduplicated) = match accepted {
+            Accepted::Stored => (&message.id, false),
+            Accepted::Duplicate(first) => (first, true),
+        };
+        let url = (!deduplicated || message.url_group.is_some()).then_some(message.url.as_str());
+        Self { message_id: id.as_str(), url, deduplicated }
     }
 }
 
@@ -92,23 +110,36 @@ impl Api {
         let now = self.engine.now();
         let mut publish = headers::parse(kind, fields, &parsed.params, &self.settings.headers, now)?;
         publish.queue = queue.or(publish.queue);
-        let draft = self.draft(parsed.destination, publish)?;
+        let draft = self.draft(parsed.destination, publish, &mut Groups::new()).await?;
         let received = self.read_body(upload, self.settings.max_message, "the message").await?;
         let mut messages = self.messages(parts);
-        self.add(&mut messages, draft, received.body.clone());
+        let shape = self.add(&mut messages, draft, received.body.clone())?;
         let stored = self.store(messages).await?;
         let answers: Vec<_> = stored.iter().map(Published::new).collect();
         let repeated = answers.iter().all(|answer| answer.deduplicated);
         let status = if repeated { StatusCode::ACCEPTED } else { StatusCode::OK };
-        json(status, &answers.first())
+        match shape {
+            Shape::One => json(status, &answers.first()),
+            Shape::Group(_) => json(status, &answers),
+        }
     }
 
     /// Checks where something is to go, and its headers beyond their form.
-    pub(super) fn draft(&self, destination: Destination, publish: Publish) -> Result<Draft, ApiError> {
+    pub(super) async fn draft(
+        &self,
+        destination: Destination,
+        mut publish: Publish,
+        groups: &mut Groups,
+    ) -> Result<Draft, ApiError> {
         refuse_unsupported(&publish)?;
-        let recipient = match destination {
-            Destination::Url(url) => self.recipient(Target::url(url))?,
-            Destination::Group(name) => return Err(DestinationError::UnknownGroup(name).into()),
+        let recipients = match destination {
+            Destination::Url(url) => Recipients::One(self.recipient(Target::url(url))?),
+            Destination::Group(name) => {
+                let group = self.find_group(name, groups).await?;
+                group.add_headers(&mut publish.headers);
+                let recipients = group.targets().map(|target| self.recipient(target));
+                Recipients::Group(recipients.collect::<Result<_, _>>()?)
+            }
             Destination::Api(_) => {
                 return Err(ApiError::bad_request(
                     "api/llm is not available: no language model is configured",
@@ -116,7 +147,7 @@ impl Api {
             }
         };
         self.check_callbacks(&publish.options)?;
-        Ok(Draft { recipient, publish })
+        Ok(Draft { recipients, publish })
     }
 
     fn recipient(&self, target: Target) -> Result<Recipient, ApiError> {
@@ -131,7 +162,7 @@ impl Api {
         Ok(origin)
     }
 
-    fn check_destination(&self, url: &str) -> Result<Origin, ApiError> {
+    pub(super) fn check_destination(&self, url: &str) -> Result<Origin, ApiError> {
         let origin = validate_url(url)?;
         self.policy
             .check_literal(&origin.host)
@@ -158,17 +189,28 @@ impl Api {
             .extensions
             .get::<Peer>()
             .map(|peer| caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string());
-        Messages { created_at: self.engine.now(), caller_ip, new: Vec::with_capacity(1) }
+        Messages { created_at: self.engine.now(), caller_ip, new: Vec::with_capacity(1), bytes: 0 }
     }
 
-    /// Adds what a draft and its body come to.
-    pub(super) fn add(&self, messages: &mut Messages, draft: Draft, body: Bytes) {
-        let Draft { recipient, publish } = draft;
-        let created_at = messages.created_at;
+    /// Adds what a draft and its body come to, unless that is too much for one step of the store.
+    pub(super) fn add(&self, messages: &mut Messages, draft: Draft, body: Bytes) -> Result<Shape, ApiError> {
+        let Draft { recipients, publish } = draft;
+        let count = match &recipients {
+            Recipients::One(_) => 1,
+            Recipients::Group(recipients) => recipients.len(),
+        };
+        if messages.new.len() + count > MAX_MESSAGES {
+            let text = format!("one request may make at most {MAX_MESSAGES} messages");
+            return Err(ApiError::bad_request(text));
+        }
+        messages.bytes += body.len() * count;
+        if messages.bytes > self.settings.max_batch {
+            return Err(ApiError::too_large("the sum of its messages' bodies", self.settings.max_batch));
+        }
         let due_at = match publish.due {
-            Due::Now => created_at,
-            Due::After(delay) => created_at.after(delay),
-            Due::At(time) => time.clamp(created_at, Timestamp::MAX),
+            Due::Now => messages.created_at,
+            Due::After(delay) => messages.created_at.after(delay),
+            Due::At(time) => time.min(Timestamp::MAX),
         };
         let mut template = Template::new(
             publish.method,
@@ -180,21 +222,37 @@ impl Api {
         );
         template.caller_ip.clone_from(&messages.caller_ip);
         template.queue = publish.queue;
-        let key = publish.deduplication.map(|deduplication| match deduplication {
-            Deduplication::Id(id) => id_key(&id, None),
-            Deduplication::Content => {
-                content_key(&recipient.target.url, template.method, &template.headers, &template.body)
+        let new = |recipient, template| {
+            let key = publish.deduplication.as_ref().map(|by| key(by, &recipient, &template));
+            self.new_message(recipient, template, messages.created_at, due_at, key)
+        };
+        Ok(match recipients {
+            Recipients::One(recipient) => {
+                messages.new.push(new(recipient, template));
+                Shape::One
             }
-        });
+            Recipients::Group(recipients) => {
+                messages.new.extend(recipients.into_iter().map(|recipient| new(recipient, template.clone())));
+                Shape::Group(count)
+            }
+        })
+    }
+
+    fn new_message(
+        &self,
+        recipient: Recipient,
+        template: Template,
+        created_at: Timestamp,
+        due_at: Timestamp,
+        key: Option<String>,
+    ) -> NewMessage {
         let id = FreshIds.message(created_at);
-        messages.new.push(NewMessage {
+        let expires_at = created_at.after(self.settings.deduplication_window);
+        NewMessage {
             message: Arc::new(template.into_message(id, recipient.target, created_at, due_at)),
             lane: recipient.lane,
-            deduplication: key.map(|key| store::Deduplication {
-                key,
-                expires_at: created_at.after(self.settings.deduplication_window),
-            }),
-        });
+            deduplication: key.map(|key| store::Deduplication { key, expires_at }),
+        }
     }
 
     /// Stores messages, all or none: each with what became of it.
@@ -202,6 +260,16 @@ impl Api {
         let sent: Vec<_> = messages.new.iter().map(|new| Arc::clone(&new.message)).collect();
         let accepted = self.engine.ingest().publish(messages.new).await?;
         Ok(sent.into_iter().zip(accepted).collect())
+    }
+}
+
+/// What a repeat is recognised by. Each endpoint of a group is told apart, so that one that joins later gets the message.
+fn key(by: &Deduplication, Recipient { target, .. }: &Recipient, template: &Template) -> String {
+    match by {
+        Deduplication::Id(id) => id_key(id, target.url_group.is_some().then_some(&*target.url)),
+        Deduplication::Content => {
+            content_key(&target.url, template.method, &template.headers, &template.body)
+        }
     }
 }
 

@@ -41,6 +41,23 @@ pub enum Route {
     ListEvents,
     /// `GET /v2/logs`: the same in pages of 100, in `logs` too.
     ListLogs,
+    /// `/v2/topics`, as all that follow.
+    ListUrlGroups,
+    GetUrlGroup {
+        name: String,
+    },
+    SetUrlGroupHeaders {
+        name: String,
+    },
+    DeleteUrlGroup {
+        name: String,
+    },
+    UpsertEndpoints {
+        name: String,
+    },
+    RemoveEndpoints {
+        name: String,
+    },
     GetKeys,
     RotateKeys,
     Healthz,
@@ -79,7 +96,9 @@ impl Route {
             | Self::ListDeadLetters
             | Self::GetDeadLetter { .. }
             | Self::ListEvents
-            | Self::ListLogs => Access::Read,
+            | Self::ListLogs
+            | Self::ListUrlGroups
+            | Self::GetUrlGroup { .. } => Access::Read,
             Self::Publish { .. }
             | Self::Enqueue { .. }
             | Self::Batch
@@ -88,6 +107,10 @@ impl Route {
             | Self::DeleteDeadLetter { .. }
             | Self::RetryDeadLetter { .. }
             | Self::RetryDeadLetters
+            | Self::SetUrlGroupHeaders { .. }
+            | Self::DeleteUrlGroup { .. }
+            | Self::UpsertEndpoints { .. }
+            | Self::RemoveEndpoints { .. }
             | Self::GetKeys
             | Self::RotateKeys => Access::Full,
         }
@@ -122,6 +145,7 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
     let get = Method::GET;
     let post = Method::POST;
     let delete = Method::DELETE;
+    let patch = Method::PATCH;
     match *words.as_slice() {
         [] => only(method, &[(get, Route::Root)], "GET, HEAD"),
         ["healthz"] => only(method, &[(get, Route::Healthz)], "GET, HEAD"),
@@ -147,6 +171,24 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         ),
         ["v2", "events"] => only(method, &[(get, Route::ListEvents)], "GET, HEAD"),
         ["v2", "logs"] => only(method, &[(get, Route::ListLogs)], "GET, HEAD"),
+        ["v2", "topics"] => only(method, &[(get, Route::ListUrlGroups)], "GET, HEAD"),
+        ["v2", "topics", _] => only(
+            method,
+            &[
+                (get, Route::GetUrlGroup { name: id(2) }),
+                (patch, Route::SetUrlGroupHeaders { name: id(2) }),
+                (delete, Route::DeleteUrlGroup { name: id(2) }),
+            ],
+            "GET, HEAD, PATCH, DELETE",
+        ),
+        ["v2", "topics", _, "endpoints"] => only(
+            method,
+            &[
+                (post, Route::UpsertEndpoints { name: id(2) }),
+                (delete, Route::RemoveEndpoints { name: id(2) }),
+            ],
+            "POST, DELETE",
+        ),
         ["v2", "keys"] => only(method, &[(get, Route::GetKeys)], "GET, HEAD"),
         ["v2", "keys", "rotate"] | ["v2", "rotate"] => only(method, &[(post, Route::RotateKeys)], "POST"),
         _ => Err(RouteError::Unknown),
@@ -226,6 +268,19 @@ mod tests {
         check("POST", "/v2/keys/rotate/", &Ok(Route::RotateKeys));
         check("GET", "/v2/messages/msg_aB", &Ok(Route::GetMessage { id: "msg_aB".to_owned() }));
         check("HEAD", "/healthz", &Ok(Route::Healthz));
+    }
+
+    #[test]
+    fn url_groups_are_topics_here() {
+        let name = || "My-g".to_owned();
+        check("GET", "/v2/topics/", &Ok(Route::ListUrlGroups));
+        check("GET", "/v2/Topics/My-g", &Ok(Route::GetUrlGroup { name: name() }));
+        check("DELETE", "/v2/topics/My%2Dg", &Ok(Route::DeleteUrlGroup { name: name() }));
+        check("PATCH", "/v2/topics/My-g", &Ok(Route::SetUrlGroupHeaders { name: name() }));
+        check("POST", "/v2/topics/My-g/endpoints", &Ok(Route::UpsertEndpoints { name: name() }));
+        check("DELETE", "/v2/topics/My-g/Endpoints/", &Ok(Route::RemoveEndpoints { name: name() }));
+        check("DELETE", "/v2/topics", &Err(RouteError::Method { allow: "GET, HEAD" }));
+        check("POST", "/v2/topics/endpoints", &Err(RouteError::Method { allow: "GET, HEAD, PATCH, DELETE" }));
     }
 
     #[test]

@@ -203,6 +203,13 @@ pub struct Config {
     #[config(default = "10m", validate(dedup_window.is_within(1, 90 * DAY), "allowed: 1s to 90d"))]
     pub dedup_window: TimeSpan,
 
+    /// Most URL groups there may be. Not set: no limit.
+    pub max_url_groups: Option<u32>,
+
+    /// Most endpoints that a URL group may have. 1 to 1000.
+    #[config(default = 100, validate((1..=1000).contains(max_endpoints_per_group), "allowed: 1 to 1000"))]
+    pub max_endpoints_per_group: usize,
+
     // How many callers at once, and how slow they may be.
     /// Connections open at once. 1 to 1000000.
     #[config(default = 10_000, validate((1..=1_000_000).contains(max_connections), "allowed: 1 to 1000000"))]

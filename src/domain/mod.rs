@@ -17,3 +17,4 @@ pub mod retry_delay;
 pub mod signature;
 pub mod template;
 pub mod time;
+pub mod url_group;

@@ -14,6 +14,9 @@ use crate::domain::outcome::{Finish, Response};
 use crate::domain::time::Timestamp;
 
 pub mod sql;
+pub mod url_groups;
+
+pub use self::url_groups::UrlGroups;
 
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -320,7 +323,7 @@ pub struct StoredKeys {
 /// Durable storage. Every call is one atomic step; none may be cancelled half-way by its caller's disappearance, so the
 /// engine and the API call it from tasks of their own.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: UrlGroups + Send + Sync + 'static {
     /// Whether several nodes may share it. One that isn't shared goes by this machine's clock, and nobody takes over.
     fn is_shared(&self) -> bool;
 

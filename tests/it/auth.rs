@@ -14,7 +14,7 @@ engines! {
     health_needs_no_token,
 }
 
-const EVERYTHING: [(&str, &str); 12] = [
+const EVERYTHING: [(&str, &str); 18] = [
     ("POST", "/v2/publish/https://example.com"),
     ("POST", "/v2/enqueue/q/https://example.com"),
     ("POST", "/v2/batch"),
@@ -25,6 +25,12 @@ const EVERYTHING: [(&str, &str); 12] = [
     ("POST", "/v2/dlq/retry/1-0"),
     ("GET", "/v2/events"),
     ("GET", "/v2/logs"),
+    ("GET", "/v2/topics"),
+    ("GET", "/v2/topics/g"),
+    ("PATCH", "/v2/topics/g"),
+    ("DELETE", "/v2/topics/g"),
+    ("POST", "/v2/topics/g/endpoints"),
+    ("DELETE", "/v2/topics/g/endpoints"),
     ("GET", "/v2/keys"),
     ("POST", "/v2/keys/rotate"),
 ];
@@ -93,9 +99,13 @@ fn read_only(server: &Server, method: &str, target: &str) -> crate::support::htt
 async fn a_read_only_token_reads(t: Test) {
     let (server, receiver) = (t.server().await, Receiver::start().await);
     let id = server.publish(&receiver.url("/"), &[], "x").await;
-    for target in
-        [format!("/v2/messages/{id}"), "/v2/dlq".to_owned(), "/v2/events".to_owned(), "/v2/logs".to_owned()]
-    {
+    for target in [
+        format!("/v2/messages/{id}"),
+        "/v2/dlq".to_owned(),
+        "/v2/events".to_owned(),
+        "/v2/logs".to_owned(),
+        "/v2/topics".to_owned(),
+    ] {
         read_only(&server, "GET", &target).send().await.json(200);
     }
 }
@@ -108,6 +118,10 @@ async fn a_read_only_token_changes_nothing(t: Test) {
         ("POST", format!("/v2/publish/{}", receiver.url("/"))),
         ("POST", format!("/v2/enqueue/q/{}", receiver.url("/"))),
         ("POST", "/v2/batch".to_owned()),
+        ("POST", "/v2/topics/g/endpoints".to_owned()),
+        ("DELETE", "/v2/topics/g/endpoints".to_owned()),
+        ("DELETE", "/v2/topics/g".to_owned()),
+        ("PATCH", "/v2/topics/g".to_owned()),
         ("DELETE", format!("/v2/messages/{id}")),
         ("DELETE", "/v2/dlq/1-0".to_owned()),
         ("POST", "/v2/dlq/retry/1-0".to_owned()),

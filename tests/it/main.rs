@@ -29,3 +29,4 @@ mod resources;
 mod sdk;
 mod signing;
 mod tls;
+mod url_groups;

@@ -13,6 +13,7 @@ mod lists;
 mod model;
 mod suite;
 mod support;
+mod url_groups;
 
 /// A test on each of the three stores for each scenario.
 macro_rules! on_all_stores {
@@ -90,4 +91,13 @@ on_all_stores! { lists:
     one_token_is_made_however_many_ask,
     only_what_is_finished_and_old_is_pruned,
     pruning_walks_on,
+}
+
+on_all_stores! { url_groups:
+    a_group_is_made_with_its_first_endpoints,
+    endpoints_are_changed_and_added,
+    a_group_goes_with_its_last_endpoint,
+    a_group_has_headers,
+    groups_and_endpoints_have_limits,
+    changes_at_once_are_all_made,
 }

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use homing::domain::id::{DeadLetterId, MessageId};
-use homing::domain::message::Message;
+use homing::domain::message::{Headers, Message};
 use homing::domain::outcome::{Attempt, Next, Outcome, Response};
 use homing::domain::time::Timestamp;
+use homing::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
+use homing::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
 use homing::store::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
     LogCursor, LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair,
@@ -76,6 +78,7 @@ struct Contents {
     nodes: BTreeMap<i64, (String, Timestamp)>,
     signing_keys: Option<StoredKeys>,
     tokens: Vec<[u8; 32]>,
+    url_groups: BTreeMap<String, UrlGroup>,
 }
 
 impl Model {
@@ -93,6 +96,7 @@ impl Model {
                 nodes: BTreeMap::new(),
                 signing_keys: None,
                 tokens: Vec::new(),
+                url_groups: BTreeMap::new(),
             }),
         }
     }
@@ -713,4 +717,69 @@ impl Store for Model {
     }
 
     async fn close(&self) {}
+}
+
+#[async_trait]
+impl UrlGroups for Model {
+    async fn url_group(&self, name: &str) -> Result<Option<UrlGroup>> {
+        Ok(self.state().url_groups.get(name).cloned())
+    }
+
+    async fn url_groups(&self) -> Result<Vec<UrlGroup>> {
+        Ok(self.state().url_groups.values().cloned().collect())
+    }
+
+    async fn upsert_endpoints(
+        &self,
+        name: &str,
+        endpoints: &[Endpoint],
+        limits: UrlGroupLimits,
+        now: Timestamp,
+    ) -> Result<Upserted> {
+        let groups = &mut self.state().url_groups;
+        let mut group = match groups.get(name) {
+            Some(group) => group.clone(),
+            None if limits.groups.is_some_and(|limit| groups.len() >= limit as usize) => {
+                return Ok(Upserted::TooManyGroups);
+            }
+            None => UrlGroup::new(name.to_owned(), now),
+        };
+        if groups.contains_key(name) {
+            group.touch(now);
+        }
+        if !group.upsert_all(endpoints, limits.endpoints) {
+            return Ok(Upserted::TooManyEndpoints);
+        }
+        groups.insert(name.to_owned(), group);
+        Ok(Upserted::Stored)
+    }
+
+    async fn remove_endpoints(&self, name: &str, keys: &[EndpointKey], now: Timestamp) -> Result<bool> {
+        let groups = &mut self.state().url_groups;
+        let Some(group) = groups.get_mut(name) else { return Ok(false) };
+        let before = group.endpoints.len();
+        for key in keys {
+            group.remove(key);
+        }
+        if group.endpoints.len() < before {
+            group.touch(now);
+        }
+        if group.endpoints.is_empty() {
+            groups.remove(name);
+        }
+        Ok(true)
+    }
+
+    async fn set_url_group_headers(&self, name: &str, headers: &Headers, now: Timestamp) -> Result<bool> {
+        let groups = &mut self.state().url_groups;
+        let Some(group) = groups.get_mut(name) else { return Ok(false) };
+        group.headers = headers.clone();
+        group.touch(now);
+        Ok(true)
+    }
+
+    async fn delete_url_group(&self, name: &str) -> Result<()> {
+        self.state().url_groups.remove(name);
+        Ok(())
+    }
 }

@@ -150,6 +150,18 @@ pub fn parse<'a>(
     })
 }
 
+/// Reads headers that stand for themselves, such as a URL group's; those that are never forwarded are dropped.
+pub fn parse_plain<'a>(
+    headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+) -> Result<Headers, HeaderError> {
+    let mut plain = Headers::new();
+    for field in fields::collect(headers, &[])? {
+        fields::check_name(field.written, &field)?;
+        config::append(&mut plain, field.written, &field.value);
+    }
+    Ok(plain)
+}
+
 /// A workflow's step that is delivered as a plain message half works; better that it fails where it is sent.
 fn refuse_workflows(family: &Family<'_>) -> Result<(), HeaderError> {
     match family.get("workflow-runid") {

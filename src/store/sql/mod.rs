@@ -48,6 +48,7 @@ mod open;
 mod query;
 mod retention;
 mod secrets;
+mod url_groups;
 
 /// A value that exists once per engine: a pool, a transaction.
 pub enum Backend<P, S> {
