@@ -21,6 +21,7 @@ use crate::engine::keys::{self, Keys};
 use crate::engine::{self, Engine};
 use crate::listener::{self, Listener};
 use crate::store::sql::{self, SqlStore};
+use crate::store::url_groups::UrlGroupLimits;
 use crate::store::{Retention, SigningKeyPair, Store, StoredKeys};
 
 /// Runs the server until it is told to stop by SIGTERM or SIGINT; a second signal ends it at once.
@@ -194,6 +195,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
             max_flow_control_period: config.max_flow_control_period.get(),
         },
         max_message: config.max_message_size.get(),
+        max_batch: config.max_batch_size.get(),
         max_body_memory: config.max_inflight_request_bytes.get(),
         body_timeout: config.body_timeout.get(),
         trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,
@@ -201,6 +203,10 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         max_schedules: config.max_schedules,
         max_messages_per_day: config.max_messages_per_day,
         max_requests_per_second: config.max_requests_per_second,
+        url_groups: UrlGroupLimits {
+            groups: config.max_url_groups,
+            endpoints: config.max_endpoints_per_group,
+        },
     })
 }
 

@@ -10,7 +10,6 @@ use serde_json::{Map, Value, json};
 use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Due, Kind, Publish};
-use super::publish::refuse_unsupported;
 use super::query::{Query, invalid_cursor};
 use super::{Api, PAGE_BYTES, filter, wire};
 use crate::domain::id::{DeadLetterId, MessageId};
@@ -268,7 +267,6 @@ impl Api {
         let fields = retry.fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let now = self.engine.now();
         let publish = headers::parse(Kind::Publish, fields, &params, &self.settings.headers, now)?;
-        refuse_unsupported(&publish)?;
         Ok(publish)
     }
 

@@ -1,5 +1,7 @@
 //! The one place where errors become HTTP: status, JSON body, headers.
 
+use std::fmt::Display;
+
 use axum::body::Body;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
@@ -87,6 +89,26 @@ impl ApiError {
             (HeaderName::from_static(reset_name), reset_s.into()),
         ];
         error
+    }
+
+    /// 412, for more than the operator allows of something.
+    pub fn quota(name: &str, limit: impl Display) -> Self {
+        let text = format!("quota {name} exceeded, current limit: {limit}");
+        Self::new(StatusCode::PRECONDITION_FAILED, text)
+    }
+
+    /// 500, for a request whose task failed.
+    pub fn task_failed(error: &tokio::task::JoinError) -> Self {
+        tracing::error!(%error, "a request's task failed");
+        let text = "internal error; the server's log has the cause";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    }
+
+    /// The same about one of several things in a request.
+    #[must_use]
+    pub fn of(mut self, what: impl Display) -> Self {
+        self.text = format!("{what}: {}", self.text);
+        self
     }
 
     /// The answer.

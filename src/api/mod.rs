@@ -19,6 +19,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub mod auth;
+mod batch;
 mod body;
 mod caller;
 mod dead_letters;
@@ -34,6 +35,7 @@ mod query;
 mod quota;
 pub mod routes;
 mod schedules;
+mod url_groups;
 #[doc(hidden)] // public for the benchmarks
 pub mod wire;
 
@@ -45,6 +47,7 @@ use self::quota::{BurstLimit, DailyQuota};
 use self::routes::{Route, route};
 use crate::egress::policy::Policy;
 use crate::engine::Engine;
+use crate::store::url_groups::UrlGroupLimits;
 
 /// The address of the client at the other end of the connection.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +62,8 @@ pub struct Settings {
     pub headers: Limits,
     /// Bytes of a message's body.
     pub max_message: usize,
+    /// Bytes of a batch request's body.
+    pub max_batch: usize,
     /// Bytes of request bodies in memory at once.
     pub max_body_memory: usize,
     /// Time for a body to arrive.
@@ -73,6 +78,7 @@ pub struct Settings {
     pub max_messages_per_day: Option<u64>,
     /// Requests in a second other than those that publish; `None`: no limit.
     pub max_requests_per_second: Option<u64>,
+    pub url_groups: UrlGroupLimits,
 }
 
 /// What the handlers share.
@@ -123,8 +129,15 @@ impl Api {
             Ok(route) => route,
             Err(error) => return (Err(error), Some(upload)),
         };
-        if let Route::Publish { rest } = route {
-            return (self.publish(&rest, &parts, &mut upload).await, Some(upload));
+        // What these store is stored by a task of the engine; they need none of their own.
+        match &route {
+            Route::Publish { rest } => {
+                return (self.publish(None, rest, &parts, &mut upload).await, Some(upload));
+            }
+            Route::Enqueue { queue, rest } => {
+                return (self.publish(Some(queue), rest, &parts, &mut upload).await, Some(upload));
+            }
+            _ => {}
         }
         // A caller that hangs up must not stop a step of the database half-way.
         let api = Arc::clone(self);
@@ -132,11 +145,7 @@ impl Api {
             let query = parts.uri.query().unwrap_or_default();
             (api.call(route, query, &parts, &mut upload).await, Some(upload))
         });
-        task.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a request's task failed");
-            let text = "internal error; the server's log has the cause";
-            (Err(ApiError::new(http::StatusCode::INTERNAL_SERVER_ERROR, text)), None)
-        })
+        task.await.unwrap_or_else(|error| (Err(ApiError::task_failed(&error)), None))
     }
 
     /// What is asked for, if the caller may.
@@ -160,7 +169,9 @@ impl Api {
         upload: &mut Upload,
     ) -> Result<Response, ApiError> {
         match route {
-            Route::Publish { rest } => self.publish(&rest, parts, upload).await,
+            Route::Publish { rest } => self.publish(None, &rest, parts, upload).await,
+            Route::Enqueue { queue, rest } => self.publish(Some(&queue), &rest, parts, upload).await,
+            Route::Batch => self.batch(parts, upload).await,
             Route::GetMessage { id } => self.get_message(&id).await,
             Route::CancelMessage { id } => self.cancel_message(&id).await,
             Route::CancelMessages { trailing_slash } => {
@@ -184,6 +195,12 @@ impl Api {
             Route::DeleteSchedule { id } => self.delete_schedule(&id).await,
             Route::PauseSchedule { id } => self.pause_schedule(&id).await,
             Route::ResumeSchedule { id } => self.resume_schedule(&id).await,
+            Route::ListUrlGroups => self.list_url_groups().await,
+            Route::GetUrlGroup { name } => self.get_url_group(&name).await,
+            Route::SetUrlGroupHeaders { name } => self.set_url_group_headers(&name, upload).await,
+            Route::DeleteUrlGroup { name } => self.delete_url_group(&name).await,
+            Route::UpsertEndpoints { name } => self.upsert_endpoints(&name, upload).await,
+            Route::RemoveEndpoints { name } => self.remove_endpoints(&name, upload).await,
             Route::GetKeys => self.get_keys(),
             Route::RotateKeys => self.rotate_keys().await,
             Route::Healthz => json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" })),

@@ -49,6 +49,14 @@ mod tests {
 
     operations! {
         Publish: "publish",
+        Enqueue: "enqueue",
+        Batch: "batch",
+        ListUrlGroups: "listUrlGroups",
+        GetUrlGroup: "getUrlGroup",
+        SetUrlGroupHeaders: "updateUrlGroup",
+        DeleteUrlGroup: "deleteUrlGroup",
+        UpsertEndpoints: "upsertEndpoints",
+        RemoveEndpoints: "removeEndpoints",
         GetMessage: "getMessage",
         CancelMessage: "cancelMessage",
         CancelMessages: "cancelMessages",

@@ -1,8 +1,10 @@
-//! `POST /v2/publish/{destination}`.
+//! `POST /v2/publish/{destination}` and `POST /v2/enqueue/{queue}/{destination}`, and what they share with the items of
+//! a batch: a destination and headers make a [`Draft`], a draft and a body make messages.
 
 use std::sync::Arc;
 
 use axum::response::Response;
+use bytes::Bytes;
 use http::StatusCode;
 use http::request::Parts;
 use serde::Serialize;
@@ -10,9 +12,10 @@ use serde::Serialize;
 use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Deduplication, Due, Kind, Publish, content_key, id_key};
+use super::url_groups::Groups;
 use super::{Api, Peer, caller, json};
-use crate::domain::destination::{self, Destination, DestinationError, Origin, validate_url};
-use crate::domain::message::{CallbackSpec, Options};
+use crate::domain::destination::{self, Destination, Origin, validate_url};
+use crate::domain::message::{CallbackSpec, Message, Options};
 use crate::domain::outcome::Ids as _;
 use crate::domain::template::{Target, Template};
 use crate::domain::time::Timestamp;
@@ -20,69 +23,158 @@ use crate::engine::ids::FreshIds;
 use crate::engine::ingest::NewMessage;
 use crate::store::{self, Accepted};
 
-/// The answer for one message to a URL.
+/// Messages that one request may make: as many are stored within a second or two, while others wait.
+pub(super) const MAX_MESSAGES: usize = 50_000;
+
+/// What is to be published, checked; only its body is missing.
+pub(super) struct Draft {
+    recipients: Recipients,
+    publish: Publish,
+}
+
+enum Recipients {
+    One(Recipient),
+    /// One for each endpoint; never empty.
+    Group(Vec<Recipient>),
+}
+
+struct Recipient {
+    target: Target,
+    /// What deliveries there are limited by.
+    lane: Arc<str>,
+}
+
+/// The messages of one request, which are stored together.
+pub(super) struct Messages {
+    created_at: Timestamp,
+    caller_ip: Option<String>,
+    new: Vec<NewMessage>,
+    /// Bytes of their bodies.
+    bytes: usize,
+}
+
+impl Messages {
+    pub(super) fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+}
+
+/// How the messages of a draft are answered.
+#[derive(Clone, Copy)]
+pub(super) enum Shape {
+    /// One, by itself.
+    One,
+    /// So many, as an array.
+    Group(usize),
+}
+
+/// The answer for one message.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Published<'a> {
+pub(super) struct Published<'a> {
     message_id: &'a str,
-    /// Not of a repeat: the first message may have gone elsewhere.
+    /// Not of a repeat, unless in a group: the first message may have gone elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<&'a str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     deduplicated: bool,
 }
 
+impl<'a> Published<'a> {
+    pub(super) fn new((message, accepted): &'a (Arc<Message>, Accepted)) -> Self {
+        let (id, deduplicated) = match accepted {
+            Accepted::Stored => (&message.id, false),
+            Accepted::Duplicate(first) => (first, true),
+        };
+        let url = (!deduplicated || message.url_group.is_some()).then_some(message.url.as_str());
+        Self { message_id: id.as_str(), url, deduplicated }
+    }
+}
+
 impl Api {
+    /// Publishes what one request says, through that queue if there is one in the path.
     pub(super) async fn publish(
         &self,
+        queue: Option<&str>,
         rest: &str,
         parts: &Parts,
         upload: &mut Upload,
     ) -> Result<Response, ApiError> {
+        let queue = queue
+            .map(headers::read_name)
+            .transpose()
+            .map_err(|problem| ApiError::bad_request(format!("invalid queue in the path: {problem}")))?;
+        let kind = if queue.is_some() { Kind::Enqueue } else { Kind::Publish };
         let parsed = destination::parse(rest)?;
-        let url = match parsed.destination {
-            Destination::Url(url) => url,
-            Destination::Group(name) => return Err(DestinationError::UnknownGroup(name).into()),
+        let fields = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let now = self.engine.now();
+        let mut publish = headers::parse(kind, fields, &parsed.params, &self.settings.headers, now)?;
+        if publish.cron.is_some() {
+            return self.create_schedule(rest, parts, upload).await;
+        }
+        publish.queue = queue.or(publish.queue);
+        let draft = self.draft(parsed.destination, publish, &mut Groups::new()).await?;
+        let received = self.read_body(upload, self.settings.max_message, "the message").await?;
+        let mut messages = self.messages(parts);
+        let shape = self.add(&mut messages, draft, received.body.clone())?;
+        let stored = self.store(messages).await?;
+        let answers: Vec<_> = stored.iter().map(Published::new).collect();
+        let repeated = answers.iter().all(|answer| answer.deduplicated);
+        let status = if repeated { StatusCode::ACCEPTED } else { StatusCode::OK };
+        match shape {
+            Shape::One => json(status, &answers.first()),
+            Shape::Group(_) => json(status, &answers),
+        }
+    }
+
+    /// Checks where something is to go, and its headers beyond their form.
+    pub(super) async fn draft(
+        &self,
+        destination: Destination,
+        mut publish: Publish,
+        groups: &mut Groups,
+    ) -> Result<Draft, ApiError> {
+        let recipients = match destination {
+            Destination::Url(url) => Recipients::One(self.recipient(Target::url(url))?),
+            Destination::Group(name) => {
+                let group = self.find_group(name, groups).await?;
+                group.add_headers(&mut publish.headers);
+                let recipients = group.targets().map(|target| self.recipient(target));
+                Recipients::Group(recipients.collect::<Result<_, _>>()?)
+            }
             Destination::Api(_) => {
                 return Err(ApiError::bad_request(
                     "api/llm is not available: no language model is configured",
                 ));
             }
         };
-        let now = self.engine.now();
-        let fields = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        let publish = headers::parse(Kind::Publish, fields, &parsed.params, &self.settings.headers, now)?;
-        if publish.cron.is_some() {
-            return self.create_schedule(rest, parts, upload).await;
-        }
-        refuse_unsupported(&publish)?;
-        let origin = self.check_destinations(&url, &publish.options)?;
-        let received = self.read_body(upload, self.settings.max_message, "the message").await?;
-        let caller_ip = parts
-            .extensions
-            .get::<Peer>()
-            .map(|peer| caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string());
-        let new = self.new_message(url, &origin, publish, received.body.clone(), caller_ip);
-        let message = Arc::clone(&new.message);
-        let accepted = self.accept(vec![new]).await?;
-        let (status, id, deduplicated) = match accepted.first() {
-            Some(Accepted::Duplicate(first)) => (StatusCode::ACCEPTED, first, true),
-            _ => (StatusCode::OK, &message.id, false),
-        };
-        let url = (!deduplicated).then_some(message.url.as_str());
-        json(status, &Published { message_id: id.as_str(), url, deduplicated })
+        self.check_callbacks(&publish.options)?;
+        Ok(Draft { recipients, publish })
     }
 
-    /// Checks literal addresses of the destination and its callbacks; names are checked when they are connected to.
+    fn recipient(&self, target: Target) -> Result<Recipient, ApiError> {
+        let origin = self.check_destination(&target.url)?;
+        Ok(Recipient { target, lane: Arc::from(origin.to_string()) })
+    }
+
+    /// Checks the literal addresses of a destination and its callbacks; names are checked when they are connected to.
     pub(super) fn check_destinations(&self, url: &str, options: &Options) -> Result<Origin, ApiError> {
+        let origin = self.check_destination(url)?;
+        self.check_callbacks(options)?;
+        Ok(origin)
+    }
+
+    pub(super) fn check_destination(&self, url: &str) -> Result<Origin, ApiError> {
         let origin = validate_url(url)?;
         self.policy
             .check_literal(&origin.host)
             .map_err(|refusal| ApiError::bad_request(format!("invalid destination url: {refusal}")))?;
-        for spec in [&options.callback, &options.failure_callback].into_iter().flatten() {
-            self.check_callback(spec)?;
-        }
         Ok(origin)
+    }
+
+    fn check_callbacks(&self, options: &Options) -> Result<(), ApiError> {
+        let callbacks = [&options.callback, &options.failure_callback];
+        callbacks.into_iter().flatten().try_for_each(|spec| self.check_callback(spec))
     }
 
     pub(super) fn check_callback(&self, spec: &CallbackSpec) -> Result<(), ApiError> {
@@ -90,30 +182,37 @@ impl Api {
         self.policy
             .check_literal(&origin.host)
             .map_err(|refusal| ApiError::bad_request(format!("invalid callback url: {refusal}")))?;
-        [&spec.options.callback, &spec.options.failure_callback]
-            .into_iter()
-            .flatten()
-            .try_for_each(|nested| self.check_callback(nested))
+        self.check_callbacks(&spec.options)
     }
 
-    fn new_message(
-        &self,
-        url: String,
-        origin: &Origin,
-        publish: Publish,
-        body: bytes::Bytes,
-        caller_ip: Option<String>,
-    ) -> NewMessage {
-        let created_at = self.engine.now();
-        let due_at = match publish.due {
-            Due::Now => created_at,
-            Due::After(delay) => created_at.after(delay),
-            Due::At(time) => time.clamp(created_at, Timestamp::MAX),
+    /// No messages yet, of this request and accepted now.
+    pub(super) fn messages(&self, parts: &Parts) -> Messages {
+        let caller_ip = parts
+            .extensions
+            .get::<Peer>()
+            .map(|peer| caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string());
+        Messages { created_at: self.engine.now(), caller_ip, new: Vec::with_capacity(1), bytes: 0 }
+    }
+
+    /// Adds what a draft and its body come to, unless that is too much for one step of the store.
+    pub(super) fn add(&self, messages: &mut Messages, draft: Draft, body: Bytes) -> Result<Shape, ApiError> {
+        let Draft { recipients, publish } = draft;
+        let count = match &recipients {
+            Recipients::One(_) => 1,
+            Recipients::Group(recipients) => recipients.len(),
         };
-        let key = match publish.deduplication {
-            None => None,
-            Some(Deduplication::Id(id)) => Some(id_key(&id, None)),
-            Some(Deduplication::Content) => Some(content_key(&url, publish.method, &publish.headers, &body)),
+        if messages.new.len() + count > MAX_MESSAGES {
+            let text = format!("one request may make at most {MAX_MESSAGES} messages");
+            return Err(ApiError::bad_request(text));
+        }
+        messages.bytes += body.len() * count;
+        if messages.bytes > self.settings.max_batch {
+            return Err(ApiError::too_large("the sum of its messages' bodies", self.settings.max_batch));
+        }
+        let due_at = match publish.due {
+            Due::Now => messages.created_at,
+            Due::After(delay) => messages.created_at.after(delay),
+            Due::At(time) => time.min(Timestamp::MAX),
         };
         let mut template = Template::new(
             publish.method,
@@ -123,37 +222,55 @@ impl Api {
             publish.labels,
             publish.options,
         );
-        template.caller_ip = caller_ip;
+        template.caller_ip.clone_from(&messages.caller_ip);
+        template.queue = publish.queue;
+        let new = |recipient, template| {
+            let key = publish.deduplication.as_ref().map(|by| key(by, &recipient, &template));
+            self.new_message(recipient, template, messages.created_at, due_at, key)
+        };
+        Ok(match recipients {
+            Recipients::One(recipient) => {
+                messages.new.push(new(recipient, template));
+                Shape::One
+            }
+            Recipients::Group(recipients) => {
+                messages.new.extend(recipients.into_iter().map(|recipient| new(recipient, template.clone())));
+                Shape::Group(count)
+            }
+        })
+    }
+
+    fn new_message(
+        &self,
+        recipient: Recipient,
+        template: Template,
+        created_at: Timestamp,
+        due_at: Timestamp,
+        key: Option<String>,
+    ) -> NewMessage {
         let id = FreshIds.message(created_at);
-        let message = template.message(id, Target::url(url), created_at, due_at);
+        let expires_at = created_at.after(self.settings.deduplication_window);
         NewMessage {
-            message: Arc::new(message),
-            lane: Arc::from(origin.to_string()),
-            deduplication: key.map(|key| store::Deduplication {
-                key,
-                expires_at: created_at.after(self.settings.deduplication_window),
-            }),
+            message: Arc::new(template.into_message(id, recipient.target, created_at, due_at)),
+            lane: recipient.lane,
+            deduplication: key.map(|key| store::Deduplication { key, expires_at }),
         }
+    }
+
+    /// Stores messages, all or none: each with what became of it.
+    pub(super) async fn store(&self, messages: Messages) -> Result<Vec<(Arc<Message>, Accepted)>, ApiError> {
+        let sent: Vec<_> = messages.new.iter().map(|new| Arc::clone(&new.message)).collect();
+        let accepted = self.accept(messages.new).await?;
+        Ok(sent.into_iter().zip(accepted).collect())
     }
 }
 
-/// What would be accepted and then not honoured is refused instead.
-pub(super) fn refuse_unsupported(publish: &Publish) -> Result<(), ApiError> {
-    let header = if publish.queue.is_some() {
-        "Upstash-Queue-Name"
-    } else if publish.cron.is_some() {
-        "Upstash-Cron"
-    } else if has_flow_control(&publish.options) {
-        "Upstash-Flow-Control-Key"
-    } else {
-        return Ok(());
-    };
-    Err(ApiError::bad_request(format!("invalid header {header}: this server does not support it yet")))
-}
-
-/// Whether the message or one of its callbacks is under flow control.
-fn has_flow_control(options: &Options) -> bool {
-    let callbacks = [&options.callback, &options.failure_callback];
-    options.flow_control.is_some()
-        || callbacks.into_iter().flatten().any(|spec| has_flow_control(&spec.options))
+/// What a repeat is recognised by. Each endpoint of a group is told apart, so that one that joins later gets the message.
+fn key(by: &Deduplication, Recipient { target, .. }: &Recipient, template: &Template) -> String {
+    match by {
+        Deduplication::Id(id) => id_key(id, target.url_group.is_some().then_some(&*target.url)),
+        Deduplication::Content => {
+            content_key(&target.url, template.method, &template.headers, &template.body)
+        }
+    }
 }

@@ -15,6 +15,12 @@ pub enum Route {
     Publish {
         rest: String,
     },
+    /// `POST /v2/enqueue/{queue}/…`; what follows the queue's name, raw, query included.
+    Enqueue {
+        queue: String,
+        rest: String,
+    },
+    Batch,
     GetMessage {
         id: String,
     },
@@ -64,6 +70,23 @@ pub enum Route {
     ResumeSchedule {
         id: String,
     },
+    /// `/v2/topics`, as all that follow.
+    ListUrlGroups,
+    GetUrlGroup {
+        name: String,
+    },
+    SetUrlGroupHeaders {
+        name: String,
+    },
+    DeleteUrlGroup {
+        name: String,
+    },
+    UpsertEndpoints {
+        name: String,
+    },
+    RemoveEndpoints {
+        name: String,
+    },
     GetKeys,
     RotateKeys,
     Healthz,
@@ -95,7 +118,7 @@ pub enum RouteError {
 impl Route {
     /// Whether it publishes: what a quota on messages counts.
     pub const fn brings_messages(&self) -> bool {
-        matches!(self, Self::Publish { .. })
+        matches!(self, Self::Publish { .. } | Self::Enqueue { .. } | Self::Batch)
     }
 
     /// Who may call it.
@@ -108,8 +131,12 @@ impl Route {
             | Self::ListEvents
             | Self::ListLogs
             | Self::ListSchedules
-            | Self::GetSchedule { .. } => Access::Read,
+            | Self::GetSchedule { .. }
+            | Self::ListUrlGroups
+            | Self::GetUrlGroup { .. } => Access::Read,
             Self::Publish { .. }
+            | Self::Enqueue { .. }
+            | Self::Batch
             | Self::CancelMessage { .. }
             | Self::CancelMessages { .. }
             | Self::DeleteDeadLetters { .. }
@@ -120,6 +147,10 @@ impl Route {
             | Self::PauseSchedule { .. }
             | Self::ResumeSchedule { .. }
             | Self::RetryDeadLetters { .. }
+            | Self::SetUrlGroupHeaders { .. }
+            | Self::DeleteUrlGroup { .. }
+            | Self::UpsertEndpoints { .. }
+            | Self::RemoveEndpoints { .. }
             | Self::GetKeys
             | Self::RotateKeys => Access::Full,
         }
@@ -138,6 +169,10 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
     {
         return Ok(Route::CreateSchedule { rest: rest.to_owned() });
     }
+    if let Some(rest) = after_words(target, "/v2/enqueue") {
+        let (queue, rest) = split_name(rest);
+        return only(method, &[(Method::POST, Route::Enqueue { queue, rest: rest.to_owned() })], "POST");
+    }
     let trailing_slash = path.len() > 1 && path.ends_with('/');
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let words: Vec<String> = segments.iter().map(|segment| segment.to_ascii_lowercase()).collect();
@@ -155,12 +190,14 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
     let get = Method::GET;
     let post = Method::POST;
     let delete = Method::DELETE;
+    let patch = Method::PATCH;
     match *words.as_slice() {
         [] => only(method, &[(get, Route::Root)], "GET, HEAD"),
         ["healthz"] => only(method, &[(get, Route::Healthz)], "GET, HEAD"),
         ["readyz"] => only(method, &[(get, Route::Readyz)], "GET, HEAD"),
         ["v2", "messages"] => only(method, &[(delete, Route::CancelMessages { trailing_slash })], "DELETE"),
         ["openapi.json"] => only(method, &[(get, Route::OpenApi)], "GET, HEAD"),
+        ["v2", "batch"] => only(method, &[(post, Route::Batch)], "POST"),
         ["v2", "messages", _] => only(
             method,
             &[(get, Route::GetMessage { id: id(2) }), (delete, Route::CancelMessage { id: id(2) })],
@@ -195,6 +232,24 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
             let route = Route::ResumeSchedule { id: id(2) };
             only(method, &[(post, route.clone()), (Method::PATCH, route)], "POST, PATCH")
         }
+        ["v2", "topics"] => only(method, &[(get, Route::ListUrlGroups)], "GET, HEAD"),
+        ["v2", "topics", _] => only(
+            method,
+            &[
+                (get, Route::GetUrlGroup { name: id(2) }),
+                (patch, Route::SetUrlGroupHeaders { name: id(2) }),
+                (delete, Route::DeleteUrlGroup { name: id(2) }),
+            ],
+            "GET, HEAD, PATCH, DELETE",
+        ),
+        ["v2", "topics", _, "endpoints"] => only(
+            method,
+            &[
+                (post, Route::UpsertEndpoints { name: id(2) }),
+                (delete, Route::RemoveEndpoints { name: id(2) }),
+            ],
+            "POST, DELETE",
+        ),
         ["v2", "keys"] => only(method, &[(get, Route::GetKeys)], "GET, HEAD"),
         ["v2", "keys", "rotate"] | ["v2", "rotate"] => only(method, &[(post, Route::RotateKeys)], "POST"),
         _ => Err(RouteError::Unknown),
@@ -219,6 +274,13 @@ fn after_words<'a>(target: &'a str, words: &str) -> Option<&'a str> {
         "" => Some(""),
         rest => rest.strip_prefix('/').or_else(|| rest.starts_with('?').then_some(rest)),
     }
+}
+
+/// The name up to the next slash or query, decoded, and what follows the slash, raw.
+fn split_name(rest: &str) -> (String, &str) {
+    let (name, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let name = percent_decode_str(name).decode_utf8_lossy().into_owned();
+    (name, rest.strip_prefix('/').unwrap_or(rest))
 }
 
 fn only(method: &Method, routes: &[(Method, Route)], allow: &'static str) -> Result<Route, RouteError> {
@@ -253,9 +315,24 @@ mod tests {
     }
 
     #[test]
+    fn enqueue_takes_a_decoded_name_and_the_raw_rest() {
+        let enqueue =
+            |queue: &str, rest: &str| Ok(Route::Enqueue { queue: queue.to_owned(), rest: rest.to_owned() });
+        check("POST", "/v2/enqueue/q/https://e.com//a%20b?x=1", &enqueue("q", "https://e.com//a%20b?x=1"));
+        check("POST", "/V2/Enqueue/My%2Dq/group", &enqueue("My-q", "group"));
+        check("POST", "/v2/enqueue/a%252Fb/x", &enqueue("a%2Fb", "x"));
+        check("POST", "/v2/enqueue/q?upstash-delay=1s", &enqueue("q", "?upstash-delay=1s"));
+        check("POST", "/v2/enqueue/q/", &enqueue("q", ""));
+        check("POST", "/v2/enqueue/https://e.com", &enqueue("https:", "/e.com"));
+        check("POST", "/v2/enqueue", &enqueue("", ""));
+        check("GET", "/v2/enqueue/q/x", &Err(RouteError::Method { allow: "POST" }));
+    }
+
+    #[test]
     fn fixed_words_match_in_any_case_and_with_a_trailing_slash() {
         check("GET", "/v2/Events/", &Ok(Route::ListEvents));
         check("GET", "/v2/logs?count=3", &Ok(Route::ListLogs));
+        check("POST", "/v2/Batch/", &Ok(Route::Batch));
         check("POST", "/v2/rotate", &Ok(Route::RotateKeys));
         check("POST", "/v2/keys/rotate/", &Ok(Route::RotateKeys));
         check("GET", "/v2/messages/msg_aB", &Ok(Route::GetMessage { id: "msg_aB".to_owned() }));
@@ -308,6 +385,23 @@ mod tests {
             }
         }
         check("GET", "/v2/messages/", &Err(RouteError::Method { allow: "DELETE" }));
+    }
+
+    #[test]
+    fn url_groups_are_topics_here() {
+        let name = || "My-g".to_owned();
+        check("GET", "/v2/topics/", &Ok(Route::ListUrlGroups));
+        check("GET", "/v2/Topics/My-g", &Ok(Route::GetUrlGroup { name: name() }));
+        check("DELETE", "/v2/topics/My%2Dg", &Ok(Route::DeleteUrlGroup { name: name() }));
+        check("PATCH", "/v2/topics/My-g", &Ok(Route::SetUrlGroupHeaders { name: name() }));
+        check("POST", "/v2/topics/My-g/endpoints", &Ok(Route::UpsertEndpoints { name: name() }));
+        check("DELETE", "/v2/topics/My-g/Endpoints/", &Ok(Route::RemoveEndpoints { name: name() }));
+        check("DELETE", "/v2/topics", &Err(RouteError::Method { allow: "GET, HEAD" }));
+        check("POST", "/v2/topics/endpoints", &Err(RouteError::Method { allow: "GET, HEAD, PATCH, DELETE" }));
+    }
+
+    #[test]
+    fn control_characters_are_no_ids() {
         check("GET", "/v2/messages/a%00b", &Err(RouteError::Unknown));
         check("GET", "/v2/dlq/", &Ok(Route::ListDeadLetters));
     }

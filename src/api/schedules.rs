@@ -21,7 +21,7 @@ use crate::domain::cron::{Cron, CronError};
 use crate::domain::destination;
 use crate::domain::id::{MessageId, ScheduleId};
 use crate::domain::template::Template;
-use crate::engine::schedules::targets;
+use crate::engine::schedules::{group, targets};
 use crate::store::schedules::{Progress, Schedule};
 use crate::store::{self, Store};
 
@@ -45,7 +45,8 @@ impl Api {
             publish.cron.ok_or_else(|| ApiError::bad_request("the header Upstash-Cron is required"))?;
         let cron = Cron::parse(&text).map_err(|error| invalid_cron(&error))?;
         let destination = parsed.destination.to_string();
-        for target in targets(parsed.destination)? {
+        let group = group(&**self.engine.store(), &parsed.destination).await?;
+        for target in targets(parsed.destination, group.as_ref())? {
             self.check_destinations(&target.url, &publish.options)?;
         }
         let received = self.read_body(upload, self.settings.max_message, "the message").await?;

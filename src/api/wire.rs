@@ -14,6 +14,7 @@ use crate::domain::message::{CallbackSpec, Headers, Message, Options, Redact};
 use crate::domain::outcome::Response;
 use crate::domain::redact::marker;
 use crate::domain::time::Timestamp;
+use crate::domain::url_group::UrlGroup;
 use crate::store::schedules::{Progress, Schedule};
 use crate::store::{DeadLetter, LogEntry, State};
 
@@ -44,6 +45,25 @@ pub(super) fn dead_letter(letter: &DeadLetter) -> Value {
         put_text(&mut object, "responseBody", "responseBodyBase64", &response.body);
     } else {
         put_option(&mut object, "error", letter.error.as_deref());
+    }
+    Value::Object(object)
+}
+
+/// A URL group.
+pub(super) fn url_group(group: &UrlGroup) -> Value {
+    let endpoints = group.endpoints.iter().map(|endpoint| {
+        let mut object = Map::new();
+        put_option(&mut object, "name", endpoint.name.as_deref());
+        put(&mut object, "url", endpoint.url.as_str());
+        Value::Object(object)
+    });
+    let mut object = Map::new();
+    put(&mut object, "name", group.name.as_str());
+    put(&mut object, "createdAt", group.created_at.as_millis());
+    put(&mut object, "updatedAt", group.updated_at.as_millis());
+    put(&mut object, "endpoints", endpoints.collect::<Vec<_>>());
+    if !group.headers.is_empty() {
+        put(&mut object, "headers", header_map(&group.headers, None));
     }
     Value::Object(object)
 }

@@ -218,6 +218,12 @@ pub struct Config {
     /// unused. At least 1. Not set: no limit.
     #[config(validate(*max_messages_per_day >= 1, "allowed: 1 and more"))]
     pub max_messages_per_day: Option<u64>,
+    /// Most URL groups there may be. Not set: no limit.
+    pub max_url_groups: Option<u32>,
+
+    /// Most endpoints that a URL group may have. 1 to 1000.
+    #[config(default = 100, validate((1..=1000).contains(max_endpoints_per_group), "allowed: 1 to 1000"))]
+    pub max_endpoints_per_group: usize,
 
     // How many callers at once, and how slow they may be.
     /// Requests in a second to this server, other than those that publish; beyond, 429.

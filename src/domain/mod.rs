@@ -19,3 +19,4 @@ pub mod retry_delay;
 pub mod signature;
 pub mod template;
 pub mod time;
+pub mod url_group;

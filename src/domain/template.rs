@@ -73,24 +73,35 @@ impl Template {
         created_at: Timestamp,
         due_at: Timestamp,
     ) -> Message {
+        self.clone().into_message(id, target, created_at, due_at)
+    }
+
+    /// The only message of a template.
+    pub fn into_message(
+        self,
+        id: MessageId,
+        target: Target,
+        created_at: Timestamp,
+        due_at: Timestamp,
+    ) -> Message {
         Message {
             id,
             created_at,
             due_at: due_at.max(created_at),
             method: self.method,
             url: target.url,
-            headers: self.headers.clone(),
-            body: self.body.clone(),
+            headers: self.headers,
+            body: self.body,
             body_sha256: self.body_sha256,
             max_retries: self.max_retries,
-            caller_ip: self.caller_ip.clone(),
-            labels: self.labels.clone(),
-            queue: self.queue.clone(),
+            caller_ip: self.caller_ip,
+            labels: self.labels,
+            queue: self.queue,
             url_group: target.url_group,
             endpoint: target.endpoint,
-            schedule_id: self.schedule_id.clone(),
+            schedule_id: self.schedule_id,
             source_id: None,
-            options: self.options.clone(),
+            options: self.options,
         }
     }
 }

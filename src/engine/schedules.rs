@@ -16,8 +16,9 @@ use crate::domain::destination::{Destination, DestinationError, parse_literal, v
 use crate::domain::outcome::Ids as _;
 use crate::domain::template::Target;
 use crate::domain::time::Timestamp;
+use crate::domain::url_group::UrlGroup;
 use crate::store::schedules::{Run, Schedule};
-use crate::store::{Accept, Result};
+use crate::store::{Accept, Result, Store};
 
 /// Schedules read at once, and bytes of their bodies.
 const BATCH: usize = 64;
@@ -82,7 +83,11 @@ async fn run_due(shared: &Shared) -> Result<Duration> {
 
 /// Runs a schedule whose slot has come, unless another node has.
 async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()> {
-    let run = plan(schedule, now);
+    let group = match parse_literal(&schedule.destination) {
+        Ok(destination) => group(&*shared.store, &destination).await?,
+        Err(_) => None,
+    };
+    let run = plan(schedule, group.as_ref(), now);
     let fired = shared.store.fire(&run).await;
     // Whether it took effect is unknown after a fault; then it is looked for in vain at worst.
     if !matches!(fired, Ok(false)) {
@@ -98,10 +103,10 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
 }
 
 /// The run of a schedule whose slot has come.
-fn plan(schedule: &Schedule, now: Timestamp) -> Run {
+fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp) -> Run {
     let (next_at, outcome) = match Cron::parse(&schedule.cron) {
         Ok(cron) => {
-            let accepts = accepts(schedule, now).map_err(|error| error.to_string());
+            let accepts = accepts(schedule, group, now).map_err(|error| error.to_string());
             (cron.next_after(now).unwrap_or(Timestamp::MAX), accepts)
         }
         // The version that accepted it knew more.
@@ -111,21 +116,40 @@ fn plan(schedule: &Schedule, now: Timestamp) -> Run {
 }
 
 /// The messages of a run. They are never repeats of one another, whatever deduplication says about publishes.
-fn accepts(schedule: &Schedule, now: Timestamp) -> Result<Vec<Accept>, DestinationError> {
+fn accepts(
+    schedule: &Schedule,
+    group: Option<&UrlGroup>,
+    now: Timestamp,
+) -> Result<Vec<Accept>, DestinationError> {
+    let mut template = schedule.template.clone();
+    if let Some(group) = group {
+        group.add_headers(&mut template.headers);
+    }
     let due_at = now.after(schedule.delay.unwrap_or_default());
     let accept = |target: Target| {
         let lane = Arc::from(validate_url(&target.url)?.to_string());
-        let message = schedule.template.message(FreshIds.message(now), target, now, due_at);
+        let message = template.message(FreshIds.message(now), target, now, due_at);
         Ok(Accept { message: Arc::new(message), lane, lease: None, deduplication: None })
     };
-    targets(parse_literal(&schedule.destination)?)?.into_iter().map(accept).collect()
+    targets(parse_literal(&schedule.destination)?, group)?.into_iter().map(accept).collect()
+}
+
+/// The URL group that a destination names, if it does and there is one.
+pub async fn group(store: &dyn Store, destination: &Destination) -> Result<Option<UrlGroup>> {
+    match destination {
+        Destination::Group(name) => store.url_group(name).await,
+        _ => Ok(None),
+    }
 }
 
 /// Where the messages of a run go: one for a URL, one for each endpoint of a URL group.
-pub fn targets(destination: Destination) -> Result<Vec<Target>, DestinationError> {
+pub fn targets(destination: Destination, group: Option<&UrlGroup>) -> Result<Vec<Target>, DestinationError> {
     match destination {
         Destination::Url(url) => Ok(vec![Target::url(url)]),
-        Destination::Group(name) => Err(DestinationError::UnknownGroup(name)),
+        Destination::Group(name) => match group {
+            Some(group) => Ok(group.targets().collect()),
+            None => Err(DestinationError::UnknownGroup(name)),
+        },
         Destination::Api(name) => Err(DestinationError::UnavailableApi(name)),
     }
 }
@@ -165,7 +189,7 @@ mod tests {
     fn a_run_makes_the_message_of_its_template() {
         let schedule = schedule("https://Example.com/a?b");
         let now = Timestamp::from_millis(SLOT + 3);
-        let run = plan(&schedule, now);
+        let run = plan(&schedule, None, now);
         assert_eq!((run.generation, run.slot), (3, schedule.next_at));
         assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
         let [accept] = &run.outcome.unwrap()[..] else { panic!("one message") };
@@ -180,7 +204,7 @@ mod tests {
     #[test]
     fn a_delay_counts_from_the_run() {
         let schedule = Schedule { delay: Some(Duration::from_secs(90)), ..schedule("http://e.com") };
-        let run = plan(&schedule, Timestamp::from_millis(SLOT + 3));
+        let run = plan(&schedule, None, Timestamp::from_millis(SLOT + 3));
         let message = &run.outcome.unwrap()[0].message;
         assert_eq!(message.due_at, Timestamp::from_millis(SLOT + 90_003));
         assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
@@ -188,7 +212,7 @@ mod tests {
 
     #[test]
     fn missed_slots_are_run_once() {
-        let run = plan(&schedule("http://e.com"), Timestamp::from_millis(SLOT + 600_000));
+        let run = plan(&schedule("http://e.com"), None, Timestamp::from_millis(SLOT + 600_000));
         assert_eq!(run.outcome.unwrap().len(), 1);
         assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 660_000));
     }
@@ -201,11 +225,11 @@ mod tests {
             ("api/llm", "api/llm is not available: no language model is configured"),
             ("ftp://e.com", "invalid destination url: endpoint has invalid scheme, add http:// or https://"),
         ] {
-            let run = plan(&schedule(destination), now);
+            let run = plan(&schedule(destination), None, now);
             assert_eq!(run.outcome.unwrap_err(), expected);
             assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
         }
-        let run = plan(&Schedule { cron: "@fortnightly".to_owned(), ..schedule("http://e.com") }, now);
+        let run = plan(&Schedule { cron: "@fortnightly".to_owned(), ..schedule("http://e.com") }, None, now);
         assert!(run.outcome.unwrap_err().starts_with("invalid cron: unknown word"));
         assert_eq!(run.next_at, Timestamp::MAX);
     }

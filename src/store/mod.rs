@@ -18,6 +18,9 @@ pub mod cancelling;
 pub mod quota;
 pub mod schedules;
 pub mod sql;
+pub mod url_groups;
+
+pub use self::url_groups::UrlGroups;
 
 pub use self::cancelling::{Cancelling, Look, UnfinishedFilter};
 pub use self::quota::Quota;
@@ -366,7 +369,7 @@ pub struct StoredKeys {
 /// Durable storage. Every call is one atomic step; none may be cancelled half-way by its caller's disappearance, so the
 /// engine and the API call it from tasks of their own.
 #[async_trait]
-pub trait Store: Cancelling + Quota + schedules::Schedules + Send + Sync + 'static {
+pub trait Store: Cancelling + Quota + UrlGroups + schedules::Schedules + Send + Sync + 'static {
     /// Whether several nodes may share it. One that isn't shared goes by this machine's clock, and nobody takes over.
     fn is_shared(&self) -> bool;
 

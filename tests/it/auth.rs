@@ -14,7 +14,7 @@ engines! {
     health_needs_no_token,
 }
 
-const EVERYTHING: [(&str, &str); 12] = [
+const EVERYTHING: [(&str, &str); 18] = [
     ("POST", "/v2/publish/https://example.com"),
     ("POST", "/v2/enqueue/q/https://example.com"),
     ("POST", "/v2/batch"),
@@ -25,6 +25,12 @@ const EVERYTHING: [(&str, &str); 12] = [
     ("POST", "/v2/dlq/retry/1-0"),
     ("GET", "/v2/events"),
     ("GET", "/v2/logs"),
+    ("GET", "/v2/topics"),
+    ("GET", "/v2/topics/g"),
+    ("PATCH", "/v2/topics/g"),
+    ("DELETE", "/v2/topics/g"),
+    ("POST", "/v2/topics/g/endpoints"),
+    ("DELETE", "/v2/topics/g/endpoints"),
     ("GET", "/v2/keys"),
     ("POST", "/v2/keys/rotate"),
 ];
@@ -103,6 +109,7 @@ async fn a_read_only_token_reads(t: Test) {
         "/v2/logs",
         "/v2/schedules",
         "/v2/schedules/s",
+        "/v2/topics",
     ] {
         read_only(&server, "GET", target).send().await.json(200);
     }
@@ -114,6 +121,12 @@ async fn a_read_only_token_changes_nothing(t: Test) {
     let keys = server.get_json("/v2/keys").await;
     for (method, target) in [
         ("POST", format!("/v2/publish/{}", receiver.url("/"))),
+        ("POST", format!("/v2/enqueue/q/{}", receiver.url("/"))),
+        ("POST", "/v2/batch".to_owned()),
+        ("POST", "/v2/topics/g/endpoints".to_owned()),
+        ("DELETE", "/v2/topics/g/endpoints".to_owned()),
+        ("DELETE", "/v2/topics/g".to_owned()),
+        ("PATCH", "/v2/topics/g".to_owned()),
         ("DELETE", format!("/v2/messages/{id}")),
         ("DELETE", "/v2/dlq/1-0".to_owned()),
         ("POST", "/v2/dlq/retry/1-0".to_owned()),

@@ -15,6 +15,7 @@
 mod support;
 
 mod auth;
+mod batch;
 mod bulk;
 mod callbacks;
 mod commands;
@@ -22,6 +23,7 @@ mod contract;
 mod crash;
 mod delivery;
 mod egress;
+mod enqueue;
 mod errors;
 mod go;
 mod lifecycle;
@@ -34,3 +36,4 @@ mod schedules;
 mod sdk;
 mod signing;
 mod tls;
+mod url_groups;

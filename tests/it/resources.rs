@@ -331,6 +331,9 @@ async fn a_retry_changes_what_it_names(t: Test) {
         ("Upstash-Forward-A", "5"),
         ("Upstash-Forward-A", "6"),
         ("Upstash-Callback-Forward-C", "7"),
+        ("Upstash-Queue-Name", "q"),
+        ("Upstash-Flow-Control-Key", "k"),
+        ("Upstash-Flow-Control-Value", "rate=100"),
     ]);
     let answer = call.send().await.json(201);
     assert_eq!(answer["responses"].as_array().map(Vec::len), Some(1), "{answer}");
@@ -338,6 +341,10 @@ async fn a_retry_changes_what_it_names(t: Test) {
     let message = server.message(id).await;
     assert_eq!(message["header"], json!({"A": ["5", "6"], "B": ["2"]}));
     assert_eq!(message["callbackHeader"], json!({"C": ["7"], "D": ["4"]}));
+    assert_eq!(
+        (&message["queueName"], &message["flowControlKey"], &message["rate"]),
+        (&json!("q"), &json!("k"), &json!(100))
+    );
     let request = receiver.next_on("/callback").await;
     assert_eq!(request.method, "PUT");
     let made = server.message(request.message_id()).await;

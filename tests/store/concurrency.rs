@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use homing::domain::id::{MessageId, ScheduleId};
+use homing::domain::url_group::Endpoint;
 use homing::store::schedules::Schedules as _;
 use homing::store::sql::SqlStore;
-use homing::store::{Accept, Accepted, Applied, Lease, NodeId, Repeat, Store};
+use homing::store::url_groups::{Upserted, UrlGroupLimits};
+use homing::store::{Accept, Accepted, Applied, Lease, NodeId, Repeat, Store, UrlGroups as _};
 
 use crate::schedules::{run, schedule};
 use crate::support::{ANY_SIZE, Database, FUTURE, Held, START, ids, keyed, message, time, waiting, want};
@@ -197,6 +199,30 @@ async fn slots_that_two_nodes_see_are_run_once() {
         assert_eq!((fired.len(), distinct.len()), (SCHEDULES as usize, SCHEDULES as usize));
         let claimed = stores[1].claim(NODES[1], Lease(1), &[want("a", 1000)], ANY_SIZE).await.unwrap();
         assert_eq!(claimed.len(), SCHEDULES as usize);
+    })
+    .await;
+}
+
+/// Both nodes add endpoints to a group that neither has made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_endpoint_is_lost_between_two_nodes() {
+    on_two_nodes(async |stores| {
+        let limits = UrlGroupLimits { groups: Some(1), endpoints: 100 };
+        let mut adding = tokio::task::JoinSet::new();
+        for number in 0..100_usize {
+            let (store, other) = (Arc::clone(&stores[number % 2]), Arc::clone(&stores[(number + 1) % 2]));
+            adding.spawn(async move {
+                let endpoint = Endpoint { name: Some(number.to_string()), url: format!("https://{number}") };
+                let upserted = store.upsert_endpoints("g", &[endpoint], limits, time(START)).await.unwrap();
+                assert_eq!(upserted, Upserted::Stored);
+                // What is answered on one node can be read on the other.
+                let group = other.url_group("g").await.unwrap().unwrap();
+                assert!(group.endpoints.iter().any(|have| have.url == format!("https://{number}")));
+            });
+        }
+        adding.join_all().await;
+        assert_eq!(stores[0].url_group("g").await.unwrap().unwrap().endpoints.len(), 100);
+        assert_eq!(stores[1].url_groups().await.unwrap().len(), 1);
     })
     .await;
 }

@@ -15,6 +15,7 @@ mod model;
 mod schedules;
 mod suite;
 mod support;
+mod url_groups;
 
 /// A test on each of the three stores for each scenario.
 macro_rules! on_all_stores {
@@ -62,6 +63,7 @@ on_all_stores! { suite:
     a_stranger_finishes_nothing,
     one_batch_may_name_a_message_twice,
     large_batches_are_stored_whole,
+    a_batch_of_many_bytes_is_stored_whole_or_not_at_all,
     a_released_delivery_is_not_counted_as_claimed,
     starts_of_attempts_are_counted,
     rejoining_leaves_namesakes_alone,
@@ -119,4 +121,13 @@ on_all_stores! { filters:
     cancels_at_once_count_each_message_once,
     retries_leave_out_what_is_gone,
     a_days_messages_are_reserved_once,
+}
+
+on_all_stores! { url_groups:
+    a_group_is_made_with_its_first_endpoints,
+    endpoints_are_changed_and_added,
+    a_group_goes_with_its_last_endpoint,
+    a_group_has_headers,
+    groups_and_endpoints_have_limits,
+    changes_at_once_are_all_made,
 }

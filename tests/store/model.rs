@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use homing::domain::id::{DeadLetterId, MessageId, ScheduleId};
-use homing::domain::message::Message;
+use homing::domain::message::{Headers, Message};
 use homing::domain::outcome::{Attempt, Next, Outcome, Response};
 use homing::domain::time::Timestamp;
+use homing::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
 use homing::store::schedules::Schedule;
+use homing::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
 use homing::store::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
     LetterPlace, LogCursor, LogEntry, LogFilter, LogPage, Look, Missing, NextDue, NodeId, Order, Page, Quota,
@@ -82,6 +84,7 @@ struct Contents {
     schedules: BTreeMap<ScheduleId, Schedule>,
     /// The day, and how many messages of it are reserved.
     reserved: (i64, u64),
+    url_groups: BTreeMap<String, UrlGroup>,
 }
 
 impl Model {
@@ -101,6 +104,7 @@ impl Model {
                 tokens: Vec::new(),
                 schedules: BTreeMap::new(),
                 reserved: (0, 0),
+                url_groups: BTreeMap::new(),
             }),
         }
     }
@@ -808,5 +812,70 @@ impl Quota for Model {
         let granted = wanted.min(limit.saturating_sub(state.reserved.1));
         state.reserved.1 += granted;
         Ok(granted)
+    }
+}
+
+#[async_trait]
+impl UrlGroups for Model {
+    async fn url_group(&self, name: &str) -> Result<Option<UrlGroup>> {
+        Ok(self.state().url_groups.get(name).cloned())
+    }
+
+    async fn url_groups(&self) -> Result<Vec<UrlGroup>> {
+        Ok(self.state().url_groups.values().cloned().collect())
+    }
+
+    async fn upsert_endpoints(
+        &self,
+        name: &str,
+        endpoints: &[Endpoint],
+        limits: UrlGroupLimits,
+        now: Timestamp,
+    ) -> Result<Upserted> {
+        let groups = &mut self.state().url_groups;
+        let mut group = match groups.get(name) {
+            Some(group) => group.clone(),
+            None if limits.groups.is_some_and(|limit| groups.len() >= limit as usize) => {
+                return Ok(Upserted::TooManyGroups);
+            }
+            None => UrlGroup::new(name.to_owned(), now),
+        };
+        if groups.contains_key(name) {
+            group.touch(now);
+        }
+        if !group.upsert_all(endpoints, limits.endpoints) {
+            return Ok(Upserted::TooManyEndpoints);
+        }
+        groups.insert(name.to_owned(), group);
+        Ok(Upserted::Stored)
+    }
+
+    async fn remove_endpoints(&self, name: &str, keys: &[EndpointKey], now: Timestamp) -> Result<bool> {
+        let groups = &mut self.state().url_groups;
+        let Some(group) = groups.get_mut(name) else { return Ok(false) };
+        let before = group.endpoints.len();
+        for key in keys {
+            group.remove(key);
+        }
+        if group.endpoints.len() < before {
+            group.touch(now);
+        }
+        if group.endpoints.is_empty() {
+            groups.remove(name);
+        }
+        Ok(true)
+    }
+
+    async fn set_url_group_headers(&self, name: &str, headers: &Headers, now: Timestamp) -> Result<bool> {
+        let groups = &mut self.state().url_groups;
+        let Some(group) = groups.get_mut(name) else { return Ok(false) };
+        group.headers = headers.clone();
+        group.touch(now);
+        Ok(true)
+    }
+
+    async fn delete_url_group(&self, name: &str) -> Result<()> {
+        self.state().url_groups.remove(name);
+        Ok(())
     }
 }

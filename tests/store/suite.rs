@@ -8,8 +8,8 @@ use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::{CallbackSpec, FlowControl, Headers, Message, Method, Options, Redact};
 use homing::domain::signature::body_sha256;
 use homing::store::{
-    Accepted, Applied, Cancellation, DeadLetterFilter, Ended, Lease, LogCursor, LogFilter, Missing, NodeId,
-    Order, Repeat, State,
+    Accept, Accepted, Applied, Cancellation, DeadLetterFilter, Ended, Lease, LogCursor, LogFilter, Missing,
+    NodeId, Order, Repeat, State,
 };
 
 use crate::support::{
@@ -461,6 +461,31 @@ pub(crate) async fn large_batches_are_stored_whole(world: World) {
     let filter = DeadLetterFilter::default();
     let letters = world.store.dead_letters(&filter, Order::LatestFirst, None, 1000, ANY_SIZE).await.unwrap();
     assert_eq!(letters.items.len(), 75);
+}
+
+pub(crate) async fn a_batch_of_many_bytes_is_stored_whole_or_not_at_all(world: World) {
+    let body = Bytes::from(vec![b'x'; 9 << 20]);
+    let large = || Message { body: body.clone(), body_sha256: body_sha256(&body), ..world.message() };
+    // The first and the last have one key, in whatever parts they are stored.
+    let batch: Vec<Accept> =
+        (0..10).map(|number| keyed(large(), &(number % 9).to_string(), FUTURE)).collect();
+    let first = batch[0].message.id.clone();
+    let mut expected = vec![Accepted::Stored; 10];
+    expected[9] = Accepted::Duplicate(first.clone());
+    assert_eq!(world.accept(&batch).await, expected);
+    let again = world.store.accept(NODE, &batch, Repeat::Again).await.unwrap();
+    assert_eq!(again, expected);
+    assert_eq!(world.claim("a", 1).await.len(), 9);
+    assert_eq!(world.store.message(&first).await.unwrap().unwrap().body, body);
+    if world.is_model() {
+        return;
+    }
+    // The last can't be stored, for its id is there: then none is.
+    let mut batch: Vec<Accept> = (0..10).map(|_| waiting(large(), "b")).collect();
+    batch[9] = waiting(Message { id: first, ..large() }, "b");
+    world.store.accept(NODE, &batch, Repeat::First).await.unwrap_err();
+    assert!(world.claim("b", 2).await.is_empty());
+    assert_eq!(world.store.message(&batch[0].message.id).await.unwrap(), None);
 }
 
 pub(crate) async fn a_released_delivery_is_not_counted_as_claimed(world: World) {

@@ -133,7 +133,7 @@ fn read_delay(family: &Family<'_>, limits: &Limits) -> Result<Option<Duration>, 
 }
 
 fn read_labels(family: &Family<'_>) -> Vec<String> {
-    let value = family.get("label").map_or("", |field| field.value.as_str());
+    let value = family.get("label").map_or("", |field| &field.value);
     value.split(',').map(str::trim).filter(|label| !label.is_empty()).map(str::to_owned).collect()
 }
 
@@ -181,7 +181,7 @@ fn read_callback(
         }
     }
     Ok(Some(Box::new(CallbackSpec {
-        url: url.value.clone(),
+        url: url.value.to_string(),
         method: config.method,
         headers,
         retries: config.retries,
@@ -202,7 +202,7 @@ fn read_flow_control(family: &Family<'_>, limits: &Limits) -> Result<Option<Flow
         (Some(key), None) => return Err(invalid(key, "it requires Upstash-Flow-Control-Value beside it")),
         (None, Some(value)) => return Err(invalid(value, "it requires Upstash-Flow-Control-Key beside it")),
     };
-    let mut flow = FlowControl { key: key.value.clone(), parallelism: None, rate: None, period_s: 1 };
+    let mut flow = FlowControl { key: key.value.to_string(), parallelism: None, rate: None, period_s: 1 };
     read_flow_value(&value.value, limits, &mut flow).map_err(|problem| invalid(value, problem))?;
     Ok(Some(flow))
 }

@@ -9,7 +9,10 @@ use super::HeaderError;
 use crate::domain::message::is_token_byte;
 
 /// Header fields that one message may have; far beyond what receivers accept.
-const MAX_FIELDS: usize = 256;
+pub const MAX_FIELDS: usize = 256;
+
+/// What surrounds a value without belonging to it (RFC 9110, 5.5).
+const BLANK: [char; 2] = [' ', '\t'];
 
 /// A field with its value as text.
 #[derive(Debug)]
@@ -17,8 +20,8 @@ pub(super) struct Field<'a> {
     /// The name as sent, for error texts and forwarding.
     pub(super) written: &'a str,
     /// The name in lower case.
-    pub(super) name: String,
-    pub(super) value: String,
+    pub(super) name: Cow<'a, str>,
+    pub(super) value: Cow<'a, str>,
 }
 
 /// How deep callbacks are configured: those of the message, and those of its callbacks.
@@ -44,25 +47,29 @@ pub(super) fn collect<'a>(
 ) -> Result<Vec<Field<'a>>, HeaderError> {
     let mut fields = Vec::new();
     for (written, value) in headers {
-        push(&mut fields, written, &read_value(written, value)?)?;
+        push(&mut fields, written, read_value(written, value)?)?;
     }
     let from_headers = fields.len();
     for (written, value) in params.iter().filter(|(name, _)| name.starts_with("upstash-")) {
         if !fields[..from_headers].iter().any(|field| field.name == *written) {
-            push(&mut fields, written, &read_value(written, value.as_bytes())?)?;
+            push(&mut fields, written, read_value(written, value.as_bytes())?)?;
         }
     }
     Ok(fields)
 }
 
-fn push<'a>(fields: &mut Vec<Field<'a>>, written: &'a str, value: &str) -> Result<(), HeaderError> {
+fn push<'a>(fields: &mut Vec<Field<'a>>, written: &'a str, value: Cow<'a, str>) -> Result<(), HeaderError> {
     if fields.len() == MAX_FIELDS {
         return Err(HeaderError::TooMany { limit: MAX_FIELDS });
     }
-    let name = written.to_ascii_lowercase();
-    let value = value.trim_matches([' ', '\t']);
+    let is_lower = !written.bytes().any(|byte| byte.is_ascii_uppercase());
+    let name = if is_lower { Cow::Borrowed(written) } else { written.to_ascii_lowercase().into() };
+    let value = match value {
+        Cow::Borrowed(value) => Cow::Borrowed(value.trim_matches(BLANK)),
+        Cow::Owned(value) => value.trim_matches(BLANK).to_owned().into(),
+    };
     if !value.is_empty() || name.starts_with("upstash-") && name.contains("forward-") {
-        fields.push(Field { written, name, value: value.to_owned() });
+        fields.push(Field { written, name, value });
     }
     Ok(())
 }

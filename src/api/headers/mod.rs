@@ -11,6 +11,7 @@ mod tests;
 use std::time::Duration;
 
 use self::config::{Config, invalid, read_bool, read_with};
+pub use self::fields::MAX_FIELDS;
 use self::fields::{Family, Field, is_never_forwarded};
 pub use crate::domain::deduplication::{Deduplication, content_key, id_key};
 use crate::domain::id::is_name;
@@ -145,8 +146,20 @@ pub fn parse<'a>(
         deduplication: if is_schedule { None } else { read_deduplication(&family)? },
         queue: if kind == Kind::Enqueue { None } else { read_with(&family, "queue-name", read_name)? },
         schedule_id: if makes_schedule { read_with(&family, "schedule-id", read_name)? } else { None },
-        cron: family.get("cron").filter(|_| makes_schedule).map(|field| field.value.clone()),
+        cron: family.get("cron").filter(|_| makes_schedule).map(|field| field.value.to_string()),
     })
+}
+
+/// Reads headers that stand for themselves, such as a URL group's; those that are never forwarded are dropped.
+pub fn parse_plain<'a>(
+    headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+) -> Result<Headers, HeaderError> {
+    let mut plain = Headers::new();
+    for field in fields::collect(headers, &[])? {
+        fields::check_name(field.written, &field)?;
+        config::append(&mut plain, field.written, &field.value);
+    }
+    Ok(plain)
 }
 
 /// A workflow's step that is delivered as a plain message half works; better that it fails where it is sent.
@@ -183,13 +196,14 @@ fn read_due(
 
 fn read_deduplication(family: &Family<'_>) -> Result<Option<Deduplication>, HeaderError> {
     if let Some(field) = family.get("deduplication-id") {
-        return Ok(Some(Deduplication::Id(field.value.clone())));
+        return Ok(Some(Deduplication::Id(field.value.to_string())));
     }
     let by_content = read_with(family, "content-based-deduplication", read_bool)?.unwrap_or(false);
     Ok(by_content.then_some(Deduplication::Content))
 }
 
-fn read_name(text: &str) -> Result<String, String> {
+/// Reads the name of a queue or a schedule; the error says what is allowed.
+pub fn read_name(text: &str) -> Result<String, String> {
     if is_name(text) {
         return Ok(text.to_owned());
     }

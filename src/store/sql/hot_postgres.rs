@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::{PgConnection, PgPool, Postgres};
+use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
 
 use super::attempts::AttemptColumns;
 use super::codec;
@@ -22,6 +22,9 @@ use crate::domain::time::Timestamp;
 use crate::store::{
     Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
 };
+
+/// Bytes of messages in one statement, which Postgres has in memory several times over. What publishes gather fits.
+const STATEMENT_BYTES: usize = 32 << 20;
 
 pub(super) async fn now(pool: &PgPool) -> Result<Timestamp> {
     let ms: i64 = sqlx::query_scalar(concat!("SELECT ", now_ms!())).fetch_one(pool).await?;
@@ -177,8 +180,35 @@ macro_rules! bind_arrays {
     }};
 }
 
-/// Stores messages and their deliveries. No two of the batch have the same deduplication key.
+/// Stores messages and their deliveries: in one statement, or in one transaction when they are too large for that. No two
+/// of the batch have the same deduplication key.
 pub(super) async fn accept(
+    conn: &mut PgConnection,
+    node: NodeId,
+    batch: &[Accept],
+    repeat: Repeat,
+) -> Result<Vec<Accepted>> {
+    let mut bytes = 0;
+    let parts = batch.chunk_by(|_, next| {
+        bytes += next.message.size();
+        let fits = bytes <= STATEMENT_BYTES;
+        bytes = if fits { bytes } else { 0 };
+        fits
+    });
+    let parts: Vec<&[Accept]> = parts.collect();
+    if let [whole] = parts[..] {
+        return accept_part(conn, node, whole, repeat).await;
+    }
+    let mut tx = conn.begin().await?;
+    let mut results = Vec::with_capacity(batch.len());
+    for part in parts {
+        results.extend(accept_part(&mut tx, node, part, repeat).await?);
+    }
+    tx.commit().await?;
+    Ok(results)
+}
+
+async fn accept_part(
     conn: &mut PgConnection,
     node: NodeId,
     batch: &[Accept],

@@ -52,6 +52,7 @@ mod quota;
 mod retention;
 mod schedules;
 mod secrets;
+mod url_groups;
 
 /// A value that exists once per engine: a pool, a transaction.
 pub enum Backend<P, S> {

@@ -1,0 +1,308 @@
+//! `POST /v2/batch`: many publishes and enqueues in one request, stored all or none.
+//!
+//! Every item is checked before any is stored; the error for a bad one names its index, counted from 0.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use axum::response::Response;
+use bytes::Bytes;
+use http::StatusCode;
+use http::request::Parts;
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::body::Upload;
+use super::error::ApiError;
+use super::headers::{self, Kind, MAX_FIELDS};
+use super::publish::{MAX_MESSAGES, Messages, Published, Shape};
+use super::url_groups::Groups;
+use super::{Api, json};
+use crate::domain::destination;
+
+/// Items that are checked before other tasks have their turn.
+const AT_A_TIME: usize = 256;
+
+/// The answer for one item.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Answer<'a> {
+    One(Option<Published<'a>>),
+    Group(Vec<Published<'a>>),
+}
+
+impl Api {
+    pub(super) async fn batch(&self, parts: &Parts, upload: &mut Upload) -> Result<Response, ApiError> {
+        let mut received = self.read_body(upload, self.settings.max_batch, "the batch").await?;
+        let body = std::mem::take(&mut received.body);
+        let Items(items) = serde_json::from_slice(&body)
+            .map_err(|error| ApiError::bad_request(format!("invalid batch: {error}")))?;
+        let mut messages = self.messages(parts);
+        let mut shapes = Vec::with_capacity(items.len());
+        let mut groups = Groups::new();
+        for (index, item) in items.into_iter().enumerate() {
+            let added = self.add_item(&mut messages, item, &mut groups).await;
+            shapes.push(added.map_err(|error| error.of(format_args!("item {index}")))?);
+            if index % AT_A_TIME == AT_A_TIME - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        // The messages have taken its place, and its share of the memory.
+        drop(body);
+        let stored = self.store(messages).await?;
+        let mut answers = stored.iter().map(Published::new);
+        let answers = shapes.into_iter().map(|shape| match shape {
+            Shape::One => Answer::One(answers.next()),
+            Shape::Group(count) => Answer::Group(answers.by_ref().take(count).collect()),
+        });
+        json(StatusCode::OK, &answers.collect::<Vec<_>>())
+    }
+
+    async fn add_item(
+        &self,
+        messages: &mut Messages,
+        item: Item<'_>,
+        groups: &mut Groups,
+    ) -> Result<Shape, ApiError> {
+        let destination = destination::parse_literal(&item.destination)?;
+        let fields = item.headers.0.iter().map(|(name, value)| (&**name, value.as_bytes()));
+        let limits = &self.settings.headers;
+        let mut publish = headers::parse(Kind::BatchItem, fields, &[], limits, messages.created_at())?;
+        if !item.queue.is_empty() {
+            let name = headers::read_name(&item.queue)
+                .map_err(|problem| ApiError::bad_request(format!("invalid queue: {problem}")))?;
+            publish.queue = Some(name);
+        }
+        let draft = self.draft(destination, publish, groups).await?;
+        if item.body.len() > self.settings.max_message {
+            return Err(ApiError::too_large("the message", self.settings.max_message));
+        }
+        // A copy, if it isn't one already: a body that shared the request's memory would keep all of that in use.
+        self.add(messages, draft, Bytes::from(item.body.into_owned()))
+    }
+}
+
+/// A batch's items, borrowed from its text as far as that can be.
+struct Items<'a>(Vec<Item<'a>>);
+
+/// What is absent or null is empty.
+#[derive(Default)]
+struct Item<'a> {
+    destination: Cow<'a, str>,
+    headers: Fields<'a>,
+    body: Cow<'a, str>,
+    queue: Cow<'a, str>,
+}
+
+/// Header fields as a JSON object: each value a string or an array of strings. Null is no field.
+#[derive(Default)]
+pub(super) struct Fields<'a>(pub(super) Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+#[derive(Default, Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Array;
+        impl<'de> Visitor<'de> for Array {
+            type Value = Items<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of messages")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Items<'de>, A::Error> {
+                let mut items = Vec::new();
+                let named =
+                    |index: usize, error: A::Error| A::Error::custom(format_args!("item {index}: {error}"));
+                while let Some(item) = array.next_element().map_err(|error| named(items.len(), error))? {
+                    if items.len() == MAX_MESSAGES {
+                        return Err(A::Error::custom(format_args!("more than {MAX_MESSAGES} items")));
+                    }
+                    items.push(item);
+                }
+                Ok(Items(items))
+            }
+        }
+        deserializer.deserialize_seq(Array)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Item<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Item<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a destination")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Item<'de>, A::Error> {
+                let mut item = Item::default();
+                while let Some(Text(name)) = object.next_key()? {
+                    match &*name {
+                        "destination" => item.destination = read_text(&name, &mut object)?,
+                        "headers" => item.headers = read(&name, &mut object)?,
+                        "body" => item.body = read_text(&name, &mut object)?,
+                        "queue" => item.queue = read_text(&name, &mut object)?,
+                        _ => drop(object.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(item)
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// Reads a member's value; null is the default. The error names the member.
+fn read<'de, A: MapAccess<'de>, T: Deserialize<'de> + Default>(
+    name: &str,
+    object: &mut A,
+) -> Result<T, A::Error> {
+    let value = object.next_value::<Option<T>>();
+    let value = value.map_err(|error| A::Error::custom(format_args!("{name}: {error}")))?;
+    Ok(value.unwrap_or_default())
+}
+
+fn read_text<'de, A: MapAccess<'de>>(name: &str, object: &mut A) -> Result<Cow<'de, str>, A::Error> {
+    read(name, object).map(|Text(text)| text)
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of header names and values")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(Text(name)) = object.next_key()? {
+                    object.next_value_seed(Values { name, fields: &mut fields })?;
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// Reads the values of one header into the fields.
+struct Values<'f, 'a> {
+    name: Cow<'a, str>,
+    fields: &'f mut Vec<(Cow<'a, str>, Cow<'a, str>)>,
+}
+
+impl<'a> Values<'_, 'a> {
+    fn push<E: Error>(&mut self, value: Cow<'a, str>) -> Result<(), E> {
+        if self.fields.len() == MAX_FIELDS {
+            return Err(E::custom(format_args!("more than {MAX_FIELDS} headers")));
+        }
+        self.fields.push((self.name.clone(), value));
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Values<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let name = self.name.clone();
+        let read = deserializer.deserialize_any(self);
+        read.map_err(|error| D::Error::custom(format_args!("{name}: {error}")))
+    }
+}
+
+impl<'de> Visitor<'de> for Values<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or an array of strings")
+    }
+
+    fn visit_borrowed_str<E: Error>(mut self, value: &'de str) -> Result<(), E> {
+        self.push(Cow::Borrowed(value))
+    }
+
+    fn visit_str<E: Error>(mut self, value: &str) -> Result<(), E> {
+        self.push(Cow::Owned(value.to_owned()))
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut values: A) -> Result<(), A::Error> {
+        while let Some(Text(value)) = values.next_element()? {
+            self.push(value)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_error(json: &str, expected: &str) {
+        let error = serde_json::from_str::<Items<'_>>(json).map(|Items(items)| items.len()).unwrap_err();
+        assert!(error.to_string().starts_with(expected), "{json}: {error}");
+    }
+
+    #[test]
+    fn items_of_all_clients() {
+        let json = r#"[
+            {"destination":"https://a.example","headers":{"upstash-method":"POST","a":["1","2"],"b":null},"body":"{\"x\":1}"},
+            {"destination":"group","queue":"","headers":null,"body":""},
+            {"destination":"https://b.example","queue":null,"body":null,"callback":{"any":[1]}},
+            {"queue":"q"}
+        ]"#;
+        let Items(items) = serde_json::from_str(json).unwrap();
+        let shown: Vec<_> = items
+            .iter()
+            .map(|item| (&*item.destination, &*item.body, &*item.queue, item.headers.0.len()))
+            .collect();
+        let expected = [
+            ("https://a.example", "{\"x\":1}", "", 3),
+            ("group", "", "", 0),
+            ("https://b.example", "", "", 0),
+            ("", "", "q", 0),
+        ];
+        assert_eq!(shown, expected);
+        let fields: Vec<_> = items[0].headers.0.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(fields, [("upstash-method", "POST"), ("a", "1"), ("a", "2")]);
+        assert!(matches!(items[0].destination, Cow::Borrowed(_)), "nothing is copied that need not be");
+        assert!(matches!(items[0].headers.0[1].1, Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn errors_say_where() {
+        check_error("{}", "invalid type: map, expected an array of messages");
+        check_error("", "EOF while parsing");
+        check_error("[{},", "item 1: EOF while parsing");
+        check_error("[{},3]", "item 1: invalid type: integer `3`, expected an object with a destination");
+        check_error("[null]", "item 0: invalid type: null, expected an object");
+        check_error(r#"[{"body":{}}]"#, "item 0: body: invalid type: map, expected a");
+        check_error(r#"[{},{"queue":1}]"#, "item 1: queue: invalid type: integer `1`, expected a");
+        check_error(
+            r#"[{"headers":[]}]"#,
+            "item 0: headers: invalid type: sequence, expected an object of header",
+        );
+        check_error(
+            r#"[{"headers":{"X-A":1}}]"#,
+            "item 0: headers: X-A: invalid type: integer `1`, expected a string or an array of strings",
+        );
+        check_error(r#"[{"headers":{"X-A":[1]}}]"#, "item 0: headers: X-A: invalid type: integer `1`");
+        check_error("[{}] x", "trailing characters");
+        let many = format!(r#"[{{"headers":{{"a":[{}""]}}}}]"#, r#""","#.repeat(256));
+        check_error(&many, "item 0: headers: a: more than 256 headers");
+        let many = format!("[{}{{}}]", "{},".repeat(MAX_MESSAGES));
+        check_error(&many, "more than 50000 items");
+    }
+}

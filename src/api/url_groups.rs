@@ -1,0 +1,196 @@
+//! `/v2/topics`: URL groups, by the name that the wire still has for them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::response::Response;
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::batch::Fields;
+use super::body::Upload;
+use super::error::ApiError;
+use super::{Api, headers, json, wire};
+use crate::domain::destination::{Destination, DestinationError, parse_literal};
+use crate::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
+use crate::store::url_groups::Upserted;
+
+/// What a body with endpoints looks like.
+const ENDPOINTS: &str = r#"{"endpoints":[{"url":"https://example.com","name":"first"}]}"#;
+/// And one with headers.
+const HEADERS: &str = r#"{"headers":{"X-Name":"value","X-Other":["one","two"]}}"#;
+/// Bytes of an endpoint's name, which is sent as a header.
+const MAX_ENDPOINT_NAME: usize = 256;
+
+/// Groups that one request has asked for.
+pub(super) type Groups = BTreeMap<String, UrlGroup>;
+
+#[derive(Deserialize)]
+struct EndpointsBody {
+    endpoints: Vec<EndpointBody>,
+}
+
+#[derive(Deserialize)]
+struct EndpointBody {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    url: Option<String>,
+}
+
+impl EndpointBody {
+    fn name(&mut self) -> Option<String> {
+        self.name.take().filter(|name| !name.is_empty())
+    }
+}
+
+/// The headers themselves, or an object that has them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum HeadersBody<'a> {
+    Named {
+        #[serde(borrow)]
+        headers: Fields<'a>,
+    },
+    Bare(#[serde(borrow)] Fields<'a>),
+}
+
+impl Api {
+    pub(super) async fn list_url_groups(&self) -> Result<Response, ApiError> {
+        let groups = self.engine.store().url_groups().await?;
+        let groups: Vec<_> = groups.iter().map(wire::url_group).collect();
+        json(StatusCode::OK, &groups)
+    }
+
+    pub(super) async fn get_url_group(&self, name: &str) -> Result<Response, ApiError> {
+        let group = self.engine.store().url_group(name).await?;
+        json(StatusCode::OK, &wire::url_group(&group.ok_or_else(|| unknown(name))?))
+    }
+
+    pub(super) async fn upsert_endpoints(
+        &self,
+        name: &str,
+        upload: &mut Upload,
+    ) -> Result<Response, ApiError> {
+        let name = headers::read_name(name)
+            .map_err(|problem| ApiError::bad_request(format!("invalid URL group: {problem}")))?;
+        let mut endpoints = Vec::new();
+        for (index, mut given) in self.read_endpoints(upload).await?.into_iter().enumerate() {
+            let of_endpoint = |error: ApiError| error.of(format_args!("endpoint {index}"));
+            let name = given.name();
+            if let Some(name) = &name {
+                check_endpoint_name(name).map_err(of_endpoint)?;
+            }
+            let url = self.read_endpoint_url(&given.url.unwrap_or_default()).map_err(of_endpoint)?;
+            endpoints.push(Endpoint { name, url });
+        }
+        let limits = self.settings.url_groups;
+        let upserted =
+            self.engine.store().upsert_endpoints(&name, &endpoints, limits, self.engine.now()).await?;
+        match upserted {
+            Upserted::Stored => json(StatusCode::OK, &json!({})),
+            Upserted::TooManyGroups => {
+                Err(ApiError::quota("maxUrlGroups", limits.groups.unwrap_or_default()))
+            }
+            Upserted::TooManyEndpoints => Err(ApiError::quota("maxEndpointsPerGroup", limits.endpoints)),
+        }
+    }
+
+    /// A URL that messages may be sent to. Names are checked when they are connected to.
+    fn read_endpoint_url(&self, text: &str) -> Result<String, ApiError> {
+        let Destination::Url(url) = parse_literal(text)? else {
+            return Err(DestinationError::InvalidScheme.into());
+        };
+        self.check_destination(&url)?;
+        Ok(url)
+    }
+
+    pub(super) async fn remove_endpoints(
+        &self,
+        name: &str,
+        upload: &mut Upload,
+    ) -> Result<Response, ApiError> {
+        let keys: Result<Vec<_>, _> = (self.read_endpoints(upload).await?.into_iter().enumerate())
+            .map(|(index, mut given)| match (given.name(), given.url.filter(|url| !url.is_empty())) {
+                (Some(name), _) => Ok(EndpointKey::Name(name)),
+                (None, Some(url)) => Ok(EndpointKey::Url(url)),
+                (None, None) => {
+                    let error = ApiError::bad_request("a name or a url must be given");
+                    Err(error.of(format_args!("endpoint {index}")))
+                }
+            })
+            .collect();
+        if !self.engine.store().remove_endpoints(name, &keys?, self.engine.now()).await? {
+            return Err(unknown(name));
+        }
+        json(StatusCode::OK, &json!({}))
+    }
+
+    /// The endpoints in a body; at least one.
+    async fn read_endpoints(&self, upload: &mut Upload) -> Result<Vec<EndpointBody>, ApiError> {
+        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+        let read: EndpointsBody = serde_json::from_slice(&received.body).map_err(|error| {
+            ApiError::bad_request(format!("the body must be JSON like {ENDPOINTS}: {error}"))
+        })?;
+        if read.endpoints.is_empty() {
+            return Err(ApiError::bad_request("at least one endpoint must be given"));
+        }
+        Ok(read.endpoints)
+    }
+
+    pub(super) async fn set_url_group_headers(
+        &self,
+        name: &str,
+        upload: &mut Upload,
+    ) -> Result<Response, ApiError> {
+        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+        let fields = match serde_json::from_slice(&received.body) {
+            Ok(HeadersBody::Named { headers: Fields(fields) }) => fields,
+            Ok(HeadersBody::Bare(Fields(fields))) if fields.iter().all(|(name, _)| name != "headers") => {
+                fields
+            }
+            _ => return Err(ApiError::bad_request(format!("the body must be JSON like {HEADERS}"))),
+        };
+        let fields = fields.iter().map(|(name, value)| (&**name, value.as_bytes()));
+        let headers = headers::parse_plain(fields)?;
+        if !self.engine.store().set_url_group_headers(name, &headers, self.engine.now()).await? {
+            return Err(unknown(name));
+        }
+        json(StatusCode::OK, &json!({}))
+    }
+
+    pub(super) async fn delete_url_group(&self, name: &str) -> Result<Response, ApiError> {
+        self.engine.store().delete_url_group(name).await?;
+        json(StatusCode::OK, &json!({}))
+    }
+
+    /// The group of that name, as it is now; a request that asks twice sees the same. In a task of its own, since a
+    /// caller that hangs up must not stop a step of the database half-way.
+    pub(super) async fn find_group<'g>(
+        &self,
+        name: String,
+        groups: &'g mut Groups,
+    ) -> Result<&'g UrlGroup, ApiError> {
+        if !groups.contains_key(&name) {
+            let (store, wanted) = (Arc::clone(self.engine.store()), name.clone());
+            let group = tokio::spawn(async move { store.url_group(&wanted).await });
+            let group = group.await.map_err(|error| ApiError::task_failed(&error))??;
+            groups.insert(name.clone(), group.ok_or_else(|| unknown(&name))?);
+        }
+        Ok(&groups[&name])
+    }
+}
+
+fn check_endpoint_name(name: &str) -> Result<(), ApiError> {
+    if name.len() <= MAX_ENDPOINT_NAME && !name.contains(char::is_control) {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!(
+        "invalid name {name:?}: at most {MAX_ENDPOINT_NAME} bytes without control characters are allowed"
+    )))
+}
+
+fn unknown(name: &str) -> ApiError {
+    DestinationError::UnknownGroup(name.to_owned()).into()
+}

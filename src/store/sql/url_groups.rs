@@ -1,0 +1,191 @@
+//! The table `url_groups`. A group is one row, so that a publish to it reads one.
+
+use async_trait::async_trait;
+
+use super::{DEADLINE, LONG_DEADLINE, SqlStore, Tx, codec, commit, within};
+use crate::domain::message::Headers;
+use crate::domain::time::Timestamp;
+use crate::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
+use crate::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
+use crate::store::{Result, StoreError};
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    name: String,
+    created_at: i64,
+    updated_at: i64,
+    headers: Option<String>,
+    endpoints: String,
+}
+
+impl Row {
+    fn read(self) -> Result<UrlGroup> {
+        let table = "url_groups";
+        let headers = codec::read_headers(self.headers.as_deref(), table, &self.name)?;
+        let endpoints: Vec<(String, Option<String>)> = serde_json::from_str(&self.endpoints)
+            .map_err(|_| StoreError::Corrupt { table, column: "endpoints", id: self.name.clone() })?;
+        Ok(UrlGroup {
+            name: self.name,
+            created_at: Timestamp::from_millis(self.created_at),
+            updated_at: Timestamp::from_millis(self.updated_at),
+            headers,
+            endpoints: endpoints.into_iter().map(|(url, name)| Endpoint { name, url }).collect(),
+        })
+    }
+}
+
+macro_rules! select {
+    () => {
+        "SELECT name, created_at, updated_at, headers, endpoints FROM url_groups "
+    };
+}
+
+const ONE: &str = concat!(select!(), "WHERE name = $1");
+
+/// Starts a change. Changes are rare and come one after the other, so that each sees all earlier ones and none is lost;
+/// nobody who reads waits for them.
+async fn begin(store: &SqlStore) -> Result<Tx> {
+    let mut tx = store.begin().await?;
+    // SQLite has one writer.
+    if let Tx::Postgres(tx) = &mut tx {
+        sqlx::query("LOCK TABLE url_groups IN SHARE ROW EXCLUSIVE MODE").execute(&mut **tx).await?;
+    }
+    Ok(tx)
+}
+
+async fn find(tx: &mut Tx, name: &str) -> Result<Option<UrlGroup>> {
+    let row: Option<Row> =
+        on_backend!(tx, |tx| sqlx::query_as(ONE).bind(name).fetch_optional(&mut **tx).await?);
+    row.map(Row::read).transpose()
+}
+
+async fn count(tx: &mut Tx) -> Result<i64> {
+    let sql = "SELECT COUNT(*) FROM url_groups";
+    Ok(on_backend!(tx, |tx| sqlx::query_scalar(sql).fetch_one(&mut **tx).await?))
+}
+
+async fn write(tx: &mut Tx, group: &UrlGroup) -> Result<()> {
+    let sql = "INSERT INTO url_groups (name, created_at, updated_at, headers, endpoints) \
+         VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT (name) DO UPDATE SET updated_at = excluded.updated_at, headers = excluded.headers, \
+         endpoints = excluded.endpoints";
+    let endpoints: Vec<_> = group.endpoints.iter().map(|endpoint| (&endpoint.url, &endpoint.name)).collect();
+    let endpoints = serde_json::to_string(&endpoints).expect("texts are valid JSON");
+    on_backend!(tx, |tx| {
+        sqlx::query(sql)
+            .bind(group.name.as_str())
+            .bind(group.created_at.as_millis())
+            .bind(group.updated_at.as_millis())
+            .bind(codec::write_headers(&group.headers))
+            .bind(endpoints)
+            .execute(&mut **tx)
+            .await?;
+    });
+    Ok(())
+}
+
+async fn delete(tx: &mut Tx, name: &str) -> Result<()> {
+    let sql = "DELETE FROM url_groups WHERE name = $1";
+    on_backend!(tx, |tx| {
+        sqlx::query(sql).bind(name).execute(&mut **tx).await?;
+    });
+    Ok(())
+}
+
+#[async_trait]
+impl UrlGroups for SqlStore {
+    async fn url_group(&self, name: &str) -> Result<Option<UrlGroup>> {
+        within(DEADLINE, async {
+            let row: Option<Row> = on_backend!(self.readers(), |pool| {
+                sqlx::query_as(ONE).bind(name).fetch_optional(pool).await?
+            });
+            row.map(Row::read).transpose()
+        })
+        .await
+    }
+
+    async fn url_groups(&self) -> Result<Vec<UrlGroup>> {
+        within(LONG_DEADLINE, async {
+            let sql = concat!(select!(), "ORDER BY name");
+            let rows: Vec<Row> =
+                on_backend!(self.readers(), |pool| sqlx::query_as(sql).fetch_all(pool).await?);
+            rows.into_iter().map(Row::read).collect()
+        })
+        .await
+    }
+
+    async fn upsert_endpoints(
+        &self,
+        name: &str,
+        endpoints: &[Endpoint],
+        limits: UrlGroupLimits,
+        now: Timestamp,
+    ) -> Result<Upserted> {
+        within(DEADLINE, async {
+            let mut tx = begin(self).await?;
+            let mut group = if let Some(mut group) = find(&mut tx, name).await? {
+                group.touch(now);
+                group
+            } else {
+                if let Some(limit) = limits.groups
+                    && count(&mut tx).await? >= i64::from(limit)
+                {
+                    return Ok(Upserted::TooManyGroups);
+                }
+                UrlGroup::new(name.to_owned(), now)
+            };
+            if !group.upsert_all(endpoints, limits.endpoints) {
+                return Ok(Upserted::TooManyEndpoints);
+            }
+            write(&mut tx, &group).await?;
+            commit(tx).await?;
+            Ok(Upserted::Stored)
+        })
+        .await
+    }
+
+    async fn remove_endpoints(&self, name: &str, keys: &[EndpointKey], now: Timestamp) -> Result<bool> {
+        within(DEADLINE, async {
+            let mut tx = begin(self).await?;
+            let Some(mut group) = find(&mut tx, name).await? else { return Ok(false) };
+            let before = group.endpoints.len();
+            for key in keys {
+                group.remove(key);
+            }
+            if group.endpoints.len() == before {
+                return Ok(true);
+            }
+            group.touch(now);
+            if group.endpoints.is_empty() {
+                delete(&mut tx, name).await?;
+            } else {
+                write(&mut tx, &group).await?;
+            }
+            commit(tx).await?;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn set_url_group_headers(&self, name: &str, headers: &Headers, now: Timestamp) -> Result<bool> {
+        within(DEADLINE, async {
+            let mut tx = begin(self).await?;
+            let Some(mut group) = find(&mut tx, name).await? else { return Ok(false) };
+            group.headers = headers.clone();
+            group.touch(now);
+            write(&mut tx, &group).await?;
+            commit(tx).await?;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn delete_url_group(&self, name: &str) -> Result<()> {
+        within(DEADLINE, async {
+            let mut tx = begin(self).await?;
+            delete(&mut tx, name).await?;
+            commit(tx).await
+        })
+        .await
+    }
+}
