@@ -38,6 +38,7 @@ struct Source {
     last: &'static str,
     /// An SQL text that tells which entries, as [`entries_of`] reads it.
     kind: &'static str,
+    /// Which rows. Without any condition on the time, SQLite would sort the whole table.
     condition: &'static str,
     states: &'static [State],
 }
@@ -60,7 +61,7 @@ const SOURCES: [Source; 5] = [
         first: "4 * e.retried + 1",
         last: "4 * e.retried + 1",
         kind: "'ACTIVE'",
-        condition: "1 = 1",
+        condition: "e.started_at >= 0",
         states: &[State::Active],
     },
     Source {
@@ -70,7 +71,7 @@ const SOURCES: [Source; 5] = [
         first: "4 * e.retried + 2",
         last: "4 * e.retried + 3",
         kind: "e.result",
-        condition: "1 = 1",
+        condition: "e.ended_at >= 0",
         states: &[State::Error, State::Retry, State::Failed, State::Delivered],
     },
     Source {
@@ -80,7 +81,7 @@ const SOURCES: [Source; 5] = [
         first: "1099511627776",
         last: "1099511627776",
         kind: "'CANCEL_REQUESTED'",
-        condition: "1 = 1",
+        condition: "e.requested_at >= 0",
         states: &[State::CancelRequested],
     },
     Source {
@@ -90,7 +91,7 @@ const SOURCES: [Source; 5] = [
         first: "1099511627777",
         last: "1099511627777",
         kind: "'CANCELED'",
-        condition: "e.cancelled_at IS NOT NULL",
+        condition: "e.cancelled_at >= 0",
         states: &[State::Cancelled],
     },
 ];
@@ -184,13 +185,12 @@ struct Walk<'a> {
     order: Order,
 }
 
-/// The entries that follow each other without a gap.
-struct Window {
-    entries: Vec<Entry>,
-    /// How many rows were read.
-    rows: usize,
-    /// How far; `None`: to the end.
+/// How far a walk has read one source.
+struct Feed {
+    index: usize,
+    /// The last row's place; `None` before the first.
     end: Option<Place>,
+    done: bool,
 }
 
 impl Walk<'_> {
@@ -200,34 +200,46 @@ impl Walk<'_> {
         cursor: Option<&LogCursor>,
         count: usize,
     ) -> Result<(Vec<Entry>, Option<LogCursor>)> {
+        let mut feeds: Vec<Feed> = (0..SOURCES.len())
+            .filter(|&index| self.wants(&SOURCES[index]))
+            .map(|index| Feed { index, end: None, done: false })
+            .collect();
         // Before the others: an attempt that ends between the two is seen twice, and not missed.
-        let in_flight = self.in_flight(cursor).await?;
+        let mut pending = self.in_flight(cursor).await?;
         let mut found: Vec<Entry> = Vec::new();
-        let mut from = cursor.cloned();
+        let mut frontier: Option<Place> = None;
         let mut limit = count.saturating_add(1).min(WINDOW);
         let mut rows = 0;
         let next = loop {
-            let window = self.window(&in_flight, from.as_ref(), limit).await?;
-            rows += window.rows;
-            found.extend(self.matching(window.entries).await?);
+            let new = self.read(&mut feeds, frontier.as_ref(), cursor, limit).await?;
+            rows += new.len();
+            for row in &new {
+                pending.extend(entries_of(row)?.filter(|entry| self.is_wanted(entry, cursor)));
+            }
+            // What lies beyond may come after something that was not read yet.
+            frontier = self.frontier(&feeds);
+            let (mut window, beyond) = pending.into_iter().partition::<Vec<_>, _>(|entry| {
+                frontier.as_ref().is_none_or(|frontier| !self.is_beyond(&entry.place, frontier))
+            });
+            pending = beyond;
+            window.sort_by(|a, b| a.place.cmp(&b.place));
+            if self.order == Order::LatestFirst {
+                window.reverse();
+            }
+            found.extend(self.matching(window).await?);
             if found.len() > count {
                 found.truncate(count);
                 break found.last().map(|entry| entry.place.cursor());
             }
-            from = window.end.map(|place| place.cursor());
-            if from.is_none() || rows >= LOOK {
-                break from;
+            if frontier.is_none() || rows >= LOOK {
+                break frontier.map(|place| place.cursor());
             }
             limit = (limit * 2).min(WINDOW);
         };
-        let ended: HashSet<(String, i64)> = found
-            .iter()
-            .filter(|entry| !entry.in_flight && entry.state == State::Active)
-            .map(|entry| (entry.place.message_id.clone(), entry.place.sequence))
-            .collect();
-        found.retain(|entry| {
-            !entry.in_flight || !ended.contains(&(entry.place.message_id.clone(), entry.place.sequence))
-        });
+        let attempt = |entry: &Entry| (entry.place.message_id.clone(), entry.place.sequence);
+        let ended: HashSet<(String, i64)> =
+            found.iter().filter(|entry| !entry.in_flight).map(attempt).collect();
+        found.retain(|entry| !entry.in_flight || !ended.contains(&attempt(entry)));
         Ok((found, next))
     }
 
@@ -245,65 +257,68 @@ impl Walk<'_> {
         Ok(entries)
     }
 
-    /// The entries after `from`, of at most `limit` rows of each source. A source that has more than that ends the
-    /// window: what the others have beyond may come after something that was not read.
-    async fn window(&self, in_flight: &[Entry], from: Option<&LogCursor>, limit: usize) -> Result<Window> {
+    /// The next rows of the sources that are read as far as the frontier, at most `limit` of each.
+    async fn read(
+        &self,
+        feeds: &mut [Feed],
+        frontier: Option<&Place>,
+        cursor: Option<&LogCursor>,
+        limit: usize,
+    ) -> Result<Vec<Row>> {
         let mut query = Query::new(self.pools);
         let mut joint = "";
-        for (index, source) in SOURCES.iter().enumerate().filter(|(_, source)| self.wants(source)) {
+        for feed in feeds.iter_mut().filter(|feed| !feed.done && feed.end.as_ref() == frontier) {
+            let from = feed.end.as_ref().map(Place::cursor);
             query.sql(joint).sql("SELECT * FROM (");
-            self.select(&mut query, index, source, from);
+            self.select(&mut query, feed.index, &SOURCES[feed.index], from.as_ref().or(cursor));
             query.sql(" LIMIT ").number(i64::try_from(limit).unwrap_or(i64::MAX));
-            query.sql(&format!(") AS part{index}"));
+            query.sql(&format!(") AS part{}", feed.index));
             joint = " UNION ALL ";
+            // Unless it turns out to have more.
+            feed.done = true;
         }
         let rows: Vec<Row> = query.fetch(self.pools).await?;
-        let end = self.end(&rows, limit);
-        let is_inside = |entry: &Entry| {
-            let place = &entry.place;
-            from.is_none_or(|from| self.is_after(place, from))
-                && end.as_ref().is_none_or(|end| self.farther(place, end) == end)
-                && (self.filter.states.is_empty() || self.filter.states.contains(&entry.state))
-        };
-        let mut entries: Vec<Entry> = in_flight.iter().filter(|entry| is_inside(entry)).cloned().collect();
-        for row in &rows {
-            entries.extend(entries_of(row)?.filter(is_inside));
-        }
-        entries.sort_by(|a, b| a.place.cmp(&b.place));
-        if self.order == Order::LatestFirst {
-            entries.reverse();
-        }
-        Ok(Window { entries, rows: rows.len(), end })
-    }
-
-    /// Where the first of the sources ends that may have more rows.
-    fn end(&self, rows: &[Row], limit: usize) -> Option<Place> {
-        let mut ends: HashMap<i64, (usize, Place)> = HashMap::new();
-        for row in rows {
-            let sequence = match self.order {
-                Order::EarliestFirst => row.last,
-                Order::LatestFirst => row.first,
-            };
-            let place = Place { time: row.time, message_id: row.message_id.clone(), sequence };
-            let (count, end) = ends.entry(row.source).or_insert_with(|| (0, place.clone()));
-            *count += 1;
-            if self.farther(&place, end) == &place {
-                *end = place;
+        for feed in feeds {
+            let own = || rows.iter().filter(|row| usize::try_from(row.source) == Ok(feed.index));
+            if own().count() >= limit {
+                feed.done = false;
+                let places = own().map(|row| Place {
+                    time: row.time,
+                    message_id: row.message_id.clone(),
+                    sequence: match self.order {
+                        Order::EarliestFirst => row.last,
+                        Order::LatestFirst => row.first,
+                    },
+                });
+                feed.end = match self.order {
+                    Order::EarliestFirst => places.max(),
+                    Order::LatestFirst => places.min(),
+                };
             }
         }
-        let full = ends.into_values().filter(|(count, _)| *count >= limit).map(|(_, end)| end);
+        Ok(rows)
+    }
+
+    /// How far all sources have been read; `None`: to their ends.
+    fn frontier(&self, feeds: &[Feed]) -> Option<Place> {
+        let ends = feeds.iter().filter(|feed| !feed.done).filter_map(|feed| feed.end.clone());
         match self.order {
-            Order::EarliestFirst => full.min(),
-            Order::LatestFirst => full.max(),
+            Order::EarliestFirst => ends.min(),
+            Order::LatestFirst => ends.max(),
         }
     }
 
-    /// The one that comes later in this order.
-    fn farther<'p>(&self, a: &'p Place, b: &'p Place) -> &'p Place {
+    fn is_beyond(&self, place: &Place, frontier: &Place) -> bool {
         match self.order {
-            Order::EarliestFirst => a.max(b),
-            Order::LatestFirst => a.min(b),
+            Order::EarliestFirst => place > frontier,
+            Order::LatestFirst => place < frontier,
         }
+    }
+
+    /// Whether an entry has a wanted state, and is after the cursor: of a row's two entries the first one may not be.
+    fn is_wanted(&self, entry: &Entry, cursor: Option<&LogCursor>) -> bool {
+        (self.filter.states.is_empty() || self.filter.states.contains(&entry.state))
+            && cursor.is_none_or(|cursor| self.is_after(&entry.place, cursor))
     }
 
     fn is_after(&self, place: &Place, cursor: &LogCursor) -> bool {
