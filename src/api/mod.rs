@@ -67,6 +67,8 @@ pub struct Settings {
     /// How long a deduplication key is held.
     pub deduplication_window: Duration,
     pub url_groups: UrlGroupLimits,
+    /// Where messages to `api/llm` go; `None`: they are refused.
+    pub llm_url: Option<String>,
 }
 
 /// What the handlers share.

@@ -141,10 +141,14 @@ impl Api {
                 let recipients = group.targets().map(|target| self.recipient(target));
                 Recipients::Group(recipients.collect::<Result<_, _>>()?)
             }
-            Destination::Api(_) => {
-                return Err(ApiError::bad_request(
-                    "api/llm is not available: no language model is configured",
-                ));
+            Destination::Api(name) => {
+                let url = self.settings.llm_url.clone().ok_or_else(|| {
+                    ApiError::bad_request(
+                        "api/llm is not available: no language model is configured; llm_url sets one",
+                    )
+                })?;
+                publish.options.api = Some(name);
+                Recipients::One(self.recipient(Target::url(url))?)
             }
         };
         self.check_callbacks(&publish.options)?;

@@ -24,6 +24,7 @@ mod egress;
 mod enqueue;
 mod errors;
 mod lifecycle;
+mod llm;
 mod publish;
 mod resources;
 mod sdk;
