@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
 use rand::RngExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,7 +19,7 @@ use crate::clock::system_now;
 use crate::config::{self, Config, DatabaseUrl, Secret};
 use crate::egress::client::{self, Client};
 use crate::engine::keys::{self, Keys};
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, LlmAccess};
 use crate::listener::{self, Listener};
 use crate::store::sql::{self, SqlStore};
 use crate::store::url_groups::UrlGroupLimits;
@@ -80,7 +81,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         max_response_memory: config.prefetch_bytes.get(),
         extra_ca: config.extra_ca_file.as_deref(),
     })?;
-    let settings = engine_settings(config, address);
+    let settings = engine_settings(config, address)?;
     let engine = Arc::new(Engine::start(settings, Arc::clone(&store), client, keys).await?);
     let api = Api::new(api_settings(config)?, tokens, policy, Arc::clone(&engine));
     let settings = listener::Settings {
@@ -169,11 +170,11 @@ fn fresh_token() -> String {
     STANDARD.encode(format!(r#"{{"UserID":"{user}","Password":"{}"}}"#, password.expose()))
 }
 
-fn engine_settings(config: &Config, address: SocketAddr) -> engine::Settings {
+fn engine_settings(config: &Config, address: SocketAddr) -> anyhow::Result<engine::Settings> {
     let sqlite = matches!(config.database_url, DatabaseUrl::Sqlite(_));
     let mut named = config.clone();
     named.listen = address;
-    engine::Settings {
+    Ok(engine::Settings {
         node_name: named.node_name(),
         concurrency: config.concurrency,
         concurrency_per_origin: config.concurrency_per_origin,
@@ -182,8 +183,17 @@ fn engine_settings(config: &Config, address: SocketAddr) -> engine::Settings {
         writers: if sqlite { 1 } else { config.writers },
         max_timeout: config.max_timeout.get(),
         max_response: config.max_response_size.get(),
+        llm: llm_access(config)?,
         retention: Retention { log: config.log_retention.get(), dead_letters: config.dlq_retention.get() },
-    }
+    })
+}
+
+/// Whom the API key of the language model is for.
+fn llm_access(config: &Config) -> anyhow::Result<Option<LlmAccess>> {
+    let Some((url, key)) = config.llm_endpoint().zip(config.llm_api_key.as_ref()) else { return Ok(None) };
+    let mut authorization = HeaderValue::try_from(format!("Bearer {}", key.expose()))?;
+    authorization.set_sensitive(true);
+    Ok(Some(LlmAccess { url, authorization }))
 }
 
 fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
@@ -203,6 +213,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         max_schedules: config.max_schedules,
         max_messages_per_day: config.max_messages_per_day,
         max_requests_per_second: config.max_requests_per_second,
+        llm_url: config.llm_endpoint(),
         url_groups: UrlGroupLimits {
             groups: config.max_url_groups,
             endpoints: config.max_endpoints_per_group,

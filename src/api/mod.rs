@@ -79,6 +79,8 @@ pub struct Settings {
     /// Requests in a second other than those that publish; `None`: no limit.
     pub max_requests_per_second: Option<u64>,
     pub url_groups: UrlGroupLimits,
+    /// Where messages to `api/llm` go; `None`: they are refused.
+    pub llm_url: Option<String>,
 }
 
 /// What the handlers share.

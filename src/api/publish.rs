@@ -49,7 +49,7 @@ pub(super) struct Messages {
     created_at: Timestamp,
     caller_ip: Option<String>,
     new: Vec<NewMessage>,
-    /// Bytes of their bodies.
+    /// Bytes of their bodies, and of all else that a group multiplies.
     bytes: usize,
 }
 
@@ -139,17 +139,26 @@ impl Api {
             Destination::Group(name) => {
                 let group = self.find_group(name, groups).await?;
                 group.add_headers(&mut publish.headers);
+                publish.size += group.headers.size();
                 let recipients = group.targets().map(|target| self.recipient(target));
                 Recipients::Group(recipients.collect::<Result<_, _>>()?)
             }
-            Destination::Api(_) => {
-                return Err(ApiError::bad_request(
-                    "api/llm is not available: no language model is configured",
-                ));
+            Destination::Api(name) => {
+                publish.options.api = Some(name);
+                Recipients::One(self.recipient(Target::url(self.llm_url()?))?)
             }
         };
         self.check_callbacks(&publish.options)?;
         Ok(Draft { recipients, publish })
+    }
+
+    /// Where `api/llm` goes.
+    pub(super) fn llm_url(&self) -> Result<String, ApiError> {
+        self.settings.llm_url.clone().ok_or_else(|| {
+            ApiError::bad_request(
+                "api/llm is not available: no language model is configured; llm_url sets one",
+            )
+        })
     }
 
     fn recipient(&self, target: Target) -> Result<Recipient, ApiError> {
@@ -197,17 +206,20 @@ impl Api {
     /// Adds what a draft and its body come to, unless that is too much for one step of the store.
     pub(super) fn add(&self, messages: &mut Messages, draft: Draft, body: Bytes) -> Result<Shape, ApiError> {
         let Draft { recipients, publish } = draft;
-        let count = match &recipients {
-            Recipients::One(_) => 1,
-            Recipients::Group(recipients) => recipients.len(),
+        let (count, bytes) = match &recipients {
+            Recipients::One(_) => (1, body.len()),
+            Recipients::Group(recipients) => {
+                let urls: usize = recipients.iter().map(|recipient| recipient.target.url.len()).sum();
+                (recipients.len(), urls + recipients.len() * (body.len() + publish.size))
+            }
         };
         if messages.new.len() + count > MAX_MESSAGES {
             let text = format!("one request may make at most {MAX_MESSAGES} messages");
             return Err(ApiError::bad_request(text));
         }
-        messages.bytes += body.len() * count;
+        messages.bytes += bytes;
         if messages.bytes > self.settings.max_batch {
-            return Err(ApiError::too_large("the sum of its messages' bodies", self.settings.max_batch));
+            return Err(ApiError::too_large("what its messages hold together", self.settings.max_batch));
         }
         let due_at = match publish.due {
             Due::Now => messages.created_at,

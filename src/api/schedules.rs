@@ -18,7 +18,7 @@ use super::error::ApiError;
 use super::headers::{self, Due, Kind};
 use super::{Api, Peer, caller, wire};
 use crate::domain::cron::{Cron, CronError};
-use crate::domain::destination;
+use crate::domain::destination::{self, Destination};
 use crate::domain::id::{MessageId, ScheduleId};
 use crate::domain::template::Template;
 use crate::engine::schedules::{group, targets};
@@ -40,13 +40,20 @@ impl Api {
         let parsed = destination::parse(rest)?;
         let fields = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let limits = &self.settings.headers;
-        let publish = headers::parse(Kind::Schedule, fields, &parsed.params, limits, self.engine.now())?;
+        let mut publish = headers::parse(Kind::Schedule, fields, &parsed.params, limits, self.engine.now())?;
         let text =
             publish.cron.ok_or_else(|| ApiError::bad_request("the header Upstash-Cron is required"))?;
         let cron = Cron::parse(&text).map_err(|error| invalid_cron(&error))?;
-        let destination = parsed.destination.to_string();
-        let group = group(&**self.engine.store(), &parsed.destination).await?;
-        for target in targets(parsed.destination, group.as_ref())? {
+        let destination = match parsed.destination {
+            Destination::Api(name) => {
+                publish.options.api = Some(name);
+                Destination::Url(self.llm_url()?)
+            }
+            other => other,
+        };
+        let written = destination.to_string();
+        let group = group(&**self.engine.store(), &destination).await?;
+        for target in targets(destination, group.as_ref())? {
             self.check_destinations(&target.url, &publish.options)?;
         }
         let received = self.read_body(upload, self.settings.max_message, "the message").await?;
@@ -73,7 +80,7 @@ impl Api {
             id: id.clone(),
             generation: rand::rng().random(),
             cron: text,
-            destination,
+            destination: written,
             template,
             delay: match publish.due {
                 Due::After(delay) => Some(delay),

@@ -14,6 +14,7 @@ use serde::de::value::{Error as TextError, MapDeserializer, SeqDeserializer};
 use serde::de::{Deserializer, Error as _, IntoDeserializer, Visitor};
 
 use super::{Config, DEV_CURRENT_SIGNING_KEY, DEV_NEXT_SIGNING_KEY, DEV_TOKEN, DatabaseUrl, Secret};
+use crate::domain::destination::validate_url;
 
 type Layer = <Config as confique::Config>::Layer;
 
@@ -24,8 +25,8 @@ const FILE_VARIABLE: &str = "HOMING_CONFIG";
 /// The file that is read when none is named, if it exists.
 const DEFAULT_FILE: &str = "config.toml";
 /// Settings whose values must not appear in an error.
-const SECRETS: [&str; 5] =
-    ["token", "read_only_tokens", "current_signing_key", "next_signing_key", "database_url"];
+const SECRETS: [&str; 6] =
+    ["token", "read_only_tokens", "current_signing_key", "next_signing_key", "database_url", "llm_api_key"];
 
 /// Where settings are read from. [`Sources::of_process`] for the program; tests make their own.
 #[derive(Debug, Clone, Default)]
@@ -326,6 +327,15 @@ impl Loaded {
             );
             return Err(self.invalid("dev", reason));
         }
+        match &c.llm_endpoint() {
+            Some(url) => {
+                validate_url(url).map_err(|error| self.invalid("llm_url", error.to_string()))?;
+            }
+            None if c.llm_api_key.is_some() => {
+                return Err(self.invalid("llm_api_key", "llm_url is missing; set both, or llm_url alone"));
+            }
+            None => {}
+        }
         c.egress_policy().map_err(|e| self.invalid(e.setting, e.to_string()))?;
         c.trusted_networks().map_err(|reason| self.invalid("trusted_proxies", reason))?;
         Ok(())
@@ -375,6 +385,7 @@ fn nearest_setting(name: &str) -> Option<&'static str> {
     let name = match name {
         "port" | "host" | "address" | "bind" => "listen",
         "db" | "db_url" => "database_url",
+        "api_token" => "token",
         name => name,
     };
     let words: Vec<&str> = name.split(['_', '-']).collect();

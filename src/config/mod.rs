@@ -52,7 +52,7 @@ pub struct Config {
     /// What clients call this server when it is behind a proxy, such as
     /// `https://queue.example.com`. Not set: the address that is listened on.
     /// Flag --public-url.
-    #[config(deserialize_with = values::public_url)]
+    #[config(deserialize_with = values::base_url)]
     pub public_url: Option<String>,
 
     /// Addresses and networks of the proxies in front (10.0.0.5, 172.16.0.0/12), whose
@@ -151,6 +151,16 @@ pub struct Config {
 
     /// PEM file with certificates of authorities to trust beside the system's.
     pub extra_ca_file: Option<PathBuf>,
+
+    /// Where messages to api/llm go: the base URL of a service that is compatible with
+    /// OpenAI's, such as `https://api.openai.com/v1`; they are sent to
+    /// /chat/completions there. The same on all nodes. Not set: api/llm is refused.
+    #[config(deserialize_with = values::base_url)]
+    pub llm_url: Option<String>,
+
+    /// The service's API key, sent to it as a bearer token unless a message forwards an
+    /// Authorization of its own. Messages, logs and callbacks don't show it.
+    pub llm_api_key: Option<Secret>,
 
     // How much a request and its message may hold.
     /// Largest body of a message. 1KiB to 1GiB.
@@ -310,6 +320,11 @@ impl Config {
             let host = rustix::system::uname();
             format!("{}:{}", host.nodename().to_string_lossy(), self.listen.port())
         })
+    }
+
+    /// Where messages to api/llm go.
+    pub fn llm_endpoint(&self) -> Option<String> {
+        self.llm_url.as_ref().map(|base| format!("{base}/chat/completions"))
     }
 
     /// `listen` as an address that a client on this machine can connect to: loopback in place of "any address".

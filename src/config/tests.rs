@@ -229,8 +229,21 @@ fn bad_values_are_refused_with_setting_layer_and_what_is_allowed() {
     check("log_level", "loud", &["`loud`", "`error`, `warn`, `info`, `debug`, `trace`"]);
     check("public_url", "queue.example.com", &["allowed: http://"]);
     check("public_url", "https://user@x/", &["allowed: http://"]);
+    check("llm_url", "https://key@api.example/v1", &["allowed: http://"]);
+    check("llm_url", "https://api.example:0/v1", &["invalid port"]);
+    check("llm_api_key", "key", &["llm_url is missing"]);
+    check("max_endpoints_per_group", "0", &["allowed: 1 to 1000"]);
     check("current_signing_key", "sig_x", &["next_signing_key", "both or none"]);
     check("next_signing_key", "sig_x", &["current_signing_key", "both or none"]);
+}
+
+#[test]
+fn the_language_model_is_behind_its_base_url() {
+    for base in ["https://api.example/v1", "https://api.example/v1/"] {
+        let config = load(&environment(&[("HOMING_LLM_URL", base)])).unwrap().config;
+        assert_eq!(config.llm_endpoint().as_deref(), Some("https://api.example/v1/chat/completions"));
+    }
+    assert_eq!(Config::default().llm_endpoint(), None);
 }
 
 #[test]
@@ -284,6 +297,8 @@ fn secrets_are_never_shown() {
         ("HOMING_CURRENT_SIGNING_KEY", "XYZZY"),
         ("HOMING_NEXT_SIGNING_KEY", "XYZZY"),
         ("HOMING_DATABASE_URL", "postgres://me:XYZZY@db/x"),
+        ("HOMING_LLM_URL", "https://api.example/v1/"),
+        ("HOMING_LLM_API_KEY", "XYZZY"),
     ]);
     let loaded = load(&sources).unwrap();
     let text = loaded.effective_toml();
@@ -301,6 +316,8 @@ fn secrets_are_never_shown() {
         "read_only_tokens = [736251]",
         "current_signing_key = 736251",
         "current_signing_key = '736251'",
+        "llm_api_key = '736251'",
+        "llm_api_key = '736251 '",
         "database_url = 'mysql://me:736251@db'",
         "database_url = ['736251']",
     ] {

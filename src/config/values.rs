@@ -17,7 +17,7 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Socke
 }
 
 /// Reads an absolute http(s) URL without user, query and fragment, and drops its final slash.
-pub(super) fn public_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+pub(super) fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     let fits = text.parse().is_ok_and(|uri: http::Uri| {
         matches!(uri.scheme_str(), Some("http" | "https"))

@@ -165,6 +165,12 @@ fn headers(
         headers.append(HeaderName::try_from(name)?, HeaderValue::from_bytes(value.as_bytes())?);
     }
     headers.entry(USER_AGENT).or_insert(AGENT);
+    if let Some(llm) = &shared.settings.llm
+        && message.options.api.is_some()
+        && message.url == llm.url
+    {
+        headers.entry(AUTHORIZATION).or_insert_with(|| llm.authorization.clone());
+    }
     if let Some((user, password)) = &target.userinfo
         && !headers.contains_key(AUTHORIZATION)
     {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use http::HeaderValue;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -68,7 +69,17 @@ pub struct Settings {
     pub max_timeout: Duration,
     /// Bytes of a response body that callbacks carry.
     pub max_response: usize,
+    pub llm: Option<LlmAccess>,
     pub retention: Retention,
+}
+
+/// What the configured language model's service asks for. It is added to a message when it is sent and stored nowhere.
+#[derive(Clone, Debug)]
+pub struct LlmAccess {
+    /// Where messages to it go. A key for one service must not be sent to another that was configured before.
+    pub url: String,
+    /// Sensitive, so that `Debug` hides it.
+    pub authorization: HeaderValue,
 }
 
 /// What the engine's tasks share.

@@ -27,6 +27,7 @@ mod enqueue;
 mod errors;
 mod go;
 mod lifecycle;
+mod llm;
 mod openapi;
 mod publish;
 mod quota;

@@ -403,13 +403,18 @@ async fn what_a_group_multiplies_is_limited(t: Test) {
         (0..3).map(|number| json!({"url": format!("http://127.0.0.1:9/{number}")})).collect();
     add(&server, "g", &json!(some)).await;
     let error = publish(&server, "g", &[("Upstash-Delay", "1h")], &"x".repeat(683)).await.error(413);
-    assert_eq!(error, "the sum of its messages' bodies is larger than the limit of 2048 bytes");
+    assert_eq!(error, "what its messages hold together is larger than the limit of 2048 bytes");
     let items =
         json!([{"destination": "g", "body": "x".repeat(400)}, {"destination": "g", "body": "x".repeat(300)}]);
     let error = server.call("POST", "/v2/batch").body(items.to_string()).send().await.error(413);
-    assert_eq!(error, "item 1: the sum of its messages' bodies is larger than the limit of 2048 bytes");
+    assert_eq!(error, "item 1: what its messages hold together is larger than the limit of 2048 bytes");
     assert_eq!(server.get_json("/v2/events").await, json!({"events": []}));
-    publish(&server, "g", &[("Upstash-Delay", "1h")], &"x".repeat(682)).await.json(200);
+    let long = "x".repeat(600);
+    let headers =
+        [("Upstash-Callback", "http://127.0.0.1:9/"), ("Upstash-Callback-Forward-X", long.as_str())];
+    publish(&server, "g", &headers, "x").await.error(413);
+    assert_eq!(server.get_json("/v2/events").await, json!({"events": []}));
+    publish(&server, "g", &[("Upstash-Delay", "1h")], &"x".repeat(300)).await.json(200);
 }
 
 async fn callbacks_name_the_group(t: Test) {

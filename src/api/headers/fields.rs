@@ -11,6 +11,9 @@ use crate::domain::message::is_token_byte;
 /// Header fields that one message may have; far beyond what receivers accept.
 pub const MAX_FIELDS: usize = 256;
 
+/// Bytes of their names and values; as many as the head of a request can have.
+const MAX_BYTES: usize = 128 << 10;
+
 /// What surrounds a value without belonging to it (RFC 9110, 5.5).
 const BLANK: [char; 2] = [' ', '\t'];
 
@@ -55,7 +58,15 @@ pub(super) fn collect<'a>(
             push(&mut fields, written, read_value(written, value.as_bytes())?)?;
         }
     }
+    if size(&fields) > MAX_BYTES {
+        return Err(HeaderError::TooLarge { limit: MAX_BYTES });
+    }
     Ok(fields)
+}
+
+/// Bytes of names and values.
+pub(super) fn size(fields: &[Field<'_>]) -> usize {
+    fields.iter().map(|field| field.written.len() + field.value.len()).sum()
 }
 
 fn push<'a>(fields: &mut Vec<Field<'a>>, written: &'a str, value: Cow<'a, str>) -> Result<(), HeaderError> {

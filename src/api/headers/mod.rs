@@ -79,6 +79,8 @@ pub struct Publish {
     /// The schedule's cron expression, unread; only with [`Kind::Publish`], where it makes the request a schedule's,
     /// and [`Kind::Schedule`].
     pub cron: Option<String>,
+    /// Bytes of the headers that say all this.
+    pub size: usize,
 }
 
 /// Why headers were refused. The texts are fit for the user.
@@ -96,6 +98,12 @@ pub enum HeaderError {
     #[error("more than {limit} headers")]
     TooMany {
         /// The most that are allowed.
+        limit: usize,
+    },
+    /// A malformed request: longer headers than a message may have.
+    #[error("headers of more than {limit} bytes together")]
+    TooLarge {
+        /// The most that is allowed.
         limit: usize,
     },
     /// A quota: more retries than the operator allows.
@@ -147,6 +155,7 @@ pub fn parse<'a>(
         queue: if kind == Kind::Enqueue { None } else { read_with(&family, "queue-name", read_name)? },
         schedule_id: if makes_schedule { read_with(&family, "schedule-id", read_name)? } else { None },
         cron: family.get("cron").filter(|_| makes_schedule).map(|field| field.value.to_string()),
+        size: fields::size(&fields),
     })
 }
 

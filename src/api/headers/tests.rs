@@ -23,7 +23,8 @@ fn headers(fields: &[(&str, &str)]) -> Headers {
 }
 
 fn read(kind: Kind, fields: &[(&str, &str)]) -> Result<Publish, HeaderError> {
-    parse(kind, fields.iter().map(|(name, value)| (*name, value.as_bytes())), &[], &limits(), NOW)
+    let fields = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
+    parse(kind, fields, &[], &limits(), NOW).map(|publish| Publish { size: 0, ..publish })
 }
 
 /// What no headers at all come to.
@@ -39,6 +40,7 @@ fn nothing() -> Publish {
         queue: None,
         schedule_id: None,
         cron: None,
+        size: 0,
     }
 }
 
@@ -370,6 +372,7 @@ fn malformed() {
         "invalid header Upstash-Workflow-RunId: workflows are not",
     );
     check_error(&[("X", "1"); 257], "more than 256 headers");
+    check_error(&[("X", &"1".repeat(128 << 10))], "headers of more than 131072 bytes together");
 }
 
 #[test]
