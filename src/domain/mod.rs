@@ -8,6 +8,7 @@ pub mod callback;
 pub mod deduplication;
 pub mod destination;
 pub mod duration;
+pub mod gate;
 pub mod id;
 pub mod message;
 pub mod outcome;

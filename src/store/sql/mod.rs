@@ -15,9 +15,9 @@ use sqlx::{ConnectOptions as _, Connection as _, PgPool, Postgres, Sqlite, Sqlit
 use tokio::sync::Mutex;
 
 use super::{
-    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
-    LogCursor, LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result, Retention, SigningKeyPair,
-    Store, StoreError, StoredKeys, Want,
+    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended,
+    Gates as _, Lease, LogCursor, LogEntry, LogFilter, NextDue, NodeId, Order, Page, Repeat, Result,
+    Retention, SigningKeyPair, Store, StoreError, StoredKeys, Want,
 };
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
@@ -39,6 +39,7 @@ mod codec;
 mod dead_letters;
 mod deduplication;
 mod deliveries;
+mod gates;
 mod hot_postgres;
 mod hot_sqlite;
 mod log;
@@ -191,7 +192,8 @@ impl Store for SqlStore {
             nodes::insert(&mut tx, node, name).await?;
             commit(tx).await
         })
-        .await
+        .await?;
+        self.wake_gates().await
     }
 
     async fn rejoin(&self, node: NodeId, name: &str) -> Result<()> {
@@ -213,7 +215,13 @@ impl Store for SqlStore {
 
     async fn take_over(&self, ttl: Duration) -> Result<u64> {
         match &self.backend {
-            Backend::Postgres(pools) => within(LONG_DEADLINE, nodes::take_over(&pools.rest, ttl)).await,
+            Backend::Postgres(pools) => {
+                let dead = within(LONG_DEADLINE, nodes::take_over(&pools.rest, ttl)).await?;
+                if dead > 0 {
+                    self.wake_gates().await?;
+                }
+                Ok(dead)
+            }
             Backend::Sqlite(_) => Ok(0),
         }
     }
@@ -232,18 +240,23 @@ impl Store for SqlStore {
             nodes::delete(&mut tx, node).await?;
             commit(tx).await
         })
-        .await
+        .await?;
+        self.wake_gates().await
     }
 
     async fn reconcile(&self, node: NodeId, live: &[Lease], last: Lease) -> Result<u64> {
-        within(LONG_DEADLINE, async {
+        let freed = within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
             let freed = nodes::free_all_but(&mut tx, node, live, last).await?;
             let orphans = nodes::free_orphans(&mut tx, node).await?;
             commit(tx).await?;
             Ok(freed + orphans)
         })
-        .await
+        .await?;
+        if freed > 0 {
+            self.wake_gates().await?;
+        }
+        Ok(freed)
     }
 
     async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>> {
@@ -414,13 +427,14 @@ impl Store for SqlStore {
     async fn retry_dead_letters(&self, replacements: &[(DeadLetterId, Accept)]) -> Result<bool> {
         within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
+            let accepts: Vec<&Accept> = replacements.iter().map(|(_, accept)| accept).collect();
             for (id, accept) in replacements {
                 if !dead_letters::delete(&mut tx, id).await? {
                     return Ok(false);
                 }
                 messages::insert(&mut tx, &accept.message).await?;
-                deliveries::insert(&mut tx, accept).await?;
             }
+            deliveries::insert(&mut tx, &accepts).await?;
             commit(tx).await?;
             Ok(true)
         })
