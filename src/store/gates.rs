@@ -135,7 +135,8 @@ pub trait Gates {
         now: Timestamp,
     ) -> Result<Vec<Delivery>>;
     /// Lets a gate rest until something that waits there is due. What is due already can't go before `blocked_until`.
-    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<()>;
+    /// False: somebody is using it at this moment, and nothing was done.
+    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<bool>;
     /// The gates to look at now, at most `limit`.
     async fn due_gates(&self, limit: usize) -> Result<DueGates>;
     /// Makes all gates due at which anything waits or is in flight.
@@ -159,7 +160,7 @@ pub trait Gates {
     async fn queues(&self) -> Result<Vec<Queue>>;
     /// Whether a message may go to this queue where there may be `max` of them: it is there, or there are fewer.
     async fn may_use_queue(&self, name: &str, max: u32) -> Result<bool>;
-    /// Cancels some messages of a queue, and removes it when there are no more.
+    /// Cancels some messages of a queue, and removes it when there are no more. Nothing is done while somebody is using it.
     async fn remove_queue(&self, name: &str, now: Timestamp) -> Result<QueueRemoval>;
 
     /// Changes a flow-control key; false: there is none.

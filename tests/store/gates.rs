@@ -582,7 +582,7 @@ pub(crate) async fn a_gate_rests_until_something_is_due(world: World) {
     let store = &world.store;
     let blocked_until = time(FUTURE + 1_000_000);
     let rest = async |gate: &str| {
-        store.rest_gate(gate, blocked_until).await.unwrap();
+        assert!(store.rest_gate(gate, blocked_until).await.unwrap());
         world.look(gate).await.next_at
     };
     let id = world.enqueue("q").await;

@@ -304,7 +304,7 @@ impl Gates for Model {
         Ok(passed)
     }
 
-    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<()> {
+    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<bool> {
         let mut state = self.state();
         let now = state.tick();
         let until = |due_at: Timestamp| if due_at <= now { blocked_until } else { due_at };
@@ -318,7 +318,7 @@ impl Gates for Model {
             let next = [first, held, busy].into_iter().flatten().min();
             gate.next_at = next.filter(|_| !gate.control.paused);
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn due_gates(&self, limit: usize) -> Result<DueGates> {

@@ -46,11 +46,12 @@ impl Gates for SqlStore {
         }
     }
 
-    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<()> {
+    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<bool> {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
-            super::rest(&mut tx, name, blocked_until).await?;
-            commit(tx).await
+            let rests = super::rest(&mut tx, name, blocked_until).await?;
+            commit(tx).await?;
+            Ok(rests)
         })
         .await
     }
@@ -60,12 +61,19 @@ impl Gates for SqlStore {
     }
 
     async fn wake_gates(&self) -> Result<()> {
-        within(LONG_DEADLINE, async {
-            let mut tx = self.begin().await?;
-            super::wake(&mut tx).await?;
-            commit(tx).await
-        })
-        .await
+        match &self.backend {
+            Backend::Postgres(pools) => {
+                let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
+                let step = async { Ok(sqlx::query(super::WAKE_POSTGRES).execute(&mut *conn).await?) };
+                let result = tokio::time::timeout(DEADLINE, step).await;
+                hot_postgres::give_back(conn, DEADLINE, result)?;
+            }
+            Backend::Sqlite(pools) => {
+                let now = crate::clock::system_now().as_millis();
+                sqlx::query(super::WAKE_SQLITE).bind(now).execute(&pools.writer).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn upsert_queue(

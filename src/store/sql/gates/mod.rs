@@ -154,36 +154,39 @@ pub(super) async fn due(pools: &Backend<&PgPool, &SqlitePool>, limit: usize) -> 
     Ok(due)
 }
 
-/// Makes all gates due that don't rest, in the order in which everybody locks them. Not in a transaction that holds
-/// deliveries: whoever holds a gate may wait for these.
-pub(super) async fn wake(tx: &mut Tx) -> Result<()> {
+/// Makes all gates due that don't rest, locking them in the order in which everybody does. Not in a transaction that
+/// holds deliveries: whoever holds a gate may wait for these.
+pub(super) const WAKE_POSTGRES: &str = concat!(
+    "UPDATE gates SET next_at = ",
+    now_ms!(),
+    " FROM (SELECT name FROM gates WHERE next_at > ",
+    now_ms!(),
+    " ORDER BY name) AS later WHERE gates.name = later.name"
+);
+/// The same; `$1` is now.
+pub(super) const WAKE_SQLITE: &str = "UPDATE gates SET next_at = $1 WHERE next_at > $1";
+
+/// Takes a gate for oneself, so that nobody accepts anything for it. False: somebody does, or claims from it. Nobody waits
+/// for those who accept: they hold one gate and may wait for another.
+async fn seize(tx: &mut Tx, name: &str) -> Result<bool> {
     match tx {
         Tx::Postgres(tx) => {
-            sqlx::query(concat!(
-                "UPDATE gates SET next_at = ",
-                now_ms!(),
-                " WHERE name IN (SELECT name FROM gates WHERE next_at > ",
-                now_ms!(),
-                " ORDER BY name FOR NO KEY UPDATE)"
-            ))
-            .execute(&mut **tx)
-            .await?;
-        }
-        Tx::Sqlite(tx) => {
-            sqlx::query("UPDATE gates SET next_at = $1 WHERE next_at > $1")
-                .bind(crate::clock::system_now().as_millis())
-                .execute(&mut **tx)
+            let seized = sqlx::query("SELECT 1 FROM gates WHERE name = $1 FOR UPDATE SKIP LOCKED")
+                .bind(name)
+                .fetch_optional(&mut **tx)
                 .await?;
+            Ok(seized.is_some())
         }
+        // There is one writer.
+        Tx::Sqlite(_) => Ok(true),
     }
-    Ok(())
 }
 
-/// Lets a gate rest. On Postgres this waits for those that are accepting, and keeps others from it: whatever is accepted
-/// is either seen here or sees this.
-pub(super) async fn rest(tx: &mut Tx, name: &str, blocked_until: Timestamp) -> Result<()> {
-    if let Tx::Postgres(tx) = &mut *tx {
-        sqlx::query("SELECT 1 FROM gates WHERE name = $1 FOR UPDATE").bind(name).execute(&mut **tx).await?;
+/// Lets a gate rest, unless it is in use. Whatever is accepted is either seen here, in a statement of its own, or sees
+/// this.
+pub(super) async fn rest(tx: &mut Tx, name: &str, blocked_until: Timestamp) -> Result<bool> {
+    if !seize(tx, name).await? {
+        return Ok(false);
     }
     let sql = "UPDATE gates SET next_at = CASE WHEN paused THEN NULL ELSE ( \
              SELECT MIN(CASE WHEN due_at <= $2 THEN $3 ELSE due_at END) FROM ( \
@@ -209,7 +212,7 @@ pub(super) async fn rest(tx: &mut Tx, name: &str, blocked_until: Timestamp) -> R
             .execute(&mut **tx)
             .await?;
     });
-    Ok(())
+    Ok(true)
 }
 
 /// Makes a queue, or changes what is given; false: there are too many.
@@ -324,11 +327,19 @@ impl QueueRow {
 }
 
 /// Cancels some messages of a queue; with the last ones the queue goes too. Meanwhile nobody adds to it or claims from it.
+/// While somebody does, nothing is done.
 pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Result<QueueRemoval> {
     let gate = queue_gate(name);
     let gate = gate.as_str();
-    if let Tx::Postgres(tx) = &mut *tx {
-        sqlx::query("SELECT 1 FROM gates WHERE name = $1 FOR UPDATE").bind(gate).execute(&mut **tx).await?;
+    if !seize(tx, gate).await? {
+        let there = on_backend!(&mut *tx, |tx| {
+            sqlx::query("SELECT 1 FROM gates WHERE name = $1")
+                .bind(gate)
+                .fetch_optional(&mut **tx)
+                .await?
+                .is_some()
+        });
+        return Ok(QueueRemoval { done: !there, requested: Vec::new() });
     }
     let cancelled = cancel_waiting(tx, gate, now).await?;
     if cancelled == REMOVED_AT_ONCE.unsigned_abs() {
