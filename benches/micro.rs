@@ -303,6 +303,7 @@ fn accepts(size: usize, lease: Option<Lease>) -> Vec<Accept> {
 
 fn delivered(batch: &[Accept]) -> Vec<Ended> {
     let ended = |accept: &Accept| Ended {
+        slot: None,
         id: accept.message.id.clone(),
         lease: LEASE,
         finish: Arc::new(end(&accept.message, attempt(200, system_now()))),

@@ -10,6 +10,7 @@ pub mod deduplication;
 pub mod destination;
 pub mod duration;
 pub mod filter;
+pub mod gate;
 pub mod id;
 pub mod message;
 pub mod outcome;

@@ -395,14 +395,7 @@ mod tests {
             source_id: None,
             options: Options::default(),
         };
-        Delivery {
-            message: Arc::new(message),
-            lane: Arc::from(lane),
-            lease,
-            retried: 0,
-            claims: 1,
-            cancel_requested: false,
-        }
+        Delivery::stored_leased(&Arc::new(message), &Arc::from(lane), lease, None)
     }
 
     /// Reserves and admits `count` deliveries of a lane; those that may start.

@@ -167,7 +167,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
                 note_due(shared, &job.finish, &ended.callbacks);
                 for (message, (lane, lease)) in callbacks {
                     let Some(lease) = *lease else { continue };
-                    started.push(Delivery::stored_leased(message, lane, lease));
+                    started.push(Delivery::stored_leased(message, lane, lease, ended.slot.as_ref()));
                 }
             }
             Applied::No => {
@@ -226,6 +226,7 @@ fn lease_callbacks(shared: &Shared, jobs: &[Job], lease: Lease) -> Vec<Ended> {
                 lease: job.delivery.lease,
                 finish: Arc::clone(&job.finish),
                 callbacks,
+                slot: job.delivery.slot.clone(),
             }
         })
         .collect()

@@ -113,7 +113,7 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
             for (accept, result) in accepts.iter().zip(&results) {
                 match (result, accept.lease) {
                     (Accepted::Stored, Some(lease)) => {
-                        deliveries.push(Delivery::stored_leased(&accept.message, &accept.lane, lease));
+                        deliveries.push(Delivery::stored_leased(&accept.message, &accept.lane, lease, None));
                     }
                     (Accepted::Stored, None) => shared.refill.note_due(accept.message.due_at),
                     (Accepted::Duplicate(_), Some(_)) => {

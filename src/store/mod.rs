@@ -15,15 +15,16 @@ use crate::domain::outcome::{Finish, Response};
 use crate::domain::time::Timestamp;
 
 pub mod cancelling;
+pub mod gates;
 pub mod quota;
 pub mod schedules;
 pub mod sql;
 pub mod url_groups;
 
-pub use self::url_groups::UrlGroups;
-
 pub use self::cancelling::{Cancelling, Look, UnfinishedFilter};
+pub use self::gates::{Gates, Slot};
 pub use self::quota::Quota;
+pub use self::url_groups::UrlGroups;
 
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +113,7 @@ pub struct Accept {
     pub message: Arc<Message>,
     /// What its deliveries are limited by.
     pub lane: Arc<str>,
-    /// Set: stored already leased to the accepting node. Only for what is due now.
+    /// Set: stored already leased to the accepting node. Only for what is due now and waits at no gate.
     pub lease: Option<Lease>,
     /// Set: stored only when no message holds the key.
     pub deduplication: Option<Deduplication>,
@@ -145,11 +146,17 @@ pub struct Delivery {
     pub claims: u32,
     /// A user has cancelled it: no attempt may start.
     pub cancel_requested: bool,
+    /// The queue's slot that it keeps taken, if any.
+    pub slot: Option<Slot>,
+    /// The flow-control key's gate that counts it, if any.
+    pub flow: Option<Arc<str>>,
+    /// Set by the engine: it must not start later, by the time since boot.
+    pub start_by: Option<Duration>,
 }
 
 impl Delivery {
     /// The delivery of a message that was stored already leased: for its first attempt.
-    pub fn stored_leased(message: &Arc<Message>, lane: &Arc<str>, lease: Lease) -> Self {
+    pub fn stored_leased(message: &Arc<Message>, lane: &Arc<str>, lease: Lease, slot: Option<&Slot>) -> Self {
         Self {
             message: Arc::clone(message),
             lane: Arc::clone(lane),
@@ -157,6 +164,9 @@ impl Delivery {
             retried: 0,
             claims: 1,
             cancel_requested: false,
+            slot: slot.cloned(),
+            flow: None,
+            start_by: None,
         }
     }
 }
@@ -176,6 +186,8 @@ pub struct Ended {
     pub finish: Arc<Finish>,
     /// Lane and lease for each of the callback messages.
     pub callbacks: Vec<(Arc<str>, Option<Lease>)>,
+    /// The slot that the delivery has; its callbacks keep it.
+    pub slot: Option<Slot>,
 }
 
 /// What became of an attempt's end.
@@ -369,7 +381,9 @@ pub struct StoredKeys {
 /// Durable storage. Every call is one atomic step; none may be cancelled half-way by its caller's disappearance, so the
 /// engine and the API call it from tasks of their own.
 #[async_trait]
-pub trait Store: Cancelling + Quota + UrlGroups + schedules::Schedules + Send + Sync + 'static {
+pub trait Store:
+    Cancelling + Gates + Quota + UrlGroups + schedules::Schedules + Send + Sync + 'static
+{
     /// Whether several nodes may share it. One that isn't shared goes by this machine's clock, and nobody takes over.
     fn is_shared(&self) -> bool;
 

@@ -1,17 +1,23 @@
 //! Two nodes on one Postgres, each with its own connections.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
+use homing::domain::gate::{FlowChange, Limits};
 use homing::domain::id::{MessageId, ScheduleId};
+use homing::domain::message::Message;
 use homing::domain::url_group::Endpoint;
+use homing::store::gates::Gates as _;
 use homing::store::schedules::Schedules as _;
 use homing::store::sql::SqlStore;
 use homing::store::url_groups::{Upserted, UrlGroupLimits};
-use homing::store::{Accept, Accepted, Applied, Lease, NodeId, Repeat, Store, UrlGroups as _};
+use homing::store::{Accept, Accepted, Applied, Lease, NodeId, Repeat, Retention, Store, UrlGroups as _};
 
+use crate::gates::{queued, take, under};
 use crate::schedules::{run, schedule};
 use crate::support::{ANY_SIZE, Database, FUTURE, Held, START, ids, keyed, message, time, waiting, want};
 
@@ -225,4 +231,210 @@ async fn no_endpoint_is_lost_between_two_nodes() {
         assert_eq!(stores[1].url_groups().await.unwrap().len(), 1);
     })
     .await;
+}
+
+/// Claimers on two nodes, which finish what they take, until so many are finished. What was taken, in that order, and how
+/// many were held at once at most.
+async fn drain(stores: &[Arc<SqlStore>; 2], gate: &'static str, total: usize) -> (Vec<MessageId>, usize) {
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let (held, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let done = Arc::new(AtomicUsize::new(0));
+    let leases = Arc::new(AtomicI64::new(1));
+    let mut claimers = tokio::task::JoinSet::new();
+    for task in 0..4_usize {
+        let (store, node) = (Arc::clone(&stores[task % 2]), NODES[task % 2]);
+        let (taken, held, most) = (Arc::clone(&taken), Arc::clone(&held), Arc::clone(&most));
+        let (done, leases) = (Arc::clone(&done), Arc::clone(&leases));
+        claimers.spawn(async move {
+            let deadline = Instant::now() + Duration::from_mins(1);
+            while done.load(Ordering::SeqCst) < total {
+                assert!(Instant::now() < deadline, "{} of {total}", done.load(Ordering::SeqCst));
+                let lease = leases.fetch_add(1, Ordering::SeqCst);
+                let deliveries = take(&*store, node, gate, lease).await;
+                if deliveries.is_empty() {
+                    continue;
+                }
+                taken.lock().unwrap().extend(ids(&deliveries));
+                most.fetch_max(
+                    held.fetch_add(deliveries.len(), Ordering::SeqCst) + deliveries.len(),
+                    Ordering::SeqCst,
+                );
+                tokio::task::yield_now().await;
+                held.fetch_sub(deliveries.len(), Ordering::SeqCst);
+                let ended: Vec<_> =
+                    deliveries.iter().map(|delivery| Held::from(delivery).delivered()).collect();
+                let applied = store.finish(node, &ended).await.unwrap();
+                assert!(applied.iter().all(|applied| *applied == Applied::Yes));
+                done.fetch_add(deliveries.len(), Ordering::SeqCst);
+            }
+        });
+    }
+    claimers.join_all().await;
+    let taken = std::mem::take(&mut *taken.lock().unwrap());
+    (taken, most.load(Ordering::SeqCst))
+}
+
+/// Whoever had the answer before another one was sent goes first, on whichever nodes they came in and went out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_keep_a_queue_in_order() {
+    on_two_nodes(async |stores| {
+        let made = Arc::new(AtomicUsize::new(0));
+        let mut publishers = tokio::task::JoinSet::new();
+        for task in 0..4_usize {
+            let (store, node, made) = (Arc::clone(&stores[task % 2]), NODES[task % 2], Arc::clone(&made));
+            publishers.spawn(async move {
+                let mut accepted = Vec::new();
+                for _ in 0..50 {
+                    let number = u32::try_from(made.fetch_add(1, Ordering::SeqCst)).unwrap();
+                    // Their clocks differ.
+                    let created_at = START + i64::from(number) + 5000 * i64::try_from(task % 2).unwrap();
+                    let accept = waiting(queued(message(number, created_at), "q"), "a");
+                    let begun = Instant::now();
+                    store.accept(node, std::slice::from_ref(&accept), Repeat::First).await.unwrap();
+                    accepted.push((accept.message.id.clone(), begun, Instant::now()));
+                }
+                accepted
+            });
+        }
+        let (taken, most) = drain(&stores, "q:q", 200).await;
+        assert_eq!((taken.len(), most), (200, 1));
+        let place: HashMap<&MessageId, usize> = taken.iter().zip(0..).collect();
+        let accepted: Vec<_> = publishers.join_all().await.into_iter().flatten().collect();
+        for (earlier, _, answered) in &accepted {
+            for (later, begun, _) in &accepted {
+                assert!(answered >= begun || place[earlier] < place[later], "{earlier} goes before {later}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_keep_to_a_keys_parallelism() {
+    on_two_nodes(async |stores| {
+        let batch: Vec<Accept> = (0..200)
+            .map(|number| waiting(under(message(number, START + i64::from(number)), "k", 3, 0), "a"))
+            .collect();
+        stores[0].accept(NODES[0], &batch, Repeat::First).await.unwrap();
+        let (taken, most) = drain(&stores, "f:k", 200).await;
+        assert_eq!(taken.into_iter().collect::<BTreeSet<_>>().len(), 200);
+        assert!((1..=3).contains(&most), "{most} at once");
+    })
+    .await;
+}
+
+/// All that locks gates and deliveries, at once and in opposite orders: nothing deadlocks, and nothing is left behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_at_many_gates_does_not_deadlock() {
+    on_two_nodes(async |stores| {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = tokio::task::JoinSet::new();
+        for node in 0..2_usize {
+            for kind in 0..4 {
+                let (store, stop) = (Arc::clone(&stores[node]), Arc::clone(&stop));
+                tasks.spawn(async move {
+                    for round in 0.. {
+                        if stop.load(Ordering::SeqCst) {
+                            break;
+                        }
+                        disturb(&store, NODES[node], kind, round).await;
+                    }
+                });
+            }
+        }
+        for round in 0..40_u32 {
+            let mut accepts = tokio::task::JoinSet::new();
+            for node in 0..2_usize {
+                let store = Arc::clone(&stores[node]);
+                accepts.spawn(async move {
+                    let first = round * 100 + u32::try_from(node).unwrap() * 50;
+                    let of = |number: u32| -> Message {
+                        let made = message(first + number, START + i64::from(first + number));
+                        let made = under(made, &format!("k{}", number % 5), 1 + round % 3, 0);
+                        if number.is_multiple_of(2) {
+                            queued(made, &format!("q{}", number % 3))
+                        } else {
+                            made
+                        }
+                    };
+                    let mut batch: Vec<Accept> = (0..30).map(|number| waiting(of(number), "a")).collect();
+                    if node == 1 {
+                        batch.reverse();
+                    }
+                    store.accept(NODES[node], &batch, Repeat::First).await.unwrap();
+                });
+            }
+            accepts.join_all().await;
+        }
+        stop.store(true, Ordering::SeqCst);
+        tasks.join_all().await;
+        // Whatever is left at the gates can still be taken, if nothing is in its way.
+        for node in NODES {
+            stores[0].reconcile(node, &[], Lease(i64::MAX)).await.unwrap();
+        }
+        for name in ["q0", "q1", "q2"] {
+            stores[0].upsert_queue(name, Some(5000), Some(false), None, time(START)).await.unwrap();
+        }
+        for key in ["k0", "k1", "k2", "k3", "k4"] {
+            let pin = FlowChange::Pin(Limits { parallelism: Some(5000), rate: None });
+            stores[0].change_flow_key(key, &pin, time(START)).await.unwrap();
+            stores[0].change_flow_key(key, &FlowChange::Resume, time(START)).await.unwrap();
+        }
+        let gates = ["q:q0", "q:q1", "q:q2", "f:k0", "f:k1", "f:k2", "f:k3", "f:k4"];
+        for gate in gates {
+            while !take(&*stores[0], NODES[0], gate, 1).await.is_empty() {}
+        }
+        for queue in stores[0].queues().await.unwrap() {
+            // All are in flight; some that are finished keep their slot for their callback.
+            let looks = stores[0].look_at_gates(&[Arc::from(format!("q:{}", queue.name))], 1).await.unwrap();
+            assert!(u64::from(looks.gates[0].gate.in_use) >= queue.lag, "{}", queue.name);
+            assert!(looks.gates[0].waiting.is_empty(), "{}", queue.name);
+        }
+        for key in stores[0].flow_keys("", time(FUTURE)).await.unwrap() {
+            assert_eq!(key.waiting, 0, "{}", key.key);
+        }
+    })
+    .await;
+}
+
+/// One thing that nodes and users do beside accepting.
+async fn disturb(store: &SqlStore, node: NodeId, kind: u32, round: i64) {
+    let lease = i64::from(kind) * 1_000_000 + round + 1;
+    match kind {
+        0 => {
+            let gate = format!("q:q{}", round % 3);
+            for delivery in take(store, node, &gate, lease).await {
+                let held = Held::from(&delivery);
+                let callback = under(delivery.message.as_ref().clone(), "k4", 2, 0);
+                let number = u32::try_from(round).unwrap() * 8 + u32::try_from(node.0).unwrap();
+                let id = message(number, START + 5_000_000 + round).id;
+                let callback = Message { id, queue: None, ..callback };
+                let ended = crate::support::with_callback(held.delivered(), callback, "cb", None);
+                store.finish(node, &[ended]).await.unwrap();
+            }
+        }
+        1 => {
+            let gate = format!("f:k{}", round % 5);
+            for delivery in take(store, node, &gate, lease).await {
+                store.finish(node, &[Held::from(&delivery).delivered()]).await.unwrap();
+            }
+        }
+        2 => {
+            store.rest_gate(&format!("q:q{}", round % 3), time(FUTURE)).await.unwrap();
+            store.wake_gates().await.unwrap();
+            store.rest_gate(&format!("f:k{}", round % 5), time(FUTURE)).await.unwrap();
+            let retention = Retention { log: Duration::ZERO, dead_letters: Duration::ZERO };
+            store.prune(retention, time(START), "").await.unwrap();
+        }
+        _ => {
+            let queue = format!("q{}", round % 3);
+            store.pause_queue(&queue, round % 2 == 0, time(START)).await.unwrap();
+            let change = if round % 2 == 0 { FlowChange::Pause } else { FlowChange::Resume };
+            store.change_flow_key(&format!("k{}", round % 5), &change, time(START)).await.unwrap();
+            if round % 7 == 0 {
+                while !store.remove_queue(&queue, time(START)).await.unwrap().done {}
+            }
+            store.reconcile(node, &[], Lease(0)).await.unwrap();
+        }
+    }
 }

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use homing::domain::filter::MessageFilter;
+use homing::domain::gate::{FlowChange, Limits, Rate, flow_gate, queue_gate};
 use homing::domain::id::{DeadLetterId, MessageId};
+use homing::domain::message::Message;
+use homing::store::gates::{GateLook, GateStep, Gates as _, Looks, Pass};
 use homing::store::{
     Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, Missing, NodeId, Order,
     Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
@@ -16,6 +20,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::filters::{filters, varied};
+use crate::gates::{decide, queued, under};
 use crate::lists::keys;
 use crate::model::{Model, Processes};
 use crate::support::{
@@ -28,6 +33,8 @@ const STEPS: usize = 40;
 const SEED: u64 = 20_240_601;
 
 const LANES: [&str; 4] = ["https://a.example", "https://b.example:8443", "q", "Ä"];
+const QUEUES: [&str; 2] = ["q", "Q"];
+const KEYS: [&str; 2] = ["k", "a/ä:q"];
 const NAMES: [&str; 2] = ["node-1", "node-2"];
 
 /// One of the two nodes, by its place in [`NAMES`].
@@ -39,15 +46,26 @@ struct Item {
     key: Option<u8>,
     later: bool,
     leased: bool,
+    through: Through,
 }
+
+/// The gates that a message has to pass, by their places in [`QUEUES`] and [`KEYS`].
+#[derive(Clone, Copy, Debug)]
+struct Through {
+    queue: Option<usize>,
+    key: Option<Key>,
+}
+
+/// A key's place, parallelism and rate; 0 is no limit.
+type Key = (usize, u32, u32);
 
 #[derive(Clone, Debug)]
 struct End {
     whose: Index,
     kind: u8,
     wrong_lease: bool,
-    /// Lane, and whether it is leased at once.
-    callbacks: Vec<(usize, bool)>,
+    /// Lane, whether it is leased at once, and a key.
+    callbacks: Vec<(usize, bool, Option<Key>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -122,6 +140,19 @@ enum Call {
     RotateKeys {
         set: bool,
     },
+    Gate(GateCall),
+}
+
+#[derive(Clone, Debug)]
+enum GateCall {
+    Take { node: Node, gates: Vec<usize>, count: usize, without: u64, stale: bool, next: Option<bool> },
+    Rest { gate: usize },
+    Wake,
+    Upsert { queue: usize, parallelism: Option<u32>, paused: Option<bool> },
+    Pause { queue: usize, paused: bool },
+    Remove { queue: usize },
+    Key { key: usize, change: FlowChange },
+    Show,
 }
 
 fn state() -> impl Strategy<Value = State> {
@@ -137,17 +168,71 @@ fn state() -> impl Strategy<Value = State> {
     ])
 }
 
+fn gate_call() -> impl Strategy<Value = GateCall> {
+    let node = || 0..NAMES.len();
+    let of_two = || 0..2_usize;
+    let limits = |(parallelism, rate): (Option<u32>, Option<u32>)| Limits {
+        parallelism,
+        rate: rate.map(|count| Rate { count, period_s: 1 }),
+    };
+    let change = prop_oneof![
+        2 => Just(FlowChange::Pause),
+        4 => Just(FlowChange::Resume),
+        2 => (prop::option::of(1..4_u32), prop::option::of(1..4_u32)).prop_map(limits).prop_map(FlowChange::Pin),
+        3 => any::<(bool, bool)>().prop_map(|(parallelism, rate)| FlowChange::Unpin { parallelism, rate }),
+        1 => Just(FlowChange::ResetRate),
+    ];
+    prop_oneof![
+        14 => (
+            node(),
+            vec(0..4_usize, 1..4),
+            1..4_usize,
+            prop::sample::select(vec![0, 0, 0, 1, 2, 5]),
+            prop::bool::weighted(0.1),
+            any::<Option<bool>>(),
+        )
+            .prop_map(|(node, gates, count, without, stale, next)| GateCall::Take {
+                node,
+                gates,
+                count,
+                without,
+                stale,
+                next,
+            }),
+        2 => (0..4_usize).prop_map(|gate| GateCall::Rest { gate }),
+        1 => Just(GateCall::Wake),
+        2 => (of_two(), prop::option::of(1..4_u32), prop::option::weighted(0.3, any::<bool>()))
+            .prop_map(|(queue, parallelism, paused)| GateCall::Upsert { queue, parallelism, paused }),
+        2 => (of_two(), prop::bool::weighted(0.3)).prop_map(|(queue, paused)| GateCall::Pause { queue, paused }),
+        1 => of_two().prop_map(|queue| GateCall::Remove { queue }),
+        2 => (of_two(), change).prop_map(|(key, change)| GateCall::Key { key, change }),
+        2 => Just(GateCall::Show),
+    ]
+}
+
 fn call() -> impl Strategy<Value = Call> {
     let node = || 0..NAMES.len();
     let lane = || 0..LANES.len();
     let some = || vec(any::<Index>(), 1..4);
-    let item = (lane(), prop::option::weighted(0.3, 0..4_u8), prop::bool::weighted(0.1), any::<bool>())
-        .prop_map(|(lane, key, later, leased)| Item { lane, key, later, leased: leased && !later });
+    let of_two = || 0..2_usize;
+    let key = || (of_two(), prop::sample::select(vec![(1, 0), (2, 0), (0, 3), (3, 2)]));
+    let key = move || key().prop_map(|(key, (most, rate))| (key, most, rate));
+    let through = (prop::option::weighted(0.3, of_two()), prop::option::weighted(0.2, key()))
+        .prop_map(|(queue, key)| Through { queue, key });
+    let item =
+        (lane(), prop::option::weighted(0.3, 0..4_u8), prop::bool::weighted(0.1), any::<bool>(), through)
+            .prop_map(|(lane, key, later, leased, through)| Item {
+                lane,
+                key,
+                later,
+                leased: leased && !later && through.queue.is_none() && through.key.is_none(),
+                through,
+            });
     let end = (
         any::<Index>(),
         prop::sample::select(vec![0, 0, 1, 1, 2, 3, 4]),
         prop::bool::weighted(0.1),
-        vec((lane(), any::<bool>()), 0..3),
+        vec((lane(), any::<bool>(), prop::option::weighted(0.2, key())), 0..3),
     )
         .prop_map(|(whose, kind, wrong_lease, callbacks)| End { whose, kind, wrong_lease, callbacks });
     prop_oneof![
@@ -188,6 +273,7 @@ fn call() -> impl Strategy<Value = Call> {
         1 => (1..10_usize, any::<Index>()).prop_map(|(count, matching)| Call::Unfinished { count, matching }),
         2 => Just(Call::DueLanes),
         1 => any::<bool>().prop_map(|set| Call::RotateKeys { set }),
+        26 => gate_call().prop_map(Call::Gate),
     ]
 }
 
@@ -205,6 +291,61 @@ macro_rules! same {
         assert_eq!(format!("{found:#?}"), format!("{expected:#?}"));
         expected
     }};
+}
+
+impl Through {
+    fn of(self, message: Message) -> Message {
+        let message = match self.queue {
+            Some(queue) => queued(message, QUEUES[queue]),
+            None => message,
+        };
+        match self.key {
+            Some((key, parallelism, rate)) => under(message, KEYS[key], parallelism, rate),
+            None => message,
+        }
+    }
+}
+
+/// The gates of [`QUEUES`] and [`KEYS`].
+fn gate(index: usize) -> Arc<str> {
+    let name =
+        if index < QUEUES.len() { queue_gate(QUEUES[index]) } else { flow_gate(KEYS[index - QUEUES.len()]) };
+    Arc::from(name)
+}
+
+/// How gates are taken from.
+struct Stepping {
+    /// Which of those that may pass are left out.
+    without: u64,
+    stale: bool,
+    next: Option<bool>,
+}
+
+/// A look without what depends on a store's clock.
+fn seen(looks: &Looks) -> Vec<impl std::fmt::Debug + use<>> {
+    let mut seen: Vec<_> = looks
+        .gates
+        .iter()
+        .map(|look| {
+            let waiting: Vec<_> = look
+                .waiting
+                .iter()
+                .map(|one| {
+                    let due = one.due_at <= looks.now;
+                    (one.id.clone(), Arc::clone(&one.lane), one.size, due, one.holds_slot, one.flow.clone())
+                })
+                .collect();
+            let next = look.next_at.map(|next_at| next_at <= looks.now);
+            (Arc::clone(&look.name), look.gate.clone(), next, waiting)
+        })
+        .collect();
+    seen.sort_by(|a, b| a.0.cmp(&b.0));
+    seen
+}
+
+fn by_id(mut deliveries: Vec<Delivery>) -> Vec<Delivery> {
+    deliveries.sort_by(|a, b| a.message.id.cmp(&b.message.id));
+    deliveries
 }
 
 struct Run {
@@ -259,12 +400,71 @@ impl Run {
         });
     }
 
-    fn message(&mut self) -> homing::domain::message::Message {
+    fn message(&mut self) -> Message {
         self.made += 1;
         let message = message(u32::try_from(self.made).unwrap(), self.now);
         let message = varied(message, usize::try_from(self.made).unwrap());
         self.messages.push(message.id.clone());
         message
+    }
+
+    fn replacement(&mut self) -> Accept {
+        let queue = usize::try_from(self.made % 3).ok().filter(|queue| *queue < QUEUES.len());
+        waiting(Through { queue, key: None }.of(self.message()), LANES[0])
+    }
+
+    /// Looks at gates and takes what they admit, but for some.
+    async fn take(&mut self, node: Node, names: &[Arc<str>], count: usize, step: Stepping) {
+        let node = self.nodes[node];
+        let shown = same!(self, |store| seen(&store.look_at_gates(names, count).await.unwrap()));
+        if shown.is_empty() {
+            return;
+        }
+        self.lease += 1;
+        let lease = Lease(self.lease);
+        let looks = self.model.look_at_gates(names, count).await.unwrap();
+        let own = self.real.look_at_gates(names, count).await.unwrap();
+        let mut passes: Vec<Pass> = Vec::new();
+        for name in names {
+            for pass in decide(&looks.gates, name, looks.now).1 {
+                let left_out = step.without & (1 << passes.len()) != 0;
+                if !left_out && !passes.iter().any(|other| other.id == pass.id) {
+                    passes.push(pass);
+                }
+            }
+        }
+        let next_at = step.next.map(|soon| time(if soon { self.now } else { FUTURE + self.now }));
+        let steps = |looks: &Looks| -> Vec<GateStep> {
+            let one = |look: &GateLook| {
+                let mut starts = look.gate.starts.clone();
+                if let Some(rate) = look.gate.limits.rate {
+                    starts.add(rate, 1, time(self.now), Duration::ZERO);
+                }
+                let version = look.version - i64::from(step.stale);
+                GateStep { name: Arc::clone(&look.name), version, starts, next_at }
+            };
+            looks.gates.iter().map(one).collect()
+        };
+        let now = time(self.now);
+        let taken = self.model.pass_gates(node, lease, &steps(&looks), &passes, now).await.unwrap();
+        let found = self.real.pass_gates(node, lease, &steps(&own), &passes, now).await.unwrap();
+        assert_eq!(format!("{:#?}", by_id(found)), format!("{:#?}", by_id(taken.clone())));
+        self.took(node, &taken);
+    }
+
+    async fn show_gates(&self) {
+        let now = time(self.now);
+        let names: Vec<Arc<str>> = (0..4).map(gate).collect();
+        same!(self, |store| seen(&store.look_at_gates(&names, 100).await.unwrap()));
+        same!(self, |store| {
+            let mut due = store.due_gates(100).await.unwrap();
+            due.gates.sort();
+            (due.gates, due.next_at.is_some())
+        });
+        same!(self, |store| (store.queues().await.unwrap(), store.queue(QUEUES[0]).await.unwrap()));
+        same!(self, |store| {
+            (store.flow_keys("a", now).await.unwrap(), store.flow_key(KEYS[0], now).await.unwrap())
+        });
     }
 
     /// One that was leased lately, by whomever; it may be finished or taken over meanwhile.
@@ -294,9 +494,15 @@ impl Run {
         let results = same!(self, |store| store.accept(node, batch, repeat).await.unwrap());
         for (accept, result) in batch.iter().zip(results) {
             if let (Some(lease), homing::store::Accepted::Stored) = (accept.lease, result) {
-                self.held.push((node, Held { id: accept.message.id.clone(), lease, retried: 0 }));
+                self.held.push((node, Held { id: accept.message.id.clone(), lease, retried: 0, slot: None }));
             }
         }
+    }
+
+    async fn accept_new(&mut self, node: NodeId, items: Vec<Item>) {
+        let batch = self.new_batch(items);
+        self.accept(node, &batch, Repeat::First).await;
+        self.accepted = Some((node, batch));
     }
 
     fn new_batch(&mut self, items: Vec<Item>) -> Vec<Accept> {
@@ -307,6 +513,7 @@ impl Run {
             if item.later {
                 message.due_at = time(FUTURE + self.made);
             }
+            message = item.through.of(message);
             let mut accept = match item.key {
                 Some(key) => keyed(message, &format!("key {key}"), self.now + 3000),
                 None => waiting(message, ""),
@@ -340,8 +547,10 @@ impl Run {
             let attempt = &mut Arc::make_mut(&mut ended.finish).attempt;
             attempt.started_at = time(self.now);
             attempt.ended_at = time(self.now + 7);
-            for (lane, leased) in end.callbacks {
-                ended = with_callback(ended, self.message(), LANES[lane], leased.then_some(self.lease));
+            for (lane, leased, key) in end.callbacks {
+                let leased = leased && key.is_none();
+                let message = Through { queue: None, key }.of(self.message());
+                ended = with_callback(ended, message, LANES[lane], leased.then_some(self.lease));
             }
             self.letters.push(DeadLetterId::new(letter));
             batch.push(ended);
@@ -351,7 +560,10 @@ impl Run {
         for (ended, applied) in batch.iter().zip(applied) {
             for (callback, (_, lease)) in ended.finish.callbacks.iter().zip(&ended.callbacks) {
                 if let (Some(lease), Applied::Yes) = (*lease, applied) {
-                    self.held.push((node, Held { id: callback.id.clone(), lease, retried: 0 }));
+                    self.held.push((
+                        node,
+                        Held { id: callback.id.clone(), lease, retried: 0, slot: ended.slot.clone() },
+                    ));
                 }
             }
         }
@@ -416,7 +628,7 @@ impl Run {
 
     async fn retry_letters(&mut self, ids: &[DeadLetterId]) {
         let replacements: Vec<(DeadLetterId, Accept)> =
-            ids.iter().map(|id| (id.clone(), waiting(self.message(), LANES[0]))).collect();
+            ids.iter().map(|id| (id.clone(), self.replacement())).collect();
         // All or none, unless one is there twice, which only that refuses.
         let twice = ids.iter().collect::<BTreeSet<_>>().len() < ids.len();
         let missing = if twice || self.made % 2 == 0 { Missing::Refuse } else { Missing::Skip };
@@ -441,12 +653,7 @@ impl Run {
         self.now += 1000;
         let now = time(self.now);
         match call {
-            Call::Accept { node, items } => {
-                let batch = self.new_batch(items);
-                let node = self.nodes[node];
-                self.accept(node, &batch, Repeat::First).await;
-                self.accepted = Some((node, batch));
-            }
+            Call::Accept { node, items } => self.accept_new(self.nodes[node], items).await,
             Call::AcceptAgain => {
                 let Some((node, batch)) = self.accepted.take() else { return };
                 self.accept(node, &batch, Repeat::Again).await;
@@ -527,6 +734,44 @@ impl Run {
                 });
             }
             Call::RotateKeys { set } => self.rotate_keys(set).await,
+            Call::Gate(call) => self.step_at_gate(call).await,
+        }
+    }
+
+    async fn step_at_gate(&mut self, call: GateCall) {
+        let now = time(self.now);
+        match call {
+            GateCall::Take { node, gates, count, without, stale, next } => {
+                let mut names: Vec<Arc<str>> = gates.into_iter().map(gate).collect();
+                names.sort();
+                names.dedup();
+                self.take(node, &names, count, Stepping { without, stale, next }).await;
+            }
+            GateCall::Rest { gate } => {
+                let until = time(FUTURE + self.now);
+                same!(self, |store| store.rest_gate(&self::gate(gate), until).await.unwrap());
+            }
+            GateCall::Wake => same!(self, |store| store.wake_gates().await.unwrap()),
+            GateCall::Upsert { queue, parallelism, paused } => {
+                same!(self, |store| store
+                    .upsert_queue(QUEUES[queue], parallelism, paused, Some(2), now)
+                    .await
+                    .unwrap());
+            }
+            GateCall::Pause { queue, paused } => {
+                same!(self, |store| store.pause_queue(QUEUES[queue], paused, now).await.unwrap());
+            }
+            GateCall::Remove { queue } => {
+                same!(self, |store| {
+                    let mut removal = store.remove_queue(QUEUES[queue], now).await.unwrap();
+                    removal.requested.sort();
+                    removal
+                });
+            }
+            GateCall::Key { key, change } => {
+                same!(self, |store| store.change_flow_key(KEYS[key], &change, now).await.unwrap());
+            }
+            GateCall::Show => self.show_gates().await,
         }
     }
 
@@ -549,6 +794,11 @@ impl Run {
         self.step(Call::DueLanes).await;
         let wants = (0..LANES.len()).map(|lane| (lane, 1000)).collect();
         self.step(Call::Claim { node: 0, wants, max_bytes: ANY_SIZE }).await;
+        self.show_gates().await;
+        let names: Vec<Arc<str>> = (0..4).map(gate).collect();
+        let step = Stepping { without: 0, stale: false, next: None };
+        self.take(0, &names, 1000, step).await;
+        self.show_gates().await;
         self.walk_log(&everything, Order::LatestFirst, 1000).await;
         for id in self.messages.clone() {
             same!(self, |store| store.cancel(&id, time(self.now)).await.unwrap());
@@ -574,7 +824,7 @@ async fn empty(fresh: &Fresh) {
     sqlx::raw_sql(
         "DELETE FROM messages; DELETE FROM deliveries; DELETE FROM attempts; DELETE FROM cancellations; \
          DELETE FROM dead_letters; DELETE FROM deduplications; DELETE FROM nodes; DELETE FROM signing_keys; \
-         DELETE FROM tokens; DELETE FROM reserved_messages",
+         DELETE FROM tokens; DELETE FROM reserved_messages; DELETE FROM gates; DELETE FROM queue_places",
     )
     .execute(&mut connection)
     .await

@@ -1,7 +1,7 @@
 //! One suite over the `Store` trait, on the in-memory model, SQLite and Postgres, so that a difference between any two of
 //! them shows.
 //!
-//! [`suite`], [`lists`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies random calls to the model
+//! [`suite`], [`gates`], [`lists`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies random calls to the model
 //! and to a real store and compares; [`concurrency`] lets two nodes work on one Postgres. [`model`] is the oracle.
 //! Whatever is due was due years ago or will be in decades, so that no test depends on a clock.
 
@@ -10,6 +10,7 @@
 mod concurrency;
 mod differential;
 mod filters;
+mod gates;
 mod lists;
 mod model;
 mod schedules;
@@ -77,6 +78,31 @@ on_all_stores! { suite:
     a_cancel_does_not_undo_a_delivery,
     a_cancelled_message_that_is_given_back_ends_unattempted,
     ids_are_only_text,
+}
+
+on_all_stores! { gates:
+    a_queue_gives_its_messages_in_order,
+    a_queue_has_one_slot_unless_told_otherwise,
+    what_waits_at_a_gate_is_claimed_only_there,
+    a_retry_keeps_its_slot,
+    a_lease_that_is_lost_keeps_its_slot,
+    callbacks_keep_the_slot,
+    a_callback_of_a_failed_attempt_needs_no_slot_of_its_own,
+    a_callback_may_have_a_key_of_its_own,
+    a_key_counts_what_is_in_flight,
+    starts_are_kept_with_the_gate,
+    what_changed_since_the_look_is_not_passed,
+    nobody_goes_past_one_that_is_gone,
+    both_gates_must_be_as_they_were,
+    repeats_at_gates_store_nothing_twice,
+    a_dead_letter_goes_back_through_its_gates,
+    queues_are_made_changed_and_listed,
+    a_removed_queue_takes_its_messages_along,
+    a_large_queue_is_removed_in_steps,
+    keys_follow_their_messages_and_their_users,
+    gates_are_looked_at_when_they_are_due,
+    a_gate_rests_until_something_is_due,
+    idle_keys_go_with_the_log,
 }
 
 on_all_stores! { lists:

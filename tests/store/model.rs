@@ -17,10 +17,13 @@ use homing::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
 use homing::store::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
     LetterPlace, LogCursor, LogEntry, LogFilter, LogPage, Look, Missing, NextDue, NodeId, Order, Page, Quota,
-    Repeat, Result, Retention, SigningKeyPair, State, Store, StoredKeys, UnfinishedFilter, Want,
+    Repeat, Result, Retention, SigningKeyPair, Slot, State, Store, StoredKeys, UnfinishedFilter, Want,
 };
 
+mod gates;
 mod schedules;
+
+use self::gates::{AtGate, GateState};
 
 /// Sequences of a cancellation's entries in the log: behind any attempt's.
 const CANCEL_REQUESTED: i64 = 1 << 40;
@@ -48,6 +51,7 @@ struct Waiting {
     starts: u32,
     holder: Option<(NodeId, Lease)>,
     cancel_requested: bool,
+    at: AtGate,
 }
 
 struct Ending {
@@ -85,6 +89,9 @@ struct Contents {
     /// The day, and how many messages of it are reserved.
     reserved: (i64, u64),
     url_groups: BTreeMap<String, UrlGroup>,
+    gates: BTreeMap<String, GateState>,
+    /// The last place in each queue.
+    places: BTreeMap<String, i64>,
 }
 
 impl Model {
@@ -105,6 +112,8 @@ impl Model {
                 schedules: BTreeMap::new(),
                 reserved: (0, 0),
                 url_groups: BTreeMap::new(),
+                gates: BTreeMap::new(),
+                places: BTreeMap::new(),
             }),
         }
     }
@@ -138,7 +147,14 @@ impl Contents {
         self.free(|node, _| !registered.contains(&node.0))
     }
 
-    fn insert(&mut self, message: Arc<Message>, lane: Arc<str>, holder: Option<(NodeId, Lease)>) {
+    fn insert(
+        &mut self,
+        message: Arc<Message>,
+        lane: Arc<str>,
+        holder: Option<(NodeId, Lease)>,
+        slot: Option<&Slot>,
+    ) {
+        let at = AtGate { slot: slot.cloned(), ..self.enter(&message) };
         let waiting = Waiting {
             lane,
             due_at: message.due_at,
@@ -147,6 +163,7 @@ impl Contents {
             starts: 0,
             holder,
             cancel_requested: false,
+            at,
         };
         let id = message.id.clone();
         assert!(self.messages.insert(id.clone(), message).is_none(), "{id} is there already");
@@ -166,7 +183,7 @@ impl Contents {
         }
         if repeat == Repeat::First || !self.messages.contains_key(&message.id) {
             let holder = accept.lease.map(|lease| (node, lease));
-            self.insert(Arc::clone(message), Arc::clone(&accept.lane), holder);
+            self.insert(Arc::clone(message), Arc::clone(&accept.lane), holder, None);
         }
         Accepted::Stored
     }
@@ -192,6 +209,7 @@ impl Contents {
                 delivery.claims = 0;
                 delivery.starts = 0;
                 delivery.holder = None;
+                delivery.at.retry(*due_at);
             }
             Next::Delivered | Next::Failed { .. } | Next::Cancelled => {
                 self.deliveries.remove(&ended.id);
@@ -222,7 +240,7 @@ impl Contents {
         assert!(before.is_none(), "an attempt of {} ended twice", ended.id);
         for (message, (lane, lease)) in finish.callbacks.iter().zip(&ended.callbacks) {
             let holder = lease.map(|lease| (node, lease));
-            self.insert(Arc::clone(message), Arc::clone(lane), holder);
+            self.insert(Arc::clone(message), Arc::clone(lane), holder, ended.slot.as_ref());
         }
         Applied::Yes
     }
@@ -249,7 +267,7 @@ impl Contents {
             let mut due: Vec<(Timestamp, MessageId)> = self
                 .deliveries
                 .iter()
-                .filter(|(_, waiting)| waiting.lane == want.lane)
+                .filter(|(_, waiting)| waiting.at.gate.is_none() && waiting.lane == want.lane)
                 .filter(|(_, waiting)| waiting.holder.is_none() && waiting.due_at <= now)
                 .map(|(id, waiting)| (waiting.due_at, id.clone()))
                 .collect();
@@ -268,12 +286,10 @@ impl Contents {
             waiting.holder = Some((node, lease));
             waiting.claims += 1;
             claimed.push(Delivery {
-                message,
-                lane: Arc::clone(&waiting.lane),
-                lease,
                 retried: waiting.retried,
                 claims: waiting.claims,
                 cancel_requested: waiting.cancel_requested,
+                ..Delivery::stored_leased(&message, &waiting.lane, lease, waiting.at.slot.as_ref())
             });
         }
         claimed
@@ -442,6 +458,7 @@ impl Store for Model {
         }
         state.nodes.insert(node.0, (name.to_owned(), now));
         state.free_orphans();
+        state.wake_gates();
         Ok(())
     }
 
@@ -484,6 +501,9 @@ impl Store for Model {
             .partition::<BTreeMap<_, _>, _>(|(_, (_, heartbeat_at))| *heartbeat_at >= stale);
         state.nodes = live;
         state.free(|node, _| dead.contains_key(&node.0));
+        if !dead.is_empty() {
+            state.wake_gates();
+        }
         Ok(dead.len() as u64)
     }
 
@@ -498,6 +518,7 @@ impl Store for Model {
         let mut state = self.state();
         state.free(|holder, _| holder == node);
         state.nodes.remove(&node.0);
+        state.wake_gates();
         Ok(())
     }
 
@@ -507,18 +528,33 @@ impl Store for Model {
         // What this node holds is settled by `live`, whether it is registered or not.
         let mut registered: BTreeSet<i64> = state.nodes.keys().copied().collect();
         registered.insert(node.0);
-        Ok(own + state.free(|holder, _| !registered.contains(&holder.0)))
+        let freed = own + state.free(|holder, _| !registered.contains(&holder.0));
+        if freed > 0 {
+            state.wake_gates();
+        }
+        Ok(freed)
     }
 
     async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>> {
         let mut state = self.state();
+        // A message whose key leads another of the batch is not looked at any further.
+        let mut keys = BTreeSet::new();
+        let leads = |accept: &&Accept| {
+            accept.deduplication.as_ref().is_none_or(|wanted| keys.insert(wanted.key.clone()))
+        };
+        state.hold(batch.iter().filter(leads).map(|accept| &*accept.message));
         Ok(batch.iter().map(|accept| state.accept(node, accept, repeat)).collect())
     }
 
     async fn due_lanes(&self, limit: usize, after: &str) -> Result<DueLanes> {
         let mut state = self.state();
         let now = state.tick();
-        let free = || state.deliveries.iter().filter(|(_, waiting)| waiting.holder.is_none());
+        let free = || {
+            state
+                .deliveries
+                .iter()
+                .filter(|(_, waiting)| waiting.holder.is_none() && waiting.at.gate.is_none())
+        };
         let mut due: Vec<(Timestamp, &MessageId, &Arc<str>)> = free()
             .filter(|(_, waiting)| waiting.due_at <= now)
             .map(|(id, waiting)| (waiting.due_at, id, &waiting.lane))
@@ -559,12 +595,20 @@ impl Store for Model {
     async fn next_due(&self) -> Result<NextDue> {
         let mut state = self.state();
         let now = state.tick();
-        let free = state.deliveries.values().filter(|waiting| waiting.holder.is_none());
+        let free =
+            state.deliveries.values().filter(|waiting| waiting.holder.is_none() && waiting.at.gate.is_none());
         Ok(NextDue { due_at: free.map(|waiting| waiting.due_at).min(), now })
     }
 
     async fn finish(&self, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+        let mut seen = BTreeSet::new();
+        if let Some(repeat) = batch.iter().position(|ended| !seen.insert(&ended.id)) {
+            let mut applied = self.finish(node, &batch[..repeat]).await?;
+            applied.extend(self.finish(node, &batch[repeat..]).await?);
+            return Ok(applied);
+        }
         let mut state = self.state();
+        state.hold(batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message));
         Ok(batch.iter().map(|ended| state.finish(node, ended)).collect())
     }
 
@@ -694,14 +738,23 @@ impl Store for Model {
         if missing == Missing::Refuse && is_missing {
             return Ok(vec![false; replacements.len()]);
         }
-        let mut replace = |(id, accept): &(DeadLetterId, Accept)| {
-            let is_there = state.dead_letters.remove(id).is_some();
-            if is_there {
-                state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None);
-            }
-            is_there
-        };
-        Ok(replacements.iter().map(&mut replace).collect())
+        let mut seen = BTreeSet::new();
+        let there: Vec<bool> = replacements
+            .iter()
+            .map(|(id, _)| seen.insert(id) && state.dead_letters.contains_key(id))
+            .collect();
+        let replaced: Vec<&(DeadLetterId, Accept)> = replacements
+            .iter()
+            .zip(&there)
+            .filter(|(_, there)| **there)
+            .map(|(replacement, _)| replacement)
+            .collect();
+        state.hold(replaced.iter().map(|(_, accept)| &*accept.message));
+        for (id, accept) in replaced {
+            state.dead_letters.remove(id);
+            state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None, None);
+        }
+        Ok(there)
     }
 
     async fn signing_keys(&self, fresh: &StoredKeys, _: Timestamp) -> Result<StoredKeys> {
@@ -738,6 +791,9 @@ impl Store for Model {
             state.keys.retain(|_, (_, expires_at)| *expires_at > now);
         }
         let cutoff = now.before(retention.log);
+        if after.is_empty() {
+            state.prune_keys(cutoff);
+        }
         let bound = MessageId::earliest_at(cutoff);
         let kept = |id: &MessageId| {
             id.as_str() <= after

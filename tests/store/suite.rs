@@ -81,7 +81,7 @@ pub(crate) async fn accepted_messages_wait_or_are_leased(world: World) {
     assert_eq!((&*delivery.lane, delivery.lease), ("a", Lease(8)));
     assert_eq!((delivery.retried, delivery.claims, delivery.cancel_requested), (0, 1, false));
     assert!(world.claim("a", 9).await.is_empty());
-    let held = Held { id: batch[1].message.id.clone(), lease: Lease(7), retried: 0 };
+    let held = Held { id: batch[1].message.id.clone(), lease: Lease(7), retried: 0, slot: None };
     assert_eq!(world.finish(held.delivered()).await, Applied::Yes);
     assert_eq!(world.accept(&[]).await, []);
 }
@@ -112,7 +112,7 @@ pub(crate) async fn a_repeat_does_not_resurrect_what_is_finished(world: World) {
     let batch = [plain, with_key];
     world.accept(&batch).await;
     for accept in &batch {
-        let held = Held { id: accept.message.id.clone(), lease: Lease(1), retried: 0 };
+        let held = Held { id: accept.message.id.clone(), lease: Lease(1), retried: 0, slot: None };
         assert_eq!(world.finish(held.delivered()).await, Applied::Yes);
     }
     let again = world.store.accept(NODE, &batch, Repeat::Again).await.unwrap();
@@ -358,7 +358,7 @@ pub(crate) async fn callbacks_are_stored_with_the_outcome(world: World) {
         assert_eq!((&delivery.message.id, delivery.claims), (&waits.id, 1));
         assert_eq!(delivery.message.source_id, Some(held.id));
         assert_eq!(world.finish(Held::from(&delivery).delivered()).await, Applied::Yes);
-        let running = Held { id: runs.id, lease: Lease(lease + 1), retried: 0 };
+        let running = Held { id: runs.id, lease: Lease(lease + 1), retried: 0, slot: None };
         assert_eq!(world.finish(running.delivered()).await, Applied::Yes);
     }
 }
@@ -447,7 +447,7 @@ pub(crate) async fn large_batches_are_stored_whole(world: World) {
     assert_eq!(world.accept(&batch).await, vec![Accepted::Stored; 301]);
     let mut ended = Vec::new();
     for (index, accept) in batch.iter().enumerate() {
-        let held = Held { id: accept.message.id.clone(), lease: Lease(1), retried: 0 };
+        let held = Held { id: accept.message.id.clone(), lease: Lease(1), retried: 0, slot: None };
         ended.push(match index % 4 {
             0 => held.delivered(),
             1 => held.retry_at(START),
@@ -666,7 +666,7 @@ pub(crate) async fn a_cancelled_message_that_is_given_back_ends_unattempted(worl
 pub(crate) async fn ids_are_only_text(world: World) {
     for (lease, text) in [(1, "'"), (2, "\""), (3, "\\"), (4, "\n ü"), (5, "[1]")] {
         let message = Message { id: MessageId::new(text), ..world.message() };
-        let held = Held { id: message.id.clone(), lease: Lease(lease), retried: 0 };
+        let held = Held { id: message.id.clone(), lease: Lease(lease), retried: 0, slot: None };
         world.accept(&[leased(message.clone(), "a", lease)]).await;
         assert_eq!(
             world.store.accept(NODE, &[leased(message, "a", lease)], Repeat::Again).await.unwrap(),

@@ -13,7 +13,7 @@ use homing::domain::signature::body_sha256;
 use homing::domain::time::Timestamp;
 use homing::store::sql::{self, SqlStore};
 use homing::store::{
-    Accept, Accepted, Applied, Deduplication, Delivery, Ended, Lease, LogFilter, NodeId, Order, Repeat,
+    Accept, Accepted, Applied, Deduplication, Delivery, Ended, Lease, LogFilter, NodeId, Order, Repeat, Slot,
     State, Store, Want,
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -188,7 +188,7 @@ impl World {
     pub(crate) async fn publish_leased(&self, lane: &str, lease: i64) -> Held {
         let accept = leased(self.message(), lane, lease);
         assert_eq!(self.accept(std::slice::from_ref(&accept)).await, [Accepted::Stored]);
-        Held { id: accept.message.id.clone(), lease: Lease(lease), retried: 0 }
+        Held { id: accept.message.id.clone(), lease: Lease(lease), retried: 0, slot: None }
     }
 
     pub(crate) async fn accept(&self, batch: &[Accept]) -> Vec<Accepted> {
@@ -240,11 +240,17 @@ pub(crate) struct Held {
     pub(crate) id: MessageId,
     pub(crate) lease: Lease,
     pub(crate) retried: u32,
+    pub(crate) slot: Option<Slot>,
 }
 
 impl From<&Delivery> for Held {
     fn from(delivery: &Delivery) -> Self {
-        Self { id: delivery.message.id.clone(), lease: delivery.lease, retried: delivery.retried }
+        Self {
+            id: delivery.message.id.clone(),
+            lease: delivery.lease,
+            retried: delivery.retried,
+            slot: delivery.slot.clone(),
+        }
     }
 }
 
@@ -263,7 +269,13 @@ impl Held {
         let attempt =
             Attempt { retried: self.retried, started_at: time(self.ended_at() - 10), ended_at, outcome };
         let finish = Arc::new(Finish { attempt, next, error, callbacks: Vec::new() });
-        Ended { id: self.id.clone(), lease: self.lease, finish, callbacks: Vec::new() }
+        Ended {
+            id: self.id.clone(),
+            lease: self.lease,
+            finish,
+            callbacks: Vec::new(),
+            slot: self.slot.clone(),
+        }
     }
 
     pub(crate) fn delivered(&self) -> Ended {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::gate::starts::{Burst, Starts};
 use crate::domain::message::{CallbackSpec, FlowControl, Headers, Method, Options, Redact};
+use crate::domain::time::Timestamp;
 use crate::store::{Result, StoreError};
 
 /// Headers as JSON `[[name, value], …]`; `None` for none.
@@ -38,6 +40,28 @@ pub(super) fn read_options(text: Option<&str>, table: &'static str, id: &str) ->
             .map(Options::from)
             .map_err(|_| StoreError::Corrupt { table, column: "options", id: id.to_owned() }),
     }
+}
+
+/// The starts that a rate counts, as JSON `[[first, last, count], …]`; `None` for none.
+pub(super) fn write_starts(starts: &Starts) -> Option<String> {
+    let bursts: Vec<(i64, i64, u32)> = starts
+        .bursts()
+        .iter()
+        .map(|burst| (burst.first.as_millis(), burst.last.as_millis(), burst.count))
+        .collect();
+    (!bursts.is_empty()).then(|| serde_json::to_string(&bursts).expect("numbers are valid JSON"))
+}
+
+pub(super) fn read_starts(text: Option<&str>, now: Timestamp, gate: &str) -> Result<Starts> {
+    let Some(text) = text else { return Ok(Starts::default()) };
+    let bursts: Vec<(i64, i64, u32)> = serde_json::from_str(text).map_err(|_| StoreError::Corrupt {
+        table: "gates",
+        column: "starts",
+        id: gate.to_owned(),
+    })?;
+    let time = Timestamp::from_millis;
+    let burst = |(first, last, count)| Burst { first: time(first), last: time(last), count };
+    Ok(Starts::new(bursts.into_iter().map(burst).collect(), now))
 }
 
 #[derive(Serialize, Deserialize)]

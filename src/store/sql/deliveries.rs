@@ -4,9 +4,12 @@ use std::collections::HashSet;
 
 use sqlx::{PgPool, SqlitePool};
 
+use super::gates::entry::{connection, enter};
 use super::query::wanted;
 use super::{Backend, Tx};
+use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
+use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
 use crate::store::{Accept, Cancellation, DueLanes, Lease, NodeId, Result};
 
@@ -15,9 +18,10 @@ pub(super) const LANES_PER_LOOK: i64 = 64;
 
 /// The next lanes with anything waiting, in their order, each found with one step down the index.
 pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
-         SELECT (SELECT lane FROM deliveries WHERE node = 0 AND lane > $1 ORDER BY lane LIMIT 1) \
+         SELECT (SELECT lane FROM deliveries WHERE node = 0 AND gate IS NULL AND lane > $1 ORDER BY lane LIMIT 1) \
          UNION ALL \
-         SELECT (SELECT d.lane FROM deliveries d WHERE d.node = 0 AND d.lane > next.lane ORDER BY d.lane LIMIT 1) \
+         SELECT (SELECT d.lane FROM deliveries d WHERE d.node = 0 AND d.gate IS NULL AND d.lane > next.lane \
+                 ORDER BY d.lane LIMIT 1) \
          FROM next WHERE next.lane IS NOT NULL) \
      SELECT lane FROM next WHERE lane IS NOT NULL LIMIT $2";
 
@@ -30,24 +34,38 @@ pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
     DueLanes { lanes, after }
 }
 
-pub(super) async fn insert(tx: &mut Tx, accept: &Accept) -> Result<()> {
-    let sql = "INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
-               VALUES ($1, $2, $3, $4, 0, 0, 0, 0)";
-    on_backend!(tx, |tx| {
-        sqlx::query(sql)
-            .bind(accept.message.id.as_str())
-            .bind(&*accept.lane)
-            .bind(accept.message.due_at.as_millis())
-            .bind(i64::try_from(accept.message.size()).unwrap_or(i64::MAX))
-            .execute(&mut **tx)
-            .await?;
-    });
+/// Inserts the deliveries of messages, unleased; all of one transaction at once, so that their gates are locked in order.
+pub(super) async fn insert(tx: &mut Tx, accepts: &[&Accept]) -> Result<()> {
+    let messages: Vec<&Message> = accepts.iter().map(|accept| &*accept.message).collect();
+    let entries = if messages.iter().any(|message| is_gated(message)) {
+        enter(&mut connection(tx), &messages).await?
+    } else {
+        Vec::new()
+    };
+    let sql = "INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease, gate, flow, place) \
+               VALUES ($1, $2, $3, $4, 0, 0, 0, 0, $5, $6, $7)";
+    for (index, accept) in accepts.iter().enumerate() {
+        let entry = entries.get(index).and_then(Option::as_ref);
+        on_backend!(&mut *tx, |tx| {
+            sqlx::query(sql)
+                .bind(accept.message.id.as_str())
+                .bind(&*accept.lane)
+                .bind(accept.message.due_at.as_millis())
+                .bind(i64::try_from(accept.message.size()).unwrap_or(i64::MAX))
+                .bind(entry.map(|entry| &*entry.gate))
+                .bind(entry.and_then(|entry| entry.flow.as_deref()))
+                .bind(entry.map(|entry| entry.place))
+                .execute(&mut **tx)
+                .await?;
+        });
+    }
     Ok(())
 }
 
 /// The earliest due time from `low` on of what nobody holds.
 pub(super) async fn next_due(pools: &Backend<&PgPool, &SqlitePool>, low: i64) -> Result<Option<Timestamp>> {
-    let sql = "SELECT due_at FROM deliveries WHERE node = 0 AND due_at >= $1 ORDER BY due_at LIMIT 1";
+    let sql = "SELECT due_at FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= $1 \
+               ORDER BY due_at LIMIT 1";
     let due_at: Option<i64> =
         on_backend!(pools, |pool| sqlx::query_scalar(sql).bind(low).fetch_optional(*pool).await?);
     Ok(due_at.map(Timestamp::from_millis))
@@ -93,7 +111,7 @@ async fn exists(tx: &mut Tx, id: &MessageId) -> Result<bool> {
     }))
 }
 
-async fn record(
+pub(super) async fn record(
     tx: &mut Tx,
     id: &MessageId,
     requested_at: Timestamp,
@@ -185,6 +203,14 @@ pub(super) async fn release(tx: &mut Tx, node: NodeId, held: &[(MessageId, Lease
         }
     }
 }
+
+/// Gives back what can't be read, `$1` milliseconds later.
+macro_rules! set_aside {
+    () => {
+        "node = 0, lease = 0, due_at = due_at + $1, place = place + $1 * 1000, slot = NULL, holder = NULL"
+    };
+}
+pub(super) use set_aside;
 
 /// For how long deliveries are put aside whose messages can't be read: they must not keep the others from being claimed.
 pub(super) const SET_ASIDE_MS: i64 = 24 * 60 * 60 * 1000;

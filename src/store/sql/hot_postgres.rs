@@ -8,26 +8,30 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
+use sqlx::{Connection as _, PgConnection, PgExecutor, PgPool, Postgres};
 
 use super::attempts::AttemptColumns;
 use super::codec;
+use super::deliveries::set_aside;
+use super::gates::entry::{Conn, Entry, enter};
 use super::low_water::LowWater;
 use super::messages::{ClaimedRow, message_columns, write_labels};
 use super::nodes::now_ms;
+use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Next;
 use crate::domain::time::Timestamp;
 use crate::store::{
-    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
+    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, Slot, StoreError,
+    Want,
 };
 
 /// Bytes of messages in one statement, which Postgres has in memory several times over. What publishes gather fits.
 const STATEMENT_BYTES: usize = 32 << 20;
 
-pub(super) async fn now(pool: &PgPool) -> Result<Timestamp> {
-    let ms: i64 = sqlx::query_scalar(concat!("SELECT ", now_ms!())).fetch_one(pool).await?;
+pub(super) async fn now<'e>(on: impl PgExecutor<'e>) -> Result<Timestamp> {
+    let ms: i64 = sqlx::query_scalar(concat!("SELECT ", now_ms!())).fetch_one(on).await?;
     Ok(Timestamp::from_millis(ms))
 }
 
@@ -68,22 +72,33 @@ macro_rules! message_arrays {
     };
 }
 
-/// The delivery's columns as arrays; id and due time are the message's.
-macro_rules! delivery_arrays {
+/// Inserts deliveries, whose columns are arrays too; id and due time are the message's. The last five are empty where no
+/// gate is concerned, and then give NULLs.
+macro_rules! insert_deliveries {
+    ($array:literal, $column:literal) => {
+        concat!(
+            "INSERT INTO deliveries \
+             SELECT id, lane, due_at, size, 0, claims, node, lease, NULL, 0, gate, flow, place, slot, holder \
+             FROM unnest($1::text[], $19::text[], $3::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], \
+                 $23::bigint[], $24::text[], $25::text[], $26::bigint[], $27::text[], $28::text[]",
+            $array,
+            ") AS d (id, lane, due_at, size, claims, node, lease, gate, flow, place, slot, holder",
+            $column,
+            ")"
+        )
+    };
     () => {
-        "$1::text[], $19::text[], $3::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[]"
+        insert_deliveries!("", "")
     };
 }
 
-/// What a delivery is made of, from `delivery_arrays!`.
-macro_rules! insert_deliveries {
-    () => {
-        concat!(
-            "INSERT INTO deliveries SELECT id, lane, due_at, size, 0, claims, node, lease, NULL, 0 FROM unnest(",
-            delivery_arrays!(),
-            ") AS d (id, lane, due_at, size, claims, node, lease)"
-        )
-    };
+/// A message to insert with its delivery.
+struct Row<'a> {
+    message: &'a Message,
+    lane: &'a str,
+    lease: Option<Lease>,
+    entry: Option<&'a Entry>,
+    slot: Option<&'a Slot>,
 }
 
 /// Messages with their deliveries, column by column.
@@ -111,16 +126,21 @@ struct Arrays<'a> {
     claims: Vec<i64>,
     nodes: Vec<i64>,
     leases: Vec<i64>,
+    gates: Vec<Option<&'a str>>,
+    flows: Vec<Option<&'a str>>,
+    places: Vec<Option<i64>>,
+    slots: Vec<Option<&'a str>>,
+    holders: Vec<Option<&'a str>>,
 }
 
 impl<'a> Arrays<'a> {
-    fn new(node: NodeId, rows: &[(&'a Message, &'a str, Option<Lease>)]) -> Self {
-        fn column<'a, T>(
-            rows: &[(&'a Message, &'a str, Option<Lease>)],
-            value: impl Fn(&'a Message) -> T,
-        ) -> Vec<T> {
-            rows.iter().map(|(message, ..)| value(message)).collect()
+    fn new(node: NodeId, rows: &[Row<'a>]) -> Self {
+        fn column<'a, T>(rows: &[Row<'a>], value: impl Fn(&'a Message) -> T) -> Vec<T> {
+            rows.iter().map(|row| value(row.message)).collect()
         }
+        let entries =
+            || rows.iter().filter(|_| rows.iter().any(|row| row.entry.is_some())).map(|row| row.entry);
+        let slots = || rows.iter().filter(|_| rows.iter().any(|row| row.slot.is_some())).map(|row| row.slot);
         Self {
             ids: column(rows, |m| m.id.as_str()),
             created_at: column(rows, |m| m.created_at.as_millis()),
@@ -141,15 +161,20 @@ impl<'a> Arrays<'a> {
             source_ids: column(rows, |m| m.source_id.as_ref().map(MessageId::as_str)),
             options: column(rows, |m| codec::write_options(&m.options)),
             sizes: column(rows, |m| i64::try_from(m.size()).unwrap_or(i64::MAX)),
-            lanes: rows.iter().map(|(_, lane, _)| *lane).collect(),
-            claims: rows.iter().map(|(.., lease)| i64::from(lease.is_some())).collect(),
-            nodes: rows.iter().map(|(.., lease)| lease.map_or(0, |_| node.0)).collect(),
-            leases: rows.iter().map(|(.., lease)| lease.map_or(0, |lease| lease.0)).collect(),
+            lanes: rows.iter().map(|row| row.lane).collect(),
+            claims: rows.iter().map(|row| i64::from(row.lease.is_some())).collect(),
+            nodes: rows.iter().map(|row| row.lease.map_or(0, |_| node.0)).collect(),
+            leases: rows.iter().map(|row| row.lease.map_or(0, |lease| lease.0)).collect(),
+            gates: entries().map(|entry| entry.map(|entry| &*entry.gate)).collect(),
+            flows: entries().map(|entry| entry.and_then(|entry| entry.flow.as_deref())).collect(),
+            places: entries().map(|entry| entry.map(|entry| entry.place)).collect(),
+            slots: slots().map(|slot| slot.map(|slot| &*slot.queue)).collect(),
+            holders: slots().map(|slot| slot.map(|slot| slot.holder.as_str())).collect(),
         }
     }
 }
 
-/// Binds the arrays to `$1` to `$23`.
+/// Binds the arrays to `$1` to `$28`.
 macro_rules! bind_arrays {
     ($query:expr, $arrays:expr) => {{
         let arrays: Arrays<'_> = $arrays;
@@ -177,6 +202,11 @@ macro_rules! bind_arrays {
             .bind(arrays.claims)
             .bind(arrays.nodes)
             .bind(arrays.leases)
+            .bind(arrays.gates)
+            .bind(arrays.flows)
+            .bind(arrays.places)
+            .bind(arrays.slots)
+            .bind(arrays.holders)
     }};
 }
 
@@ -196,26 +226,39 @@ pub(super) async fn accept(
         fits
     });
     let parts: Vec<&[Accept]> = parts.collect();
-    if let [whole] = parts[..] {
-        return accept_part(conn, node, whole, repeat).await;
+    let gated = batch.iter().any(|accept| is_gated(&accept.message));
+    if let [whole] = parts[..]
+        && !gated
+    {
+        return store(conn, node, whole, &[], repeat).await;
     }
     let mut tx = conn.begin().await?;
+    let mut entries = Vec::new();
+    if gated {
+        let messages: Vec<&Message> = batch.iter().map(|accept| &*accept.message).collect();
+        entries = enter(&mut Conn::Postgres(&mut tx), &messages).await?;
+    }
+    let mut rest = entries.as_slice();
     let mut results = Vec::with_capacity(batch.len());
     for part in parts {
-        results.extend(accept_part(&mut tx, node, part, repeat).await?);
+        let (own, later) = rest.split_at(part.len().min(rest.len()));
+        results.extend(store(&mut tx, node, part, own, repeat).await?);
+        rest = later;
     }
     tx.commit().await?;
     Ok(results)
 }
 
-async fn accept_part(
+/// Stores them with what their deliveries have of gates: nothing, or an entry for each message.
+async fn store(
     conn: &mut PgConnection,
     node: NodeId,
     batch: &[Accept],
+    entries: &[Option<Entry>],
     repeat: Repeat,
 ) -> Result<Vec<Accepted>> {
     if batch.iter().any(|accept| accept.deduplication.is_some()) {
-        return accept_deduplicated(conn, node, batch).await;
+        return accept_deduplicated(conn, node, batch, entries).await;
     }
     let sql = match repeat {
         Repeat::First => concat!(
@@ -233,12 +276,20 @@ async fn accept_part(
             " WHERE CASE WHEN id IN (SELECT id FROM m) THEN TRUE END"
         ),
     };
-    bind_arrays!(sqlx::query(sql), Arrays::new(node, &rows(batch))).execute(conn).await?;
+    let rows: Vec<Row<'_>> =
+        batch.iter().enumerate().map(|(index, accept)| row(accept, entries.get(index))).collect();
+    bind_arrays!(sqlx::query(sql), Arrays::new(node, &rows)).execute(conn).await?;
     Ok(vec![Accepted::Stored; batch.len()])
 }
 
-fn rows(batch: &[Accept]) -> Vec<(&Message, &str, Option<Lease>)> {
-    batch.iter().map(|accept| (&*accept.message, &*accept.lane, accept.lease)).collect()
+fn row<'a>(accept: &'a Accept, entry: Option<&'a Option<Entry>>) -> Row<'a> {
+    Row {
+        message: &accept.message,
+        lane: &accept.lane,
+        lease: accept.lease,
+        entry: entry.and_then(Option::as_ref),
+        slot: None,
+    }
 }
 
 /// The same where some messages have deduplication keys. The keys are won in one statement with the messages of the
@@ -248,6 +299,7 @@ async fn accept_deduplicated(
     conn: &mut PgConnection,
     node: NodeId,
     batch: &[Accept],
+    entries: &[Option<Entry>],
 ) -> Result<Vec<Accepted>> {
     let mut results: Vec<Option<Accepted>> = vec![None; batch.len()];
     // A key that expires between the two statements is won at the second try.
@@ -256,8 +308,9 @@ async fn accept_deduplicated(
         if open.is_empty() {
             break;
         }
-        let accepts: Vec<Accept> = open.iter().map(|&index| batch[index].clone()).collect();
-        let won = win(conn, node, &accepts).await?;
+        let accepts: Vec<(&Accept, Row<'_>)> =
+            open.iter().map(|&index| (&batch[index], row(&batch[index], entries.get(index)))).collect();
+        let won = win(conn, node, accepts).await?;
         let mut lost: HashMap<&str, usize> = HashMap::new();
         for &index in &open {
             match &batch[index].deduplication {
@@ -283,18 +336,22 @@ async fn accept_deduplicated(
 }
 
 /// Stores the messages that have no key, or win theirs. The ids of the winners.
-async fn win(conn: &mut PgConnection, node: NodeId, batch: &[Accept]) -> Result<HashSet<String>> {
+async fn win(
+    conn: &mut PgConnection,
+    node: NodeId,
+    batch: Vec<(&Accept, Row<'_>)>,
+) -> Result<HashSet<String>> {
     // Keys in order, so that two nodes that want the same ones wait for each other and don't deadlock.
     let sql = concat!(
         "WITH won AS (INSERT INTO deduplications (key, message_id, expires_at) \
-             SELECT * FROM unnest($24::text[], $25::text[], $26::bigint[]) \
+             SELECT * FROM unnest($29::text[], $30::text[], $31::bigint[]) \
              ON CONFLICT (key) DO UPDATE SET message_id = excluded.message_id, expires_at = excluded.expires_at \
-             WHERE deduplications.expires_at <= $27 OR deduplications.message_id = excluded.message_id \
+             WHERE deduplications.expires_at <= $32 OR deduplications.message_id = excluded.message_id \
              RETURNING message_id), \
          m AS (INSERT INTO messages SELECT * FROM unnest(",
         message_arrays!(),
         ") AS m (id) WHERE CASE WHEN id IN (SELECT message_id FROM won) THEN TRUE \
-                                WHEN id IN (SELECT unnest($25::text[])) THEN FALSE ELSE TRUE END \
+                                WHEN id IN (SELECT unnest($30::text[])) THEN FALSE ELSE TRUE END \
              ON CONFLICT (id) DO NOTHING RETURNING id), \
          d AS (",
         insert_deliveries!(),
@@ -303,14 +360,15 @@ async fn win(conn: &mut PgConnection, node: NodeId, batch: &[Accept]) -> Result<
     );
     let mut keys: Vec<(&str, &str, i64)> = Vec::new();
     let mut now = i64::MAX;
-    for accept in batch {
+    for (accept, _) in &batch {
         if let Some(wanted) = &accept.deduplication {
             keys.push((&wanted.key, accept.message.id.as_str(), wanted.expires_at.as_millis()));
             now = now.min(accept.message.created_at.as_millis());
         }
     }
     keys.sort_unstable();
-    let won: Vec<String> = bind_arrays!(sqlx::query_scalar(sql), Arrays::new(node, &rows(batch)))
+    let (_, rows): (Vec<&Accept>, Vec<Row<'_>>) = batch.into_iter().unzip();
+    let won: Vec<String> = bind_arrays!(sqlx::query_scalar(sql), Arrays::new(node, &rows))
         .bind(keys.iter().map(|key| key.0).collect::<Vec<_>>())
         .bind(keys.iter().map(|key| key.1).collect::<Vec<_>>())
         .bind(keys.iter().map(|key| key.2).collect::<Vec<_>>())
@@ -329,7 +387,7 @@ pub(super) async fn due_lanes(
 ) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let first: Vec<(String, i64)> = sqlx::query_as(concat!(
-        "SELECT lane, due_at FROM deliveries WHERE node = 0 AND due_at >= $1 AND due_at <= ",
+        "SELECT lane, due_at FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= $1 AND due_at <= ",
         now_ms!(),
         " ORDER BY due_at LIMIT $2"
     ))
@@ -367,7 +425,7 @@ pub(super) async fn claim(
              SELECT d.message_id, d.due_at, d.size FROM unnest($1::text[], $2::bigint[]) AS w (lane, count) \
              CROSS JOIN LATERAL ( \
                  SELECT message_id, due_at, size FROM deliveries \
-                 WHERE node = 0 AND lane = w.lane AND due_at >= $6 AND due_at <= ",
+                 WHERE node = 0 AND gate IS NULL AND lane = w.lane AND due_at >= $6 AND due_at <= ",
         now_ms!(),
         "         ORDER BY due_at, message_id LIMIT w.count FOR UPDATE SKIP LOCKED) AS d), \
          fit AS MATERIALIZED ( \
@@ -379,8 +437,9 @@ pub(super) async fn claim(
              UPDATE deliveries d SET node = $4, lease = $5, claims = claims + 1 FROM fit \
              WHERE d.message_id = fit.message_id \
              RETURNING d.message_id, d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
-                       d.cancel_requested_at IS NOT NULL AS cancel_requested) \
-         SELECT t.lane, t.attempt_due_at, t.retried, t.claims, t.cancel_requested, ",
+                       d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder) \
+         SELECT t.lane, t.attempt_due_at, t.retried, t.claims, t.cancel_requested, t.slot, t.holder, \
+                NULL AS flow_gate, ",
         message_columns!(),
         " FROM taken t JOIN messages m ON m.id = t.message_id"
     );
@@ -397,13 +456,11 @@ pub(super) async fn claim(
         .await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
     if !unreadable.is_empty() {
-        sqlx::query(
-            "UPDATE deliveries SET node = 0, lease = 0, due_at = due_at + $1 WHERE message_id = ANY ($2)",
-        )
-        .bind(super::deliveries::SET_ASIDE_MS)
-        .bind(unreadable)
-        .execute(conn)
-        .await?;
+        sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = ANY ($2)"))
+            .bind(super::deliveries::SET_ASIDE_MS)
+            .bind(unreadable)
+            .execute(conn)
+            .await?;
     }
     Ok(deliveries)
 }
@@ -414,10 +471,18 @@ pub(super) async fn finish(conn: &mut PgConnection, node: NodeId, batch: &[Ended
     let plain = batch
         .iter()
         .all(|ended| matches!(ended.finish.next, Next::Delivered) && ended.finish.callbacks.is_empty());
+    let callbacks = || batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message);
     let applied = if plain {
         finish_delivered(conn, node, batch).await?
+    } else if callbacks().any(is_gated) {
+        let mut tx = conn.begin().await?;
+        let messages: Vec<&Message> = callbacks().collect();
+        let entries = enter(&mut Conn::Postgres(&mut tx), &messages).await?;
+        let applied = finish_mixed(&mut tx, node, batch, &entries).await?;
+        tx.commit().await?;
+        applied
     } else {
-        finish_mixed(conn, node, batch).await?
+        finish_mixed(conn, node, batch, &[]).await?
     };
     let applied: HashSet<&str> = applied.iter().map(String::as_str).collect();
     Ok(batch
@@ -490,24 +555,25 @@ async fn finish_delivered(conn: &mut PgConnection, node: NodeId, batch: &[Ended]
         .await?)
 }
 
-/// The general form. `$1` to `$23` are the callback messages, as in accept; `$24` names each one's source; `$25` to `$37`
-/// are the attempts.
+/// The general form. `$1` to `$28` are the callback messages, as in accept; `$29` names each one's source; `$30` to `$42`
+/// are the attempts. At a key's gate a retry takes its place anew; in a queue it has its slot.
 const FINISH_MIXED: &str = concat!(
     "WITH f AS MATERIALIZED ( \
-         SELECT * FROM unnest($25::text[], $26::bigint[], $27::bigint[], $28::bigint[], $29::bigint[], $30::text[], \
-             $31::bigint[], $32::text[], $33::bigint[], $34::text[], $35::bytea[], $36::text[]) \
+         SELECT * FROM unnest($30::text[], $31::bigint[], $32::bigint[], $33::bigint[], $34::bigint[], $35::text[], \
+             $36::bigint[], $37::text[], $38::bigint[], $39::text[], $40::bytea[], $41::text[]) \
          AS f (id, lease, retried, started_at, ended_at, result, status, error, next_due_at, headers, body, dlq_id)), \
      gone AS ( \
          DELETE FROM deliveries d USING f \
-         WHERE f.result <> 'retry' AND d.message_id = f.id AND d.node = $37 AND d.lease = f.lease \
+         WHERE f.result <> 'retry' AND d.message_id = f.id AND d.node = $42 AND d.lease = f.lease \
            AND CASE f.result WHEN 'delivered' THEN TRUE \
                    WHEN 'cancelled' THEN d.cancel_requested_at IS NOT NULL \
                    ELSE d.cancel_requested_at IS NULL END \
          RETURNING f.*), \
      again AS ( \
-         UPDATE deliveries d SET node = 0, lease = 0, claims = 0, starts = 0, retried = f.retried + 1, due_at = f.next_due_at \
+         UPDATE deliveries d SET node = 0, lease = 0, claims = 0, starts = 0, retried = f.retried + 1, due_at = f.next_due_at, \
+             place = CASE WHEN LEFT(d.gate, 1) = 'f' THEN f.next_due_at * 1000 ELSE d.place END \
          FROM f \
-         WHERE f.result = 'retry' AND d.message_id = f.id AND d.node = $37 AND d.lease = f.lease \
+         WHERE f.result = 'retry' AND d.message_id = f.id AND d.node = $42 AND d.lease = f.lease \
            AND d.cancel_requested_at IS NULL \
          RETURNING f.*), \
      ended AS (SELECT * FROM gone UNION ALL SELECT * FROM again), \
@@ -526,23 +592,28 @@ const FINISH_MIXED: &str = concat!(
      m.labels, m.queue, m.url_group, m.endpoint, m.schedule_id, m.flow_key, m.source_id, m.options",
     " FROM unnest(",
     message_arrays!(),
-    ", $24::text[]) AS m (id, created_at, due_at, method, url, headers, body, body_sha256, max_retries, caller_ip, \
+    ", $29::text[]) AS m (id, created_at, due_at, method, url, headers, body, body_sha256, max_retries, caller_ip, \
          labels, queue, url_group, endpoint, schedule_id, flow_key, source_id, options, source) \
          WHERE CASE WHEN m.source IN (SELECT id FROM ended) THEN TRUE END), \
-     d AS ( \
-         INSERT INTO deliveries SELECT id, lane, due_at, size, 0, claims, node, lease, NULL, 0 FROM unnest(",
-    delivery_arrays!(),
-    ", $24::text[]) AS d (id, lane, due_at, size, claims, node, lease, source) \
-         WHERE CASE WHEN source IN (SELECT id FROM ended) THEN TRUE END) \
+     d AS (",
+    insert_deliveries!(", $29::text[]", ", source"),
+    " WHERE CASE WHEN source IN (SELECT id FROM ended) THEN TRUE END) \
      SELECT id FROM ended"
 );
 
-async fn finish_mixed(conn: &mut PgConnection, node: NodeId, batch: &[Ended]) -> Result<Vec<String>> {
+/// `entries`: what the callbacks' deliveries have of gates, nothing or one for each.
+async fn finish_mixed(
+    conn: &mut PgConnection,
+    node: NodeId,
+    batch: &[Ended],
+    entries: &[Option<Entry>],
+) -> Result<Vec<String>> {
     let mut rows = Vec::new();
     let mut sources = Vec::new();
     for ended in batch {
         for (message, (lane, lease)) in ended.finish.callbacks.iter().zip(&ended.callbacks) {
-            rows.push((&**message, &**lane, *lease));
+            let entry = entries.get(rows.len()).and_then(Option::as_ref);
+            rows.push(Row { message, lane, lease: *lease, entry, slot: ended.slot.as_ref() });
             sources.push(ended.id.as_str());
         }
     }

@@ -14,13 +14,17 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::attempts::AttemptColumns;
+use super::deliveries::set_aside;
+use super::gates::entry::{Conn, Entry, enter};
 use super::messages::{ClaimedRow, add_message, message_columns};
 use crate::clock::system_now;
+use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Next;
 use crate::store::{
-    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
+    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, Slot, StoreError,
+    Want,
 };
 
 /// Steps that may wait for the writer; beyond, callers wait to hand theirs over.
@@ -195,6 +199,13 @@ async fn insert_rows<T>(
     Ok(())
 }
 
+/// The columns of a delivery that waits at no gate.
+macro_rules! plain_columns {
+    () => {
+        "message_id, lane, due_at, size, retried, claims, node, lease"
+    };
+}
+
 /// Stores messages and their deliveries. No two of the batch have the same deduplication key.
 async fn accept(
     conn: &mut SqliteConnection,
@@ -210,18 +221,26 @@ async fn accept(
             }
         }
     }
+    let entries = enter_all(conn, batch.iter().map(|accept| &*accept.message)).await?;
     // The delivery of a message that is there already may be finished: it must not come back.
     let present = match repeat {
         Repeat::First => HashSet::new(),
         Repeat::Again => present(conn, batch).await?,
     };
-    let rows: Vec<(&Message, &str, Option<Lease>)> = batch
+    let rows: Vec<Row<'_>> = batch
         .iter()
         .zip(&results)
-        .filter(|(accept, result)| {
+        .enumerate()
+        .filter(|(_, (accept, result))| {
             **result == Accepted::Stored && !present.contains(accept.message.id.as_str())
         })
-        .map(|(accept, _)| (&*accept.message, &*accept.lane, accept.lease))
+        .map(|(index, (accept, _))| Row {
+            message: &accept.message,
+            lane: &accept.lane,
+            lease: accept.lease,
+            entry: entries.get(index).and_then(Option::as_ref),
+            slot: None,
+        })
         .collect();
     insert_messages(conn, node, &rows).await?;
     Ok(results)
@@ -263,24 +282,53 @@ async fn present(conn: &mut SqliteConnection, batch: &[Accept]) -> Result<HashSe
     Ok(found.into_iter().collect())
 }
 
-async fn insert_messages(
+/// A message to insert with its delivery.
+struct Row<'a> {
+    message: &'a Message,
+    lane: &'a str,
+    lease: Option<Lease>,
+    entry: Option<&'a Entry>,
+    slot: Option<&'a Slot>,
+}
+
+/// Lets messages in: an entry for each, or nothing if none waits at a gate.
+async fn enter_all<'a>(
     conn: &mut SqliteConnection,
-    node: NodeId,
-    rows: &[(&Message, &str, Option<Lease>)],
-) -> Result<()> {
-    insert_rows(conn, "messages", 18, rows, |arguments, (message, ..)| add_message!(arguments, message))
-        .await?;
-    insert_rows(conn, "deliveries", 10, rows, |arguments, (message, lane, lease)| {
-        arguments.add(message.id.as_str())?;
-        arguments.add(*lane)?;
-        arguments.add(message.due_at.as_millis())?;
-        arguments.add(i64::try_from(message.size()).unwrap_or(i64::MAX))?;
+    messages: impl Iterator<Item = &'a Message>,
+) -> Result<Vec<Option<Entry>>> {
+    let messages: Vec<&Message> = messages.collect();
+    if !messages.iter().any(|message| is_gated(message)) {
+        return Ok(Vec::new());
+    }
+    enter(&mut Conn::Sqlite(conn), &messages).await
+}
+
+async fn insert_messages(conn: &mut SqliteConnection, node: NodeId, rows: &[Row<'_>]) -> Result<()> {
+    insert_rows(conn, "messages", 18, rows, |arguments, row| add_message!(arguments, row.message)).await?;
+    let add = |arguments: &mut SqliteArguments, row: &Row<'_>| {
+        arguments.add(row.message.id.as_str())?;
+        arguments.add(row.lane)?;
+        arguments.add(row.message.due_at.as_millis())?;
+        arguments.add(i64::try_from(row.message.size()).unwrap_or(i64::MAX))?;
         arguments.add(0_i64)?;
-        arguments.add(i64::from(lease.is_some()))?;
-        arguments.add(lease.map_or(0, |_| node.0))?;
-        arguments.add(lease.map_or(0, |lease| lease.0))?;
-        arguments.add(None::<i64>)?;
-        arguments.add(0_i64)
+        arguments.add(i64::from(row.lease.is_some()))?;
+        arguments.add(row.lease.map_or(0, |_| node.0))?;
+        arguments.add(row.lease.map_or(0, |lease| lease.0))
+    };
+    let (gated, plain): (Vec<&Row<'_>>, Vec<&Row<'_>>) =
+        rows.iter().partition(|row| row.entry.is_some() || row.slot.is_some());
+    insert_rows(conn, concat!("deliveries (", plain_columns!(), ")"), 8, &plain, |arguments, row| {
+        add(arguments, row)
+    })
+    .await?;
+    let columns = concat!("deliveries (", plain_columns!(), ", gate, flow, place, slot, holder)");
+    insert_rows(conn, columns, 13, &gated, |arguments, row| {
+        add(arguments, row)?;
+        arguments.add(row.entry.map(|entry| &*entry.gate))?;
+        arguments.add(row.entry.and_then(|entry| entry.flow.as_deref()))?;
+        arguments.add(row.entry.map(|entry| entry.place))?;
+        arguments.add(row.slot.map(|slot| &*slot.queue))?;
+        arguments.add(row.slot.map(|slot| slot.holder.as_str()))
     })
     .await
 }
@@ -289,7 +337,7 @@ async fn insert_messages(
 pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let first: Vec<String> = sqlx::query_scalar(
-        "SELECT lane FROM deliveries WHERE node = 0 AND due_at <= $1 ORDER BY due_at LIMIT $2",
+        "SELECT lane FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at <= $1 ORDER BY due_at LIMIT $2",
     )
     .bind(system_now().as_millis())
     .bind(limit)
@@ -320,7 +368,7 @@ pub(super) async fn claim(
     for want in wants {
         let rows: Vec<(i64, String, i64)> = sqlx::query_as(
             "SELECT due_at, message_id, size FROM deliveries \
-             WHERE node = 0 AND lane = $1 AND due_at <= $2 ORDER BY due_at, message_id LIMIT $3",
+             WHERE node = 0 AND gate IS NULL AND lane = $1 AND due_at <= $2 ORDER BY due_at, message_id LIMIT $3",
         )
         .bind(&*want.lane)
         .bind(now)
@@ -355,7 +403,7 @@ pub(super) async fn claim(
     .await?;
     let rows: Vec<ClaimedRow> = sqlx::query_as(concat!(
         "SELECT d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
-                d.cancel_requested_at IS NOT NULL AS cancel_requested, ",
+                d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder, NULL AS flow_gate, ",
         message_columns!(),
         " FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.value \
           JOIN messages m ON m.id = d.message_id"
@@ -365,7 +413,7 @@ pub(super) async fn claim(
     .await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
     for id in unreadable {
-        sqlx::query("UPDATE deliveries SET node = 0, lease = 0, due_at = due_at + $1 WHERE message_id = $2")
+        sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = $2"))
             .bind(super::deliveries::SET_ASIDE_MS)
             .bind(id)
             .execute(&mut *tx)
@@ -377,6 +425,9 @@ pub(super) async fn claim(
 
 /// Stores the ends of attempts: removes or changes the deliveries whose lease holds, then writes what follows for these.
 async fn finish(conn: &mut SqliteConnection, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+    let entries =
+        enter_all(conn, batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message))
+            .await?;
     let mut applied: HashSet<String> = HashSet::with_capacity(batch.len());
     let of = |wanted: fn(&Next) -> bool| -> Vec<&Ended> {
         batch.iter().filter(|ended| wanted(&ended.finish.next)).collect()
@@ -392,6 +443,16 @@ async fn finish(conn: &mut SqliteConnection, node: NodeId, batch: &[Ended]) -> R
             applied.insert(ended.id.as_str().to_owned());
         }
     }
+    let mut callbacks: Vec<Row<'_>> = Vec::new();
+    let mut entries = entries.iter();
+    for ended in batch {
+        for (message, (lane, lease)) in ended.finish.callbacks.iter().zip(&ended.callbacks) {
+            let entry = entries.next().and_then(Option::as_ref);
+            if applied.contains(ended.id.as_str()) {
+                callbacks.push(Row { message, lane, lease: *lease, entry, slot: ended.slot.as_ref() });
+            }
+        }
+    }
     let ended: Vec<&Ended> = batch.iter().filter(|ended| applied.contains(ended.id.as_str())).collect();
     insert_attempts(conn, &ended).await?;
     insert_dead_letters(conn, &ended).await?;
@@ -402,11 +463,6 @@ async fn finish(conn: &mut SqliteConnection, node: NodeId, batch: &[Ended]) -> R
             .execute(&mut *conn)
             .await?;
     }
-    let callbacks: Vec<(&Message, &str, Option<Lease>)> = ended
-        .iter()
-        .flat_map(|ended| ended.finish.callbacks.iter().zip(&ended.callbacks))
-        .map(|(message, (lane, lease))| (&**message, &**lane, *lease))
-        .collect();
     insert_messages(conn, node, &callbacks).await?;
     Ok(batch
         .iter()
@@ -446,8 +502,10 @@ async fn delete(
 
 async fn retry(conn: &mut SqliteConnection, node: NodeId, ended: &Ended) -> Result<bool> {
     let Next::Retry { due_at } = ended.finish.next else { return Ok(false) };
+    // At a key's gate it takes its place anew; in a queue it has its slot.
     let changed = sqlx::query(
-        "UPDATE deliveries SET node = 0, lease = 0, claims = 0, starts = 0, retried = $1, due_at = $2 \
+        "UPDATE deliveries SET node = 0, lease = 0, claims = 0, starts = 0, retried = $1, due_at = $2, \
+             place = CASE WHEN SUBSTR(gate, 1, 1) = 'f' THEN $2 * 1000 ELSE place END \
          WHERE message_id = $3 AND node = $4 AND lease = $5 AND cancel_requested_at IS NULL",
     )
     .bind(i64::from(ended.finish.attempt.retried) + 1)

@@ -15,7 +15,7 @@ use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::message::{Message, Method};
 use crate::domain::time::Timestamp;
-use crate::store::{Delivery, Lease, Result, StoreError};
+use crate::store::{Delivery, Lease, Result, Slot, StoreError};
 
 /// The columns of [`MessageRow`], for a table alias `m`.
 macro_rules! message_columns {
@@ -200,6 +200,9 @@ pub(super) struct ClaimedRow {
     retried: i64,
     claims: i64,
     cancel_requested: bool,
+    slot: Option<String>,
+    holder: Option<String>,
+    flow_gate: Option<String>,
     #[sqlx(flatten)]
     message: MessageRow,
 }
@@ -219,6 +222,12 @@ impl ClaimedRow {
                     retried: u32::try_from(row.retried).unwrap_or(u32::MAX),
                     claims: u32::try_from(row.claims).unwrap_or(u32::MAX),
                     cancel_requested: row.cancel_requested,
+                    slot: row.slot.zip(row.holder).map(|(queue, holder)| Slot {
+                        queue: Arc::from(queue),
+                        holder: MessageId::new(holder),
+                    }),
+                    flow: row.flow_gate.map(Arc::from),
+                    start_by: None,
                     message: Arc::new(message),
                 }),
                 Err(error) => {

@@ -15,9 +15,9 @@ use sqlx::{ConnectOptions as _, Connection as _, PgPool, Postgres, Sqlite, Sqlit
 use tokio::sync::Mutex;
 
 use super::{
-    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
-    LetterPlace, LogCursor, LogFilter, LogPage, Missing, NextDue, NodeId, Order, Page, Repeat, Result,
-    Retention, SigningKeyPair, Store, StoreError, StoredKeys, Want,
+    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended,
+    Gates as _, Lease, LetterPlace, LogCursor, LogFilter, LogPage, Missing, NextDue, NodeId, Order, Page,
+    Repeat, Result, Retention, SigningKeyPair, Store, StoreError, StoredKeys, Want,
 };
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
@@ -40,6 +40,7 @@ mod codec;
 mod dead_letters;
 mod deduplication;
 mod deliveries;
+mod gates;
 mod hot_postgres;
 mod hot_sqlite;
 mod log;
@@ -201,7 +202,8 @@ impl Store for SqlStore {
             nodes::insert(&mut tx, node, name).await?;
             commit(tx).await
         })
-        .await
+        .await?;
+        self.wake_gates().await
     }
 
     async fn rejoin(&self, node: NodeId, name: &str) -> Result<()> {
@@ -224,9 +226,13 @@ impl Store for SqlStore {
     async fn take_over(&self, ttl: Duration) -> Result<u64> {
         match &self.backend {
             Backend::Postgres(pools) => {
-                let taken = within(LONG_DEADLINE, nodes::take_over(&pools.rest, ttl)).await;
+                let dead = within(LONG_DEADLINE, nodes::take_over(&pools.rest, ttl)).await;
                 pools.low_water.lower(i64::MIN);
-                taken
+                let dead = dead?;
+                if dead > 0 {
+                    self.wake_gates().await?;
+                }
+                Ok(dead)
             }
             Backend::Sqlite(_) => Ok(0),
         }
@@ -246,18 +252,23 @@ impl Store for SqlStore {
             nodes::delete(&mut tx, node).await?;
             commit(tx).await
         })
-        .await
+        .await?;
+        self.wake_gates().await
     }
 
     async fn reconcile(&self, node: NodeId, live: &[Lease], last: Lease) -> Result<u64> {
-        within(LONG_DEADLINE, async {
+        let freed = within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
             let freed = nodes::free_all_but(&mut tx, node, live, last).await?;
             let orphans = nodes::free_orphans(&mut tx, node).await?;
             commit(tx).await?;
             Ok(freed + orphans)
         })
-        .await
+        .await?;
+        if freed > 0 {
+            self.wake_gates().await?;
+        }
+        Ok(freed)
     }
 
     async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>> {
@@ -463,12 +474,14 @@ impl Store for SqlStore {
             if missing == Missing::Refuse && deleted.len() < ids.len() {
                 return Ok(vec![false; ids.len()]);
             }
+            let mut accepts = Vec::with_capacity(deleted.len());
             for (id, accept) in replacements {
                 if deleted.contains(id.as_str()) {
                     messages::insert(&mut tx, &accept.message).await?;
-                    deliveries::insert(&mut tx, accept).await?;
+                    accepts.push(accept);
                 }
             }
+            deliveries::insert(&mut tx, &accepts).await?;
             commit(tx).await?;
             Ok(ids.iter().map(|id| deleted.contains(*id)).collect())
         })

@@ -1,6 +1,6 @@
 //! Removing what is past its age, in small batches.
 
-use super::Tx;
+use super::{Tx, gates};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{Result, Retention};
@@ -30,6 +30,9 @@ pub(super) async fn prune(
     }
     let more_expired = prune_expired(tx, retention, now).await?;
     let cutoff = now.before(retention.log);
+    if after.is_empty() {
+        gates::prune(tx, cutoff).await?;
+    }
     let bound = MessageId::earliest_at(cutoff);
     let page = "SELECT MAX(id), COUNT(*) FROM \
                 (SELECT id FROM messages WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) AS page";

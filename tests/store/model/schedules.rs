@@ -83,8 +83,9 @@ impl Schedules for Model {
             messages: accepts.iter().map(|accept| accept.message.id.clone()).collect(),
             error: run.outcome.as_ref().err().cloned(),
         });
+        state.hold(accepts.iter().map(|accept| &*accept.message));
         for accept in accepts {
-            state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None);
+            state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None, None);
         }
         Ok(true)
     }

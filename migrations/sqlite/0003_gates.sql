@@ -1,0 +1,54 @@
+-- What lets limited deliveries through: a row for each queue ("q:" and its name) and each flow-control key ("f:" and the
+-- key). In use is what rows of `deliveries` say, so that nothing has to be given back after a crash.
+CREATE TABLE gates (
+    name               TEXT PRIMARY KEY,
+    created_at         INTEGER NOT NULL,
+    -- When its settings changed.
+    updated_at         INTEGER NOT NULL,
+    -- When something last went through.
+    used_at            INTEGER NOT NULL,
+    -- NULL: no limit. A queue has one.
+    parallelism        INTEGER,
+    -- Starts in a period of so many seconds; both or neither. A queue has neither.
+    rate               INTEGER,
+    period_s           INTEGER,
+    paused             INTEGER NOT NULL,
+    pinned_parallelism INTEGER NOT NULL,
+    pinned_rate        INTEGER NOT NULL,
+    -- Grows with every claim and every change of the settings: what was decided by an older one doesn't take effect.
+    version            INTEGER NOT NULL,
+    -- The starts that a rate still counts: JSON [[first, last, count], ...]; NULL for none.
+    starts             TEXT,
+    -- When to look for something that may go; NULL: when something happens.
+    next_at            INTEGER
+) STRICT;
+
+CREATE INDEX gates_next ON gates (next_at) WHERE next_at IS NOT NULL;
+
+-- The last place in each queue.
+CREATE TABLE queue_places (
+    gate  TEXT PRIMARY KEY,
+    place INTEGER NOT NULL
+) STRICT;
+
+-- Where it waits; NULL: nothing but its lane limits it.
+ALTER TABLE deliveries ADD COLUMN gate TEXT;
+-- Its flow-control key's gate, which may be the same.
+ALTER TABLE deliveries ADD COLUMN flow TEXT;
+-- Its order at the gate, in Unix microseconds.
+ALTER TABLE deliveries ADD COLUMN place INTEGER;
+-- The queue's gate whose slot it has, and the message that the slot is for: itself, or a callback's source.
+ALTER TABLE deliveries ADD COLUMN slot TEXT;
+ALTER TABLE deliveries ADD COLUMN holder TEXT;
+
+-- Those that wait at gates are none of the plain claim's business.
+DROP INDEX deliveries_due;
+DROP INDEX deliveries_claim;
+CREATE INDEX deliveries_due ON deliveries (due_at) WHERE node = 0 AND gate IS NULL;
+CREATE INDEX deliveries_claim ON deliveries (lane, due_at, message_id) WHERE node = 0 AND gate IS NULL;
+-- What waits at a gate, in its order:
+CREATE INDEX deliveries_gate ON deliveries (gate, place, message_id) WHERE node = 0 AND gate IS NOT NULL;
+-- Attempts in flight under a key:
+CREATE INDEX deliveries_flow ON deliveries (flow, node) WHERE flow IS NOT NULL;
+-- Slots in use:
+CREATE INDEX deliveries_slot ON deliveries (slot, holder) WHERE slot IS NOT NULL;

@@ -1,0 +1,172 @@
+//! The store's part in queues and flow control: the [`Gates`] trait.
+//!
+//! A claim takes two steps. [`Gates::look_at_gates`] tells what waits and what is in use, as one moment saw it; what may
+//! go is decided above. [`Gates::pass_gates`] leases that, for each gate only if nobody has claimed from it or changed
+//! its limits since the look: [`GateLook::version`] says so. So no lock is held while something is decided, and what is
+//! accepted or finished meanwhile never waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Delivery, Lease, NodeId, Result};
+use crate::domain::gate::{Control, FlowChange, Gate, Starts, Waiting};
+use crate::domain::id::MessageId;
+use crate::domain::time::Timestamp;
+
+/// How long nobody may look at a gate at which something waits that could go. Only [`Gates::rest_gate`] makes it longer,
+/// as it alone can see that nothing is being accepted meanwhile.
+pub const RECHECK: Duration = Duration::from_secs(5);
+/// The same where something waits that can't go, or is in flight: its end is told, or found after that time.
+pub const RECHECK_BLOCKED: Duration = Duration::from_mins(1);
+
+/// A queue's slot, as a delivery has it: its message's own one, or, for a callback, its source's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// The queue's gate.
+    pub queue: Arc<str>,
+    /// The message in the queue. All deliveries of one holder share one slot.
+    pub holder: MessageId,
+}
+
+/// What one moment saw of some gates.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Looks {
+    /// That moment, by the store's clock.
+    pub now: Timestamp,
+    /// Those that were asked for and exist, and the keys that deliveries waiting there have to pass as well.
+    pub gates: Vec<GateLook>,
+}
+
+/// What was seen of a gate.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GateLook {
+    pub name: Arc<str>,
+    pub version: i64,
+    pub gate: Gate,
+    /// When it was to be looked at; `None`: only when something happens.
+    pub next_at: Option<Timestamp>,
+    /// The first of those that wait, due or not: those that hold slots, then the others in their order; none of a paused
+    /// gate, or of one that wasn't asked for.
+    pub waiting: Vec<Waiting>,
+}
+
+/// What becomes of a gate that was looked at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GateStep {
+    pub name: Arc<str>,
+    /// As it was seen.
+    pub version: i64,
+    pub starts: Starts,
+    /// When to look again, at most [`RECHECK`] from now; `None`: as it is.
+    pub next_at: Option<Timestamp>,
+}
+
+/// A delivery to take from its gate.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pass {
+    pub id: MessageId,
+    /// Where it waits; among the steps.
+    pub gate: Arc<str>,
+    /// The other gate that it passes, if any; among the steps too.
+    pub flow: Option<Arc<str>>,
+    /// It may not go before those in front of it: not without the ones before it among the passes of its gate.
+    pub in_order: bool,
+}
+
+/// Which gates to look at, and when.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DueGates {
+    /// The longest due first.
+    pub gates: Vec<Arc<str>>,
+    /// When the next one is due.
+    pub next_at: Option<Timestamp>,
+    pub now: Timestamp,
+}
+
+/// A queue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Queue {
+    pub name: String,
+    pub created_at: Timestamp,
+    /// When its settings changed.
+    pub updated_at: Timestamp,
+    pub parallelism: u32,
+    pub paused: bool,
+    /// Messages that are not finished.
+    pub lag: u64,
+}
+
+/// A flow-control key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FlowKey {
+    pub key: String,
+    pub control: Control,
+    pub starts: Starts,
+    /// Deliveries that are due.
+    pub waiting: u64,
+    /// Attempts in flight.
+    pub in_flight: u64,
+}
+
+/// One step of a queue's removal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct QueueRemoval {
+    /// Whether it is gone; else there is more to cancel.
+    pub done: bool,
+    /// Messages in flight that make no further attempt.
+    pub requested: Vec<MessageId>,
+}
+
+/// Queues and flow control.
+#[async_trait]
+pub trait Gates {
+    /// Looks at these gates; of each, `count` deliveries more than the one that can't go, at most.
+    async fn look_at_gates(&self, names: &[Arc<str>], count: usize) -> Result<Looks>;
+    /// Applies the steps whose gate is as it was seen, and leases the deliveries all of whose gates are; they are due at
+    /// `now`. Deliveries that are not returned wait on.
+    async fn pass_gates(
+        &self,
+        node: NodeId,
+        lease: Lease,
+        steps: &[GateStep],
+        passes: &[Pass],
+        now: Timestamp,
+    ) -> Result<Vec<Delivery>>;
+    /// Lets a gate rest until something that waits there is due. What is due already can't go before `blocked_until`.
+    /// False: somebody is using it at this moment, and nothing was done.
+    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<bool>;
+    /// The gates to look at now, at most `limit`.
+    async fn due_gates(&self, limit: usize) -> Result<DueGates>;
+    /// Makes all gates due at which anything waits or is in flight.
+    async fn wake_gates(&self) -> Result<()>;
+
+    /// Makes a queue, with parallelism 1 unless it says otherwise, or changes what is given of it. False: there are
+    /// `max` queues already, and nothing was done.
+    async fn upsert_queue(
+        &self,
+        name: &str,
+        parallelism: Option<u32>,
+        paused: Option<bool>,
+        max: Option<u32>,
+        now: Timestamp,
+    ) -> Result<bool>;
+    /// Pauses or resumes a queue; false: there is none.
+    async fn pause_queue(&self, name: &str, paused: bool, now: Timestamp) -> Result<bool>;
+    /// One queue.
+    async fn queue(&self, name: &str) -> Result<Option<Queue>>;
+    /// All queues by name.
+    async fn queues(&self) -> Result<Vec<Queue>>;
+    /// Whether a message may go to this queue where there may be `max` of them: it is there, or there are fewer.
+    async fn may_use_queue(&self, name: &str, max: u32) -> Result<bool>;
+    /// Cancels some messages of a queue, and removes it when there are no more. Nothing is done while somebody is using it.
+    async fn remove_queue(&self, name: &str, now: Timestamp) -> Result<QueueRemoval>;
+
+    /// Changes a flow-control key; false: there is none.
+    async fn change_flow_key(&self, key: &str, change: &FlowChange, now: Timestamp) -> Result<bool>;
+    /// One flow-control key as it is `now`.
+    async fn flow_key(&self, key: &str, now: Timestamp) -> Result<Option<FlowKey>>;
+    /// The flow-control keys that contain a text, by name.
+    async fn flow_keys(&self, containing: &str, now: Timestamp) -> Result<Vec<FlowKey>>;
+}
