@@ -194,6 +194,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
             default_retries: config.default_retries,
             max_retries: config.max_retries,
             max_delay: config.max_delay.map(crate::config::TimeSpan::get),
+            max_flow_control_key: config.max_flow_control_key,
             max_flow_control_period: MAX_FLOW_CONTROL_PERIOD,
         },
         max_message: config.max_message_size.get(),
@@ -201,6 +202,8 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         body_timeout: config.body_timeout.get(),
         trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,
         deduplication_window: config.dedup_window.get(),
+        max_queues: config.max_queues,
+        max_queue_parallelism: config.max_queue_parallelism,
     })
 }
 

@@ -138,7 +138,7 @@ impl Api {
             return Err(ApiError::not_found("some of the dead letters are gone; none was retried"));
         }
         for (_, accept) in &replacements {
-            self.engine.note_due(accept.message.due_at);
+            self.engine.note_waiting(&accept.message);
         }
         Ok(replacements
             .iter()
@@ -176,6 +176,9 @@ impl Api {
                 headers::Due::After(delay) => now.after(delay),
                 headers::Due::At(time) => time.clamp(now, Timestamp::MAX),
             };
+        }
+        if given.has("upstash-queue-name") {
+            message.queue = publish.queue;
         }
         if given.has("upstash-label") {
             message.labels = publish.labels;
@@ -241,6 +244,9 @@ fn merge_options(old: &mut Options, new: Options, prefix: &str, given: &Given<'_
     }
     if has("retry-delay") {
         old.retry_delay = new.retry_delay;
+    }
+    if has("flow-control-key") {
+        old.flow_control = new.flow_control;
     }
     if has("redact-fields") {
         old.redact = new.redact;

@@ -23,12 +23,14 @@ mod body;
 mod caller;
 mod dead_letters;
 pub mod error;
+mod flow_control;
 pub mod headers;
 mod keys;
 mod log;
 mod messages;
 mod publish;
 mod query;
+mod queues;
 pub mod routes;
 mod wire;
 
@@ -37,6 +39,7 @@ use self::body::Upload;
 use self::error::ApiError;
 use self::headers::Limits;
 use self::routes::{Route, route};
+use crate::domain::gate::FlowChange;
 use crate::egress::policy::Policy;
 use crate::engine::Engine;
 
@@ -61,6 +64,10 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// How long a deduplication key is held.
     pub deduplication_window: Duration,
+    /// The most queues; `None`: no limit.
+    pub max_queues: Option<u32>,
+    /// The highest parallelism of a queue; `None`: no limit.
+    pub max_queue_parallelism: Option<u32>,
 }
 
 /// What the handlers share.
@@ -153,6 +160,20 @@ impl Api {
             Route::RetryDeadLetters => self.retry_dead_letters(query, &parts.headers).await,
             Route::ListEvents => self.list_log(query, log::Form::Events).await,
             Route::ListLogs => self.list_log(query, log::Form::Logs).await,
+            Route::ListQueues => self.list_queues().await,
+            Route::UpsertQueue => self.upsert_queue(upload).await,
+            Route::GetQueue { name } => self.get_queue(&name).await,
+            Route::DeleteQueue { name } => self.delete_queue(&name).await,
+            Route::PauseQueue { name } => self.pause_queue(&name, true).await,
+            Route::ResumeQueue { name } => self.pause_queue(&name, false).await,
+            Route::ListFlowKeys => self.list_flow_keys(query).await,
+            Route::GetFlowKey { key } => self.get_flow_key(&key).await,
+            Route::PauseFlowKey { key } => self.change_flow_key(&key, &FlowChange::Pause).await,
+            Route::ResumeFlowKey { key } => self.change_flow_key(&key, &FlowChange::Resume).await,
+            Route::PinFlowKey { key } => self.pin_flow_key(&key, query).await,
+            Route::UnpinFlowKey { key } => self.unpin_flow_key(&key, query).await,
+            Route::ResetFlowRate { key } => self.change_flow_key(&key, &FlowChange::ResetRate).await,
+            Route::GetParallelism => self.get_parallelism(),
             Route::GetKeys => self.get_keys(),
             Route::RotateKeys => self.rotate_keys().await,
             Route::Healthz => json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" })),

@@ -53,6 +53,9 @@ impl Api {
         let fields = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let publish = headers::parse(Kind::Publish, fields, &parsed.params, &self.settings.headers, now)?;
         refuse_unsupported(&publish)?;
+        if let Some(queue) = &publish.queue {
+            self.check_queue(queue).await?;
+        }
         let origin = self.check_destinations(&url, &publish.options)?;
         let received = self.read_body(upload, self.settings.max_message, "the message").await?;
         let caller_ip = parts
@@ -121,6 +124,7 @@ impl Api {
             publish.options,
         );
         template.caller_ip = caller_ip;
+        template.queue = publish.queue;
         let id = FreshIds.message(created_at);
         let message = template.message(id, Target::url(url), created_at, due_at);
         NewMessage {
@@ -136,21 +140,9 @@ impl Api {
 
 /// What would be accepted and then not honoured is refused instead.
 pub(super) fn refuse_unsupported(publish: &Publish) -> Result<(), ApiError> {
-    let header = if publish.queue.is_some() {
-        "Upstash-Queue-Name"
-    } else if publish.cron.is_some() {
-        "Upstash-Cron"
-    } else if has_flow_control(&publish.options) {
-        "Upstash-Flow-Control-Key"
-    } else {
+    if publish.cron.is_none() {
         return Ok(());
-    };
+    }
+    let header = "Upstash-Cron";
     Err(ApiError::bad_request(format!("invalid header {header}: this server does not support it yet")))
-}
-
-/// Whether the message or one of its callbacks is under flow control.
-fn has_flow_control(options: &Options) -> bool {
-    let callbacks = [&options.callback, &options.failure_callback];
-    options.flow_control.is_some()
-        || callbacks.into_iter().flatten().any(|spec| has_flow_control(&spec.options))
 }

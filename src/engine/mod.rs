@@ -1,5 +1,5 @@
 //! The life of accepted messages: gathered in by [`ingest`], sent by [`attempt`] as [`dispatcher`] lets them, recorded by
-//! [`finisher`]; what waits in the store is fetched by `refill`.
+//! [`finisher`]; what waits in the store is fetched by `refill`, or, from queues and flow control, by `gates`.
 //!
 //! Invariant: memory holds only leased deliveries, a bounded number of them; everything else is in the store. Losing a
 //! wake-up costs a sweep interval, never a message.
@@ -15,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, since_boot};
+use crate::domain::gate::{is_gated, queue_gate};
 use crate::domain::id::MessageId;
+use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
 use crate::egress::client::Client;
 use crate::store::{Cancellation, Lease, NodeId, Result, Retention, Store};
@@ -23,6 +25,7 @@ use crate::store::{Cancellation, Lease, NodeId, Result, Retention, Store};
 pub mod attempt;
 pub mod dispatcher;
 pub mod finisher;
+mod gates;
 pub mod ids;
 pub mod ingest;
 pub mod keys;
@@ -88,6 +91,7 @@ pub(crate) struct Shared {
     unsure_until_ms: AtomicU64,
     pub(crate) reconcile: Notify,
     refill: refill::Signal,
+    gates: gates::Signal,
     finisher: mpsc::Sender<finisher::Job>,
     attempts: TaskTracker,
     /// No new work.
@@ -132,6 +136,15 @@ impl Shared {
     pub(crate) fn doubt_leases(&self) {
         self.stay_unsure();
         self.reconcile.notify_one();
+    }
+
+    /// Takes note of a message that waits in the store.
+    fn note_waiting(&self, message: &Message) {
+        if is_gated(message) {
+            self.gates.note(message);
+        } else {
+            self.refill.note_due(message.due_at);
+        }
     }
 
     fn stay_unsure(&self) {
@@ -192,6 +205,7 @@ impl Engine {
             unsure_until_ms: AtomicU64::new(0),
             reconcile: Notify::new(),
             refill: refill::Signal::default(),
+            gates: gates::Signal::default(),
             finisher,
             attempts: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -202,6 +216,7 @@ impl Engine {
         let ingest = ingest::Ingest::start(&shared, &tasks);
         finisher::start(&shared, jobs, &tasks);
         spawn(&shared, &tasks, refill::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, gates::run(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::beat(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::run(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::follow(Arc::clone(&shared)));
@@ -239,27 +254,83 @@ impl Engine {
     pub async fn cancel(&self, id: &MessageId) -> Result<Cancellation> {
         let now = self.now();
         let cancellation = self.shared.store.cancel(id, now).await?;
-        if cancellation == Cancellation::Requested
-            && let Some(delivery) = self.shared.dispatcher.withdraw(id)
-        {
-            let held = [(id.clone(), delivery.lease)];
-            let finished = self.shared.store.finish_cancelled(self.shared.node(), &held, now).await;
-            self.shared.dispatcher.forget(&delivery);
-            if let Err(error) = finished {
-                // Whoever finds it free ends it, since it is marked.
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "a cancelled message waits to be ended"
-                );
-                self.shared.doubt_leases();
-            }
+        match cancellation {
+            Cancellation::NotFound => {}
+            Cancellation::Cancelled => self.leave_slot(id).await,
+            Cancellation::Requested => self.withdraw(id, now).await,
         }
         Ok(cancellation)
+    }
+
+    /// Ends a cancelled message that this node has and has not started.
+    async fn withdraw(&self, id: &MessageId, now: Timestamp) {
+        let Some(delivery) = self.shared.dispatcher.withdraw(id) else { return };
+        let held = [(id.clone(), delivery.lease)];
+        let finished = self.shared.store.finish_cancelled(self.shared.node(), &held, now).await;
+        self.shared.dispatcher.forget(&delivery);
+        self.shared.gates.look_at(gates::opened_by(&delivery));
+        if let Err(error) = finished {
+            // Whoever finds it free ends it, since it is marked.
+            tracing::warn!(error = &error as &dyn std::error::Error, "a cancelled message waits to be ended");
+            self.shared.doubt_leases();
+        }
+    }
+
+    /// A message that is gone may have had a queue's slot: its own, or its source's.
+    async fn leave_slot(&self, id: &MessageId) {
+        let mut next = Some(id.clone());
+        while let Some(id) = next.take() {
+            match self.shared.store.message(&id).await {
+                Ok(Some(Message { queue: Some(queue), .. })) => {
+                    self.shared.gates.look_at([queue_gate(&queue).into()]);
+                }
+                Ok(message) => next = message.and_then(|message| message.source_id),
+                // The next look without a reason finds it too.
+                Err(_) => self.shared.gates.look_at_all(),
+            }
+        }
+    }
+
+    /// Removes a queue: what waits in it is cancelled, a few at a time, and what is in flight makes no further attempt.
+    pub async fn remove_queue(&self, name: &str) -> Result<()> {
+        loop {
+            let now = self.now();
+            let removal = self.shared.store.remove_queue(name, now).await?;
+            for id in &removal.requested {
+                self.withdraw(id, now).await;
+            }
+            if removal.done {
+                return Ok(());
+            }
+            // Others come first.
+            crate::clock::pause(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Tells the engine that the store holds a message that waits.
+    pub fn note_waiting(&self, message: &Message) {
+        self.shared.note_waiting(message);
     }
 
     /// Tells the engine that the store holds something that is due then.
     pub fn note_due(&self, due_at: Timestamp) {
         self.shared.refill.note_due(due_at);
+        self.shared.gates.note_due(due_at);
+    }
+
+    /// Tells the engine that something may go through this queue or flow-control key that could not before.
+    pub fn gate_changed(&self, gate: String) {
+        self.shared.gates.look_at([gate.into()]);
+    }
+
+    /// The same of any of them: after a bulk cancel, for instance, or a change of a key, for which queues may wait.
+    pub fn gates_changed(&self) {
+        self.shared.gates.look_at_all();
+    }
+
+    /// Attempts that run now, and the most that may.
+    pub fn parallelism(&self) -> (usize, usize) {
+        (self.shared.dispatcher.running(), self.shared.settings.concurrency)
     }
 
     /// Waits for a fault that the engine can't go on with.

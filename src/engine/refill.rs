@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Shared, attempt};
+use super::{Shared, attempt, gates};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{Delivery, Lease, Result};
@@ -159,6 +159,12 @@ async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
     if cancelled.is_empty() {
         return;
     }
+    finish_cancelled(shared, &cancelled).await;
+    shared.gates.look_at(cancelled.iter().flat_map(gates::opened_by));
+}
+
+/// Ends deliveries that were leased after a user had cancelled them.
+pub(super) async fn finish_cancelled(shared: &Shared, cancelled: &[Delivery]) {
     let held: Vec<(MessageId, Lease)> =
         cancelled.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect();
     let now = shared.clock.now();
@@ -171,13 +177,18 @@ async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
     }
 }
 
-/// How long nothing will be due, as far as this node can know.
-async fn idle(shared: &Shared) -> Result<Round> {
-    let sweep = match (shared.store.is_shared(), shared.refill.nodes.load(Ordering::Relaxed)) {
+/// How often to look without a reason.
+pub(super) fn sweep(shared: &Shared) -> Duration {
+    match (shared.store.is_shared(), shared.refill.nodes.load(Ordering::Relaxed)) {
         (false, _) => SWEEP_SQLITE,
         (_, 0 | 1) => SWEEP_ALONE,
         _ => SWEEP_SHARED,
-    };
+    }
+}
+
+/// How long nothing will be due, as far as this node can know.
+async fn idle(shared: &Shared) -> Result<Round> {
+    let sweep = sweep(shared);
     let next = shared.store.next_due().await?;
     Ok(Round::Idle(match next.due_at {
         None => sweep,
