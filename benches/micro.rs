@@ -46,6 +46,7 @@ const LIMITS: Limits = Limits {
     default_retries: 3,
     max_retries: None,
     max_delay: None,
+    max_flow_control_key: 512,
     max_flow_control_period: Duration::from_hours(7 * 24),
 };
 

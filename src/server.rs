@@ -202,6 +202,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
             default_retries: config.default_retries,
             max_retries: config.max_retries,
             max_delay: config.max_delay.map(crate::config::TimeSpan::get),
+            max_flow_control_key: config.max_flow_control_key,
             max_flow_control_period: config.max_flow_control_period.get(),
         },
         max_message: config.max_message_size.get(),
@@ -218,6 +219,8 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
             groups: config.max_url_groups,
             endpoints: config.max_endpoints_per_group,
         },
+        max_queues: config.max_queues,
+        max_queue_parallelism: config.max_queue_parallelism,
     })
 }
 

@@ -249,7 +249,7 @@ impl Api {
         let messages = batch.iter().zip(replaced).filter(|(_, replaced)| **replaced);
         messages
             .map(|((_, accept), _)| {
-                self.engine.note_due(accept.message.due_at);
+                self.engine.note_waiting(&accept.message);
                 json!({ "messageId": accept.message.id.as_str() })
             })
             .collect()
@@ -468,6 +468,7 @@ mod tests {
             default_retries: 3,
             max_retries: None,
             max_delay: None,
+            max_flow_control_key: 512,
             max_flow_control_period: std::time::Duration::from_hours(7 * 24),
         };
         let mut map = HeaderMap::new();

@@ -25,6 +25,7 @@ mod caller;
 mod dead_letters;
 pub mod error;
 mod filter;
+mod flow_control;
 pub mod headers;
 mod keys;
 mod log;
@@ -32,6 +33,7 @@ mod messages;
 mod openapi;
 mod publish;
 mod query;
+mod queues;
 mod quota;
 pub mod routes;
 mod schedules;
@@ -45,6 +47,7 @@ use self::error::ApiError;
 use self::headers::Limits;
 use self::quota::{BurstLimit, DailyQuota};
 use self::routes::{Route, route};
+use crate::domain::gate::FlowChange;
 use crate::egress::policy::Policy;
 use crate::engine::Engine;
 use crate::store::url_groups::UrlGroupLimits;
@@ -81,6 +84,10 @@ pub struct Settings {
     pub url_groups: UrlGroupLimits,
     /// Where messages to `api/llm` go; `None`: they are refused.
     pub llm_url: Option<String>,
+    /// The most queues; `None`: no limit.
+    pub max_queues: Option<u32>,
+    /// The highest parallelism of a queue; `None`: no limit.
+    pub max_queue_parallelism: Option<u32>,
 }
 
 /// What the handlers share.
@@ -203,6 +210,20 @@ impl Api {
             Route::DeleteUrlGroup { name } => self.delete_url_group(&name).await,
             Route::UpsertEndpoints { name } => self.upsert_endpoints(&name, upload).await,
             Route::RemoveEndpoints { name } => self.remove_endpoints(&name, upload).await,
+            Route::ListQueues => self.list_queues().await,
+            Route::UpsertQueue => self.upsert_queue(upload).await,
+            Route::GetQueue { name } => self.get_queue(&name).await,
+            Route::DeleteQueue { name } => self.delete_queue(&name).await,
+            Route::PauseQueue { name } => self.pause_queue(&name, true).await,
+            Route::ResumeQueue { name } => self.pause_queue(&name, false).await,
+            Route::ListFlowKeys => self.list_flow_keys(query).await,
+            Route::GetFlowKey { key } => self.get_flow_key(&key).await,
+            Route::PauseFlowKey { key } => self.change_flow_key(&key, &FlowChange::Pause).await,
+            Route::ResumeFlowKey { key } => self.change_flow_key(&key, &FlowChange::Resume).await,
+            Route::PinFlowKey { key } => self.pin_flow_key(&key, query).await,
+            Route::UnpinFlowKey { key } => self.unpin_flow_key(&key, query).await,
+            Route::ResetFlowRate { key } => self.change_flow_key(&key, &FlowChange::ResetRate).await,
+            Route::GetParallelism => self.get_parallelism(),
             Route::GetKeys => self.get_keys(),
             Route::RotateKeys => self.rotate_keys().await,
             Route::Healthz => json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" })),

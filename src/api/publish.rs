@@ -149,6 +149,9 @@ impl Api {
             }
         };
         self.check_callbacks(&publish.options)?;
+        if let Some(queue) = &publish.queue {
+            self.check_queue(queue).await?;
+        }
         Ok(Draft { recipients, publish })
     }
 

@@ -6,6 +6,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 use super::error::ApiError;
+use super::headers::read_bool;
 use crate::domain::time::Timestamp;
 use crate::store::Order;
 
@@ -166,6 +167,15 @@ impl Query {
             Ok(count) if count >= 1 => Ok(count.min(max)),
             _ => Err(ApiError::bad_request(format!("invalid count `{text}`: allowed are 1 to {max}"))),
         }
+    }
+
+    /// `true` or `false` in any case.
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>, ApiError> {
+        self.get(name)
+            .map(|text| {
+                read_bool(text).map_err(|problem| ApiError::bad_request(format!("invalid {name}: {problem}")))
+            })
+            .transpose()
     }
 
     /// A time in Unix milliseconds.

@@ -87,6 +87,41 @@ pub enum Route {
     RemoveEndpoints {
         name: String,
     },
+    ListQueues,
+    UpsertQueue,
+    GetQueue {
+        name: String,
+    },
+    DeleteQueue {
+        name: String,
+    },
+    PauseQueue {
+        name: String,
+    },
+    ResumeQueue {
+        name: String,
+    },
+    ListFlowKeys,
+    GetFlowKey {
+        key: String,
+    },
+    PauseFlowKey {
+        key: String,
+    },
+    ResumeFlowKey {
+        key: String,
+    },
+    PinFlowKey {
+        key: String,
+    },
+    UnpinFlowKey {
+        key: String,
+    },
+    /// `/resetRate`, and `/reset`.
+    ResetFlowRate {
+        key: String,
+    },
+    GetParallelism,
     GetKeys,
     RotateKeys,
     Healthz,
@@ -133,7 +168,12 @@ impl Route {
             | Self::ListSchedules
             | Self::GetSchedule { .. }
             | Self::ListUrlGroups
-            | Self::GetUrlGroup { .. } => Access::Read,
+            | Self::GetUrlGroup { .. }
+            | Self::ListQueues
+            | Self::GetQueue { .. }
+            | Self::ListFlowKeys
+            | Self::GetFlowKey { .. }
+            | Self::GetParallelism => Access::Read,
             Self::Publish { .. }
             | Self::Enqueue { .. }
             | Self::Batch
@@ -151,36 +191,55 @@ impl Route {
             | Self::DeleteUrlGroup { .. }
             | Self::UpsertEndpoints { .. }
             | Self::RemoveEndpoints { .. }
+            | Self::UpsertQueue
+            | Self::DeleteQueue { .. }
+            | Self::PauseQueue { .. }
+            | Self::ResumeQueue { .. }
+            | Self::PauseFlowKey { .. }
+            | Self::ResumeFlowKey { .. }
+            | Self::PinFlowKey { .. }
+            | Self::UnpinFlowKey { .. }
+            | Self::ResetFlowRate { .. }
             | Self::GetKeys
             | Self::RotateKeys => Access::Full,
         }
     }
 }
 
-/// Finds the route of a method and a raw request target (path and query).
-pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
-    let path = target.split(['?', '#']).next().unwrap_or_default();
+/// The route of a path in which something stands as it is, unencoded.
+fn raw_route(method: &Method, target: &str) -> Option<Result<Route, RouteError>> {
+    let post = |route: Route| Some(only(method, &[(Method::POST, route)], "POST"));
     if let Some(rest) = after_words(target, "/v2/publish") {
-        return only(method, &[(Method::POST, Route::Publish { rest: rest.to_owned() })], "POST");
-    }
-    if *method == Method::POST
-        && let Some(rest) = after_words(target, "/v2/schedules")
-        && is_new_schedule(rest)
-    {
-        return Ok(Route::CreateSchedule { rest: rest.to_owned() });
+        return post(Route::Publish { rest: rest.to_owned() });
     }
     if let Some(rest) = after_words(target, "/v2/enqueue") {
         let (queue, rest) = split_name(rest);
-        return only(method, &[(Method::POST, Route::Enqueue { queue, rest: rest.to_owned() })], "POST");
+        return post(Route::Enqueue { queue, rest: rest.to_owned() });
+    }
+    let rest = after_words(target, "/v2/schedules")?;
+    if is_url(rest) || *method == Method::POST && is_new_schedule(rest) {
+        return post(Route::CreateSchedule { rest: rest.to_owned() });
+    }
+    None
+}
+
+/// Finds the route of a method and a raw request target (path and query).
+pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
+    if let Some(found) = raw_route(method, target) {
+        return found;
+    }
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    if path.contains('%') && percent_decode_str(path).any(|byte| byte.is_ascii_control()) {
+        // No name or id has such characters, and not every database can be asked for them.
+        return Err(RouteError::Unknown);
+    }
+    if let Some(rest) = after_words(path, "/v2/flowControl").filter(|rest| !rest.is_empty()) {
+        return flow_control(method, rest);
     }
     let trailing_slash = path.len() > 1 && path.ends_with('/');
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let words: Vec<String> = segments.iter().map(|segment| segment.to_ascii_lowercase()).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    if path.contains('%') && percent_decode_str(path).any(|byte| byte.is_ascii_control()) {
-        // No name or id has such characters, and not every database can be asked for them.
-        return Err(RouteError::Unknown);
-    }
     let id = |index: usize| {
         segments
             .get(index)
@@ -208,7 +267,7 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
             &[(get, Route::ListDeadLetters), (delete, Route::DeleteDeadLetters { trailing_slash })],
             "GET, HEAD, DELETE",
         ),
-        ["v2", "dlq", "retry"] if *method == Method::POST => Ok(Route::RetryDeadLetters { trailing_slash }),
+        ["v2", "dlq", "retry"] => only(method, &[(post, Route::RetryDeadLetters { trailing_slash })], "POST"),
         ["v2", "dlq", "retry", _] => only(method, &[(post, Route::RetryDeadLetter { id: id(3) })], "POST"),
         ["v2", "dlq", _] => only(
             method,
@@ -250,6 +309,18 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
             ],
             "POST, DELETE",
         ),
+        ["v2", "queues"] => {
+            only(method, &[(get, Route::ListQueues), (post, Route::UpsertQueue)], "GET, HEAD, POST")
+        }
+        ["v2", "queues", _] => only(
+            method,
+            &[(get, Route::GetQueue { name: id(2) }), (delete, Route::DeleteQueue { name: id(2) })],
+            "GET, HEAD, DELETE",
+        ),
+        ["v2", "queues", _, "pause"] => only(method, &[(post, Route::PauseQueue { name: id(2) })], "POST"),
+        ["v2", "queues", _, "resume"] => only(method, &[(post, Route::ResumeQueue { name: id(2) })], "POST"),
+        ["v2", "flowcontrol"] => only(method, &[(get, Route::ListFlowKeys)], "GET, HEAD"),
+        ["v2", "globalparallelism"] => only(method, &[(get, Route::GetParallelism)], "GET, HEAD"),
         ["v2", "keys"] => only(method, &[(get, Route::GetKeys)], "GET, HEAD"),
         ["v2", "keys", "rotate"] | ["v2", "rotate"] => only(method, &[(post, Route::RotateKeys)], "POST"),
         _ => Err(RouteError::Unknown),
@@ -261,7 +332,27 @@ fn is_new_schedule(rest: &str) -> bool {
     let path = rest.split(['?', '#']).next().unwrap_or_default();
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let is_action = |word: &str| word.eq_ignore_ascii_case("pause") || word.eq_ignore_ascii_case("resume");
-    is_url(rest) || !matches!(*segments.as_slice(), [_, word] if is_action(word))
+    !matches!(*segments.as_slice(), [_, word] if is_action(word))
+}
+
+/// A flow-control key is free text and stands in the path as it is: with slashes, or what looks like another route. It is
+/// all of the rest, or, for a POST, all but the last word.
+fn flow_control(method: &Method, rest: &str) -> Result<Route, RouteError> {
+    let decode = |raw: &str| percent_decode_str(raw).decode_utf8_lossy().into_owned();
+    if *method != Method::POST {
+        return only(method, &[(Method::GET, Route::GetFlowKey { key: decode(rest) })], "GET, HEAD");
+    }
+    let allowed = RouteError::Method { allow: "GET, HEAD" };
+    let (key, word) = rest.strip_suffix('/').unwrap_or(rest).rsplit_once('/').ok_or(allowed.clone())?;
+    let key = decode(key);
+    match word.to_ascii_lowercase().as_str() {
+        "pause" => Ok(Route::PauseFlowKey { key }),
+        "resume" => Ok(Route::ResumeFlowKey { key }),
+        "pin" => Ok(Route::PinFlowKey { key }),
+        "unpin" => Ok(Route::UnpinFlowKey { key }),
+        "resetrate" | "reset" => Ok(Route::ResetFlowRate { key }),
+        _ => Err(allowed),
+    }
 }
 
 /// What follows the words (in any case) and their slash; empty when nothing does.
@@ -371,7 +462,7 @@ mod tests {
         check("DELETE", "/v2/schedules", &Err(RouteError::Method { allow: "GET, HEAD, POST" }));
         check("GET", "/v2/schedules/a/pause", &Err(RouteError::Method { allow: "POST, PATCH" }));
         check("PUT", "/v2/schedules/a", &Err(RouteError::Method { allow: "GET, HEAD, POST, DELETE" }));
-        check("PATCH", "/v2/schedules/https://e.com/pause", &Err(RouteError::Unknown));
+        check("PATCH", "/v2/schedules/https://e.com/pause", &Err(RouteError::Method { allow: "POST" }));
     }
 
     #[test]
@@ -404,6 +495,48 @@ mod tests {
     fn control_characters_are_no_ids() {
         check("GET", "/v2/messages/a%00b", &Err(RouteError::Unknown));
         check("GET", "/v2/dlq/", &Ok(Route::ListDeadLetters));
+    }
+
+    #[test]
+    fn a_flow_control_key_is_all_between_the_fixed_words() {
+        let get = |key: &str| Ok(Route::GetFlowKey { key: key.to_owned() });
+        check("GET", "/v2/flowControl/k", &get("k"));
+        check("GET", "/V2/FlowControl/a/b:c//d", &get("a/b:c//d"));
+        check("GET", "/v2/flowControl/a%2Fb%20c%25?x=1", &get("a/b c%"));
+        check("GET", "/v2/flowControl/k/pause", &get("k/pause"));
+        check("GET", "/v2/flowControl/k/", &get("k/"));
+        check("GET", "/v2/flowControl", &Ok(Route::ListFlowKeys));
+        check("GET", "/v2/flowControl/", &Ok(Route::ListFlowKeys));
+        check("GET", "/v2/flowControl/?search=a", &Ok(Route::ListFlowKeys));
+        check("POST", "/v2/flowControl/k/pause", &Ok(Route::PauseFlowKey { key: "k".to_owned() }));
+        check("POST", "/v2/flowControl/a/b/Resume/", &Ok(Route::ResumeFlowKey { key: "a/b".to_owned() }));
+        check("POST", "/v2/flowControl/pause/pin?rate=1", &Ok(Route::PinFlowKey { key: "pause".to_owned() }));
+        check("POST", "/v2/flowControl/k//unpin", &Ok(Route::UnpinFlowKey { key: "k/".to_owned() }));
+        for word in ["resetRate", "reset", "RESETRATE"] {
+            let target = format!("/v2/flowControl/k/{word}");
+            check("POST", &target, &Ok(Route::ResetFlowRate { key: "k".to_owned() }));
+        }
+        check("POST", "/v2/flowControl//pause", &Ok(Route::PauseFlowKey { key: String::new() }));
+        let only_get = Err(RouteError::Method { allow: "GET, HEAD" });
+        for target in
+            ["/v2/flowControl/k", "/v2/flowControl/pause", "/v2/flowControl/k/stop", "/v2/flowControl"]
+        {
+            check("POST", target, &only_get);
+        }
+        check("DELETE", "/v2/flowControl/k", &only_get);
+    }
+
+    #[test]
+    fn queues_are_named_in_the_path() {
+        check("GET", "/v2/queues/", &Ok(Route::ListQueues));
+        check("POST", "/v2/queues/", &Ok(Route::UpsertQueue));
+        check("GET", "/v2/Queues/aB.c", &Ok(Route::GetQueue { name: "aB.c".to_owned() }));
+        check("DELETE", "/v2/queues/q", &Ok(Route::DeleteQueue { name: "q".to_owned() }));
+        check("POST", "/v2/queues/pause/Pause", &Ok(Route::PauseQueue { name: "pause".to_owned() }));
+        check("POST", "/v2/queues/q/resume/", &Ok(Route::ResumeQueue { name: "q".to_owned() }));
+        check("DELETE", "/v2/queues", &Err(RouteError::Method { allow: "GET, HEAD, POST" }));
+        check("GET", "/v2/queues/q/pause", &Err(RouteError::Method { allow: "POST" }));
+        check("POST", "/v2/queues/q/stop", &Err(RouteError::Unknown));
     }
 
     #[test]

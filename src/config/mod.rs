@@ -200,6 +200,16 @@ pub struct Config {
     /// Most schedules that may exist. Not set: no limit.
     pub max_schedules: Option<u32>,
 
+    /// Longest flow-control key, in bytes. 1 to 1024.
+    #[config(default = 512, validate((1..=1024).contains(max_flow_control_key), "allowed: 1 to 1024"))]
+    pub max_flow_control_key: usize,
+
+    /// Most queues. Not set: no limit.
+    pub max_queues: Option<u32>,
+
+    /// Highest parallelism of a queue. Not set: no limit.
+    pub max_queue_parallelism: Option<u32>,
+
     /// Time for one attempt, from connecting to the last byte of the response; also
     /// the default. 1s to 24h.
     #[config(default = "2h", validate(max_timeout.is_within(1, DAY), "allowed: 1s to 24h"))]

@@ -15,7 +15,8 @@ use http::{Uri, uri};
 use rand::RngExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Shared, finisher};
+use super::{Shared, finisher, gates};
+use crate::clock::since_boot;
 use crate::domain::destination::{RequestTarget, request_target};
 use crate::domain::message::{Message, Method};
 use crate::domain::outcome::{Attempt, FailureClass, Outcome};
@@ -48,7 +49,9 @@ pub(super) fn start(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
 
 async fn run(shared: Arc<Shared>, delivery: Delivery) {
     let lane = Arc::clone(&delivery.lane);
-    if let Some((attempt, memory)) = attempt(&shared, &delivery).await {
+    if delivery.start_by.is_some_and(|start_by| since_boot() > start_by) {
+        give_back(&shared, &delivery).await;
+    } else if let Some((attempt, memory)) = attempt(&shared, &delivery).await {
         // The slot is kept until the outcome is handed over, so that outcomes don't pile up while the store is away.
         finisher::submit(&shared, delivery, attempt, memory).await;
     } else {
@@ -57,6 +60,20 @@ async fn run(shared: Arc<Shared>, delivery: Delivery) {
         shared.doubt_leases();
     }
     start(&shared, shared.dispatcher.attempt_ended(&lane));
+}
+
+/// Gives back what came too late to be counted by its rate as it was admitted.
+async fn give_back(shared: &Arc<Shared>, delivery: &Delivery) {
+    let held = [(delivery.message.id.clone(), delivery.lease)];
+    let released = shared.store.release(shared.node(), &held).await;
+    shared.dispatcher.forget(delivery);
+    match released {
+        Ok(_) => shared.gates.look_at(gates::opened_by(delivery)),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a delivery could not be given back");
+            shared.doubt_leases();
+        }
+    }
 }
 
 /// `None`: it was not made.

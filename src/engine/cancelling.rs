@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Engine, Shared};
+use super::{Engine, Shared, gates};
 use crate::domain::id::MessageId;
 use crate::store::{Cancellation, Lease, Result, UnfinishedFilter};
 
@@ -69,6 +69,9 @@ impl Engine {
 
     /// What follows when many messages have been cancelled, all of them or some of them before a fault.
     async fn cancelled_many(&self, cancelled: &Cancelled) {
+        if cancelled.count > 0 {
+            self.gates_changed();
+        }
         tell_others(&self.shared, cancelled.left).await;
     }
 }
@@ -89,6 +92,7 @@ pub(super) async fn withdraw(shared: &Arc<Shared>, ids: &[MessageId]) -> usize {
             step.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect();
         let finished = shared.store.finish_cancelled(shared.node(), &held, shared.clock.now()).await;
         shared.dispatcher.forget_all(step.iter());
+        shared.gates.look_at(step.iter().flat_map(gates::opened_by));
         if let Err(error) = finished {
             // Whoever finds them free ends them, since they are marked.
             tracing::warn!(

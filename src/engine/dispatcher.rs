@@ -3,6 +3,9 @@
 //! A lane here is what the store calls one; for a message in no queue it is the destination's origin. Room is shared by
 //! dynamic thresholds: a lane may hold as much as is still free. One busy lane thus gets half of the room, and n lanes
 //! that hang leave a share of 1/(n + 1) to the others, whatever their number.
+//!
+//! Deliveries that came through a gate count there from then on, so that few of them wait here, and within their lane they
+//! take turns with the others.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::Settings;
+use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::store::{Delivery, Lease, Want};
 
@@ -25,6 +29,8 @@ pub struct Dispatcher {
     limits: Limits,
     /// Rung when there is room again after there was none.
     pub(super) room: Notify,
+    /// The same for deliveries at gates, when a lane had none for them.
+    pub(super) gate_room: Notify,
 }
 
 struct Limits {
@@ -51,11 +57,19 @@ struct State {
     starved: bool,
     /// Lanes with something due that a claim found no room for.
     hungry: HashSet<Arc<str>>,
+    /// Something that waits at a gate found no room.
+    gates_starved: bool,
 }
 
 #[derive(Default)]
 struct Lane {
     ready: VecDeque<Delivery>,
+    /// Likewise, of those that came through a gate.
+    passed: VecDeque<Delivery>,
+    /// How many of these there are, with those that are about to come.
+    passing: usize,
+    /// Whose turn it is.
+    passed_next: bool,
     running: usize,
     /// Waiting, running, or not yet finished in the store.
     held: usize,
@@ -75,6 +89,7 @@ impl Dispatcher {
                 held_bytes: settings.prefetch_bytes,
             },
             room: Notify::new(),
+            gate_room: Notify::new(),
         }
     }
 
@@ -87,17 +102,45 @@ impl Dispatcher {
         let mut state = self.state();
         wanted
             .map(|(lane, bytes)| {
-                let free = self.limits.held.saturating_sub(state.held);
-                let free_bytes = self.limits.held_bytes.saturating_sub(state.held_bytes);
-                let (held, held_bytes) =
-                    state.lanes.get(lane).map_or((0, 0), |lane| (lane.held, lane.held_bytes));
-                let fits = !state.draining && held < free && held_bytes <= free_bytes && bytes <= free_bytes;
+                let fits = self.fits(&state, lane, bytes);
                 if fits {
                     state.hold(lane, bytes);
                 }
                 fits
             })
             .collect()
+    }
+
+    fn fits(&self, state: &State, lane: &Arc<str>, bytes: usize) -> bool {
+        let free = self.limits.held.saturating_sub(state.held);
+        let free_bytes = self.limits.held_bytes.saturating_sub(state.held_bytes);
+        let (held, held_bytes) = state.lanes.get(lane).map_or((0, 0), |lane| (lane.held, lane.held_bytes));
+        !state.draining && held < free && held_bytes <= free_bytes && bytes <= free_bytes
+    }
+
+    /// Takes room for a delivery that waits at a gate: only where it can start soon, since it counts there from then on.
+    /// If there is none, [`Dispatcher::gate_room`] rings when there may be.
+    pub(super) fn reserve_passing(&self, lane: &Arc<str>, bytes: usize) -> bool {
+        let mut state = self.state();
+        let (passing, running) = state.lanes.get(lane).map_or((0, 0), |lane| (lane.passing, lane.running));
+        // Where all slots are in use, one waits for the next that ends.
+        let soon = passing < self.limits.per_lane.saturating_sub(running).max(1);
+        let fits = soon && self.fits(&state, lane, bytes);
+        if fits {
+            state.hold(lane, bytes);
+            state.lanes.get_mut(lane).expect("it is held").passing += 1;
+        } else {
+            state.gates_starved = true;
+        }
+        fits
+    }
+
+    /// Gives such room back.
+    pub(super) fn unreserve_passing(&self, lane: &Arc<str>, bytes: usize) {
+        let mut state = self.state();
+        state.lanes.get_mut(lane).expect("room was reserved in it").passing -= 1;
+        state.let_go(lane, bytes);
+        self.ring_for_room(&mut state, std::iter::once(lane));
     }
 
     /// Gives reserved room back that is not needed.
@@ -134,7 +177,11 @@ impl Dispatcher {
             *state.leases.entry(delivery.lease).or_default() += 1;
             let name = Arc::clone(&delivery.lane);
             let lane = state.lanes.get_mut(&name).expect("room was reserved in its lane");
-            lane.ready.push_back(delivery);
+            if is_gated(&delivery.message) {
+                lane.passed.push_back(delivery);
+            } else {
+                lane.ready.push_back(delivery);
+            }
             state.enter_ring(&name, self.limits.per_lane);
         }
         self.next(&mut state)
@@ -158,7 +205,9 @@ impl Dispatcher {
             lane.running -= 1;
         }
         state.enter_ring(lane, self.limits.per_lane);
-        self.next(&mut state)
+        let started = self.next(&mut state);
+        self.ring_for_gates(&mut state);
+        started
     }
 
     /// Lets go of a delivery that is finished, or no longer ours.
@@ -181,15 +230,18 @@ impl Dispatcher {
         if ids.is_empty() {
             return Vec::new();
         }
+        let is_wanted = |delivery: &Delivery| ids.contains(&delivery.message.id);
         let mut withdrawn = Vec::new();
         for lane in self.state().lanes.values_mut() {
-            if lane.ready.iter().any(|delivery| ids.contains(&delivery.message.id)) {
-                let (out, kept) = std::mem::take(&mut lane.ready)
-                    .into_iter()
-                    .partition::<Vec<_>, _>(|delivery| ids.contains(&delivery.message.id));
-                lane.ready = kept.into();
-                withdrawn.extend(out);
+            let before = lane.passed.len();
+            for list in [&mut lane.ready, &mut lane.passed] {
+                if list.iter().any(is_wanted) {
+                    let (out, kept) = std::mem::take(list).into_iter().partition::<Vec<_>, _>(is_wanted);
+                    *list = kept.into();
+                    withdrawn.extend(out);
+                }
             }
+            lane.passing -= before - lane.passed.len();
         }
         withdrawn
     }
@@ -200,7 +252,7 @@ impl Dispatcher {
         state
             .lanes
             .values()
-            .flat_map(|lane| &lane.ready)
+            .flat_map(|lane| lane.ready.iter().chain(&lane.passed))
             .map(|delivery| delivery.message.id.clone())
             .collect()
     }
@@ -221,7 +273,8 @@ impl Dispatcher {
     pub(super) fn withdraw_all(&self) -> Vec<Delivery> {
         let mut waiting = Vec::new();
         for lane in self.state().lanes.values_mut() {
-            waiting.extend(lane.ready.drain(..));
+            lane.passing -= lane.passed.len();
+            waiting.extend(lane.ready.drain(..).chain(lane.passed.drain(..)));
         }
         self.forget_all(waiting.iter());
         waiting
@@ -233,6 +286,15 @@ impl Dispatcher {
         let room =
             !state.draining && state.held < self.limits.held && state.held_bytes < self.limits.held_bytes;
         state.starved = !room;
+        room
+    }
+
+    /// Whether there is room for anything that waits at gates; if not, [`Dispatcher::gate_room`] rings when there is.
+    pub(super) fn has_gate_room(&self) -> bool {
+        let mut state = self.state();
+        let room =
+            !state.draining && state.held < self.limits.held && state.held_bytes < self.limits.held_bytes;
+        state.gates_starved |= !room;
         room
     }
 
@@ -272,6 +334,11 @@ impl Dispatcher {
         self.limits.per_lane.saturating_mul(CLAIM_AHEAD)
     }
 
+    /// Attempts running.
+    pub(super) fn running(&self) -> usize {
+        self.state().running
+    }
+
     /// Deliveries held, and attempts running.
     #[cfg(test)]
     fn load(&self) -> (usize, usize) {
@@ -289,6 +356,14 @@ impl Dispatcher {
             state.starved = false;
             self.room.notify_one();
         }
+        self.ring_for_gates(state);
+    }
+
+    fn ring_for_gates(&self, state: &mut State) {
+        if state.gates_starved {
+            state.gates_starved = false;
+            self.gate_room.notify_one();
+        }
     }
 
     /// The deliveries that may start: one lane after the other, as long as there are slots, and each lane of the ring is
@@ -304,7 +379,7 @@ impl Dispatcher {
             looks -= 1;
             if lane.running < self.limits.per_lane
                 && lane.running < free
-                && let Some(delivery) = lane.ready.pop_front()
+                && let Some(delivery) = lane.pop()
             {
                 lane.running += 1;
                 state.running += 1;
@@ -314,6 +389,19 @@ impl Dispatcher {
             state.enter_ring(&name, self.limits.per_lane);
         }
         started
+    }
+}
+
+impl Lane {
+    /// The next one: those that came through gates and the others take turns.
+    fn pop(&mut self) -> Option<Delivery> {
+        let passed = self.passed_next || self.ready.is_empty();
+        self.passed_next = !passed;
+        if passed && let Some(delivery) = self.passed.pop_front() {
+            self.passing -= 1;
+            return Some(delivery);
+        }
+        self.ready.pop_front()
     }
 }
 
@@ -345,7 +433,7 @@ impl State {
     fn enter_ring(&mut self, name: &Arc<str>, per_lane: usize) {
         if let Some(lane) = self.lanes.get_mut(name)
             && !lane.in_ring
-            && !lane.ready.is_empty()
+            && !(lane.ready.is_empty() && lane.passed.is_empty())
             && lane.running < per_lane
         {
             lane.in_ring = true;
@@ -371,7 +459,7 @@ mod tests {
 
     fn dispatcher(concurrency: usize, per_lane: usize, held: usize) -> Dispatcher {
         let limits = Limits { concurrency, per_lane, held, held_bytes: usize::MAX };
-        Dispatcher { state: Mutex::default(), limits, room: Notify::new() }
+        Dispatcher { state: Mutex::default(), limits, room: Notify::new(), gate_room: Notify::new() }
     }
 
     fn delivery(id: usize, lane: &str, lease: Lease) -> Delivery {

@@ -11,8 +11,9 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::ids::FreshIds;
-use super::{Shared, attempt};
+use super::{Shared, attempt, gates};
 use crate::domain::destination::validate_url;
+use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
 use crate::domain::outcome::{Attempt, Context, Finish, Next, decide};
 use crate::store::{Applied, Delivery, Ended, Lease, StoreError};
@@ -118,7 +119,9 @@ async fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
     let mut bytes = first.size();
     let mut batch = vec![first];
     take_waiting(jobs, &mut batch, &mut bytes);
-    if batch.len() < FEW {
+    // Where another one waits for this one's end, a moment is long.
+    let hurry = |job: &Job| gates::opened_by(&job.delivery).next().is_some();
+    if batch.len() < FEW && !batch.iter().any(hurry) {
         crate::clock::pause(LINGER).await;
         take_waiting(jobs, &mut batch, &mut bytes);
     }
@@ -164,7 +167,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
         let callbacks = job.finish.callbacks.iter().zip(&ended.callbacks);
         match applied {
             Applied::Yes => {
-                note_due(shared, &job.finish, &ended.callbacks);
+                note_due(shared, &job, &ended.callbacks);
                 for (message, (lane, lease)) in callbacks {
                     let Some(lease) = *lease else { continue };
                     started.push(Delivery::stored_leased(message, lane, lease, ended.slot.as_ref()));
@@ -173,7 +176,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
             Applied::No => {
                 if !sure {
                     // It may have been stored all the same.
-                    note_due(shared, &job.finish, &ended.callbacks);
+                    note_due(shared, &job, &ended.callbacks);
                 }
                 for (message, (lane, lease)) in callbacks {
                     if lease.is_some() {
@@ -193,6 +196,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
         }
     }
     shared.dispatcher.forget_all(finished.iter());
+    shared.gates.look_at(finished.iter().flat_map(gates::opened_by));
     attempt::start(shared, shared.dispatcher.admit(started));
     shared.dispatcher.close_lease(lease);
     if !sure {
@@ -211,7 +215,7 @@ fn lease_callbacks(shared: &Shared, jobs: &[Job], lease: Lease) -> Vec<Ended> {
                 .iter()
                 .zip(&job.lanes)
                 .map(|(message, lane)| {
-                    let due = message.due_at <= message.created_at;
+                    let due = message.due_at <= message.created_at && !is_gated(message);
                     let room = due
                         && shared
                             .dispatcher
@@ -232,13 +236,15 @@ fn lease_callbacks(shared: &Shared, jobs: &[Job], lease: Lease) -> Vec<Ended> {
         .collect()
 }
 
-fn note_due(shared: &Shared, finish: &Finish, callbacks: &[(Arc<str>, Option<Lease>)]) {
-    if let Next::Retry { due_at } = finish.next {
+fn note_due(shared: &Shared, job: &Job, callbacks: &[(Arc<str>, Option<Lease>)]) {
+    if let Next::Retry { due_at } = job.finish.next
+        && !is_gated(&job.delivery.message)
+    {
         shared.refill.note_due(due_at);
     }
-    for (message, (_, lease)) in finish.callbacks.iter().zip(callbacks) {
+    for (message, (_, lease)) in job.finish.callbacks.iter().zip(callbacks) {
         if lease.is_none() {
-            shared.refill.note_due(message.due_at);
+            shared.note_waiting(message);
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{Shared, attempt};
+use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
 use crate::store::{Accept, Accepted, Deduplication, Delivery, Repeat, Result, StoreError};
 
@@ -115,7 +116,7 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
                     (Accepted::Stored, Some(lease)) => {
                         deliveries.push(Delivery::stored_leased(&accept.message, &accept.lane, lease, None));
                     }
-                    (Accepted::Stored, None) => shared.refill.note_due(accept.message.due_at),
+                    (Accepted::Stored, None) => shared.note_waiting(&accept.message),
                     (Accepted::Duplicate(_), Some(_)) => {
                         shared.dispatcher.unreserve(&accept.lane, accept.message.size());
                     }
@@ -160,10 +161,10 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
     }
 }
 
-/// The batch, with what is due now leased as far as there is room.
+/// The batch, with what is due now and waits at no gate leased as far as there is room.
 fn lease_due(shared: &Shared, batch: &[Submission], lease: crate::store::Lease) -> Vec<Accept> {
     let news = || batch.iter().flat_map(|submission| &submission.messages);
-    let due = |new: &&NewMessage| new.message.due_at <= new.message.created_at;
+    let due = |new: &&NewMessage| new.message.due_at <= new.message.created_at && !is_gated(&new.message);
     let reserved = shared.dispatcher.reserve(news().filter(due).map(|new| (&new.lane, new.message.size())));
     let mut reserved = reserved.into_iter();
     news()

@@ -119,6 +119,7 @@ async fn look(shared: &Shared, looks: u32) -> Result<()> {
     if dead > 0 {
         tracing::warn!(nodes = dead, "took over the deliveries of silent nodes");
         shared.refill.note_due(shared.clock.now());
+        shared.gates.note_due(shared.clock.now());
     }
     Ok(())
 }
@@ -134,6 +135,7 @@ async fn reconcile(shared: &Shared) {
         Ok(freed) => {
             tracing::info!(deliveries = freed, "freed deliveries whose lease had got lost");
             shared.refill.note_due(shared.clock.now());
+            shared.gates.note_due(shared.clock.now());
         }
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "comparing the leases failed");

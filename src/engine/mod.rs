@@ -1,5 +1,6 @@
 //! The life of accepted messages: gathered in by [`ingest`], sent by [`attempt`] as [`dispatcher`] lets them, recorded by
-//! [`finisher`]; what waits in the store is fetched by `refill`. [`schedules`] makes messages of its own.
+//! [`finisher`]; what waits in the store is fetched by `refill`, or, from queues and flow control, by `gates`.
+//! [`schedules`] makes messages of its own.
 //!
 //! Invariant: memory holds only leased deliveries, a bounded number of them; everything else is in the store. Losing a
 //! wake-up costs a sweep interval, never a message.
@@ -16,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, since_boot};
+use crate::domain::gate::{is_gated, queue_gate};
 use crate::domain::id::MessageId;
+use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
 use crate::egress::client::Client;
 use crate::store::{Cancellation, Lease, NodeId, Result, Retention, Store};
@@ -25,6 +28,7 @@ pub mod attempt;
 mod cancelling;
 pub mod dispatcher;
 pub mod finisher;
+mod gates;
 pub mod ids;
 pub mod ingest;
 pub mod keys;
@@ -103,6 +107,7 @@ pub(crate) struct Shared {
     refill: refill::Signal,
     /// Rings when a schedule may have a slot that was not known of.
     schedules: Notify,
+    gates: gates::Signal,
     finisher: mpsc::Sender<finisher::Job>,
     attempts: TaskTracker,
     /// No new work.
@@ -147,6 +152,15 @@ impl Shared {
     pub(crate) fn doubt_leases(&self) {
         self.stay_unsure();
         self.reconcile.notify_one();
+    }
+
+    /// Takes note of a message that waits in the store.
+    fn note_waiting(&self, message: &Message) {
+        if is_gated(message) {
+            self.gates.note(message);
+        } else {
+            self.refill.note_due(message.due_at);
+        }
     }
 
     fn stay_unsure(&self) {
@@ -208,6 +222,7 @@ impl Engine {
             reconcile: Notify::new(),
             refill: refill::Signal::default(),
             schedules: Notify::new(),
+            gates: gates::Signal::default(),
             finisher,
             attempts: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -218,6 +233,7 @@ impl Engine {
         let ingest = ingest::Ingest::start(&shared, &tasks);
         finisher::start(&shared, jobs, &tasks);
         spawn(&shared, &tasks, refill::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, gates::run(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::beat(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::run(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::follow(Arc::clone(&shared)));
@@ -256,16 +272,70 @@ impl Engine {
     pub async fn cancel(&self, id: &MessageId) -> Result<Cancellation> {
         let now = self.now();
         let cancellation = self.shared.store.cancel(id, now).await?;
-        if cancellation == Cancellation::Requested {
-            let left = cancelling::withdraw(&self.shared, std::slice::from_ref(id)).await;
-            cancelling::tell_others(&self.shared, left).await;
+        match cancellation {
+            Cancellation::NotFound => {}
+            Cancellation::Cancelled => self.leave_slot(id).await,
+            Cancellation::Requested => {
+                let left = cancelling::withdraw(&self.shared, std::slice::from_ref(id)).await;
+                cancelling::tell_others(&self.shared, left).await;
+            }
         }
         Ok(cancellation)
+    }
+
+    /// A message that is gone may have had a queue's slot: its own, or its source's.
+    async fn leave_slot(&self, id: &MessageId) {
+        let mut next = Some(id.clone());
+        while let Some(id) = next.take() {
+            match self.shared.store.message(&id).await {
+                Ok(Some(Message { queue: Some(queue), .. })) => {
+                    self.shared.gates.look_at([queue_gate(&queue).into()]);
+                }
+                Ok(message) => next = message.and_then(|message| message.source_id),
+                // The next look without a reason finds it too.
+                Err(_) => self.shared.gates.look_at_all(),
+            }
+        }
+    }
+
+    /// Removes a queue: what waits in it is cancelled, a few at a time, and what is in flight makes no further attempt.
+    pub async fn remove_queue(&self, name: &str) -> Result<()> {
+        loop {
+            let removal = self.shared.store.remove_queue(name, self.now()).await?;
+            let left = cancelling::withdraw(&self.shared, &removal.requested).await;
+            cancelling::tell_others(&self.shared, left).await;
+            if removal.done {
+                return Ok(());
+            }
+            // Others come first.
+            crate::clock::pause(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Tells the engine that the store holds a message that waits.
+    pub fn note_waiting(&self, message: &Message) {
+        self.shared.note_waiting(message);
     }
 
     /// Tells the engine that the store holds something that is due then.
     pub fn note_due(&self, due_at: Timestamp) {
         self.shared.refill.note_due(due_at);
+        self.shared.gates.note_due(due_at);
+    }
+
+    /// Tells the engine that something may go through this queue or flow-control key that could not before.
+    pub fn gate_changed(&self, gate: String) {
+        self.shared.gates.look_at([gate.into()]);
+    }
+
+    /// The same of any of them: after a bulk cancel, for instance, or a change of a key, for which queues may wait.
+    pub fn gates_changed(&self) {
+        self.shared.gates.look_at_all();
+    }
+
+    /// Attempts that run now, and the most that may.
+    pub fn parallelism(&self) -> (usize, usize) {
+        (self.shared.dispatcher.running(), self.shared.settings.concurrency)
     }
 
     /// Tells the engine that a schedule has a new slot.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Shared, attempt};
+use super::{Shared, attempt, gates};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{Delivery, Lease, Result};
@@ -159,6 +159,12 @@ async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
     if cancelled.is_empty() {
         return;
     }
+    finish_cancelled(shared, &cancelled).await;
+    shared.gates.look_at(cancelled.iter().flat_map(gates::opened_by));
+}
+
+/// Ends deliveries that were leased after a user had cancelled them.
+pub(super) async fn finish_cancelled(shared: &Shared, cancelled: &[Delivery]) {
     let held: Vec<(MessageId, Lease)> =
         cancelled.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect();
     let now = shared.clock.now();

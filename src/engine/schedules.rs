@@ -91,9 +91,8 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
     let fired = shared.store.fire(&run).await;
     // Whether it took effect is unknown after a fault; then it is looked for in vain at worst.
     if !matches!(fired, Ok(false)) {
-        let due_at = run.outcome.as_deref().unwrap_or_default().iter().map(|accept| accept.message.due_at);
-        if let Some(due_at) = due_at.min() {
-            shared.refill.note_due(due_at);
+        for accept in run.outcome.iter().flatten() {
+            shared.note_waiting(&accept.message);
         }
     }
     if let (Ok(true), Err(error)) = (&fired, &run.outcome) {

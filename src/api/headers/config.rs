@@ -87,7 +87,7 @@ pub(super) fn invalid(field: &Field<'_>, problem: impl Display) -> HeaderError {
 }
 
 /// Reads `true` or `false` in any case; Python writes `True`.
-pub(super) fn read_bool(text: &str) -> Result<bool, String> {
+pub(in crate::api) fn read_bool(text: &str) -> Result<bool, String> {
     if text.eq_ignore_ascii_case("true") {
         Ok(true)
     } else if text.eq_ignore_ascii_case("false") {
@@ -202,6 +202,9 @@ fn read_flow_control(family: &Family<'_>, limits: &Limits) -> Result<Option<Flow
         (Some(key), None) => return Err(invalid(key, "it requires Upstash-Flow-Control-Value beside it")),
         (None, Some(value)) => return Err(invalid(value, "it requires Upstash-Flow-Control-Key beside it")),
     };
+    if key.value.len() > limits.max_flow_control_key {
+        return Err(invalid(key, format!("it is longer than {} bytes", limits.max_flow_control_key)));
+    }
     let mut flow = FlowControl { key: key.value.to_string(), parallelism: None, rate: None, period_s: 1 };
     read_flow_value(&value.value, limits, &mut flow).map_err(|problem| invalid(value, problem))?;
     Ok(Some(flow))
@@ -224,7 +227,8 @@ fn read_flow_value(text: &str, limits: &Limits, flow: &mut FlowControl) -> Resul
     Ok(())
 }
 
-fn read_count(name: &str, value: &str) -> Result<u32, String> {
+/// Reads how many there may be.
+pub(in crate::api) fn read_count(name: &str, value: &str) -> Result<u32, String> {
     match value.parse() {
         Ok(count @ 1..=MAX_RETRIES) if !value.starts_with('+') => Ok(count),
         _ => Err(format!("{name} {value:?} is not an integer from 1 to {MAX_RETRIES}")),
@@ -232,7 +236,7 @@ fn read_count(name: &str, value: &str) -> Result<u32, String> {
 }
 
 /// Whole seconds; the parts of one are rounded up, so that a rate is never exceeded.
-fn read_period(value: &str, limits: &Limits) -> Result<u32, String> {
+pub(in crate::api) fn read_period(value: &str, limits: &Limits) -> Result<u32, String> {
     let period = duration::parse(value).map_err(|error| format!("period: {error}"))?;
     let max = limits.max_flow_control_period;
     if period.is_zero() || period > max {

@@ -10,7 +10,8 @@ mod tests;
 
 use std::time::Duration;
 
-use self::config::{Config, invalid, read_bool, read_with};
+use self::config::{Config, invalid, read_with};
+pub(super) use self::config::{read_bool, read_count, read_period};
 pub use self::fields::MAX_FIELDS;
 use self::fields::{Family, Field, is_never_forwarded};
 pub use crate::domain::deduplication::{Deduplication, content_key, id_key};
@@ -40,6 +41,8 @@ pub struct Limits {
     pub max_retries: Option<u32>,
     /// The longest delay; `None`: no limit.
     pub max_delay: Option<Duration>,
+    /// The longest flow-control key, in bytes.
+    pub max_flow_control_key: usize,
     /// The longest flow-control period, in whole seconds.
     pub max_flow_control_period: Duration,
 }

@@ -1,0 +1,121 @@
+//! `/v2/queues`.
+
+use axum::response::Response;
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body::Upload;
+use super::error::ApiError;
+use super::{Api, json};
+use crate::domain::gate::queue_gate;
+use crate::domain::id::is_name;
+use crate::store::gates::Queue;
+
+/// Higher numbers don't fit into what SDKs read them into.
+const MAX_PARALLELISM: i64 = i32::MAX as i64;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Upsert {
+    queue_name: String,
+    parallelism: Option<i64>,
+    paused: Option<bool>,
+}
+
+impl Api {
+    pub(super) async fn list_queues(&self) -> Result<Response, ApiError> {
+        let queues: Vec<Value> = self.engine.store().queues().await?.iter().map(shown).collect();
+        json(StatusCode::OK, &queues)
+    }
+
+    pub(super) async fn get_queue(&self, name: &str) -> Result<Response, ApiError> {
+        let queue = self.engine.store().queue(name).await?.ok_or_else(|| unknown(name))?;
+        json(StatusCode::OK, &shown(&queue))
+    }
+
+    pub(super) async fn upsert_queue(&self, upload: &mut Upload) -> Result<Response, ApiError> {
+        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+        let upsert: Upsert = serde_json::from_slice(&received.body).map_err(|error| {
+            ApiError::bad_request(format!(
+                "the body must be JSON like {{\"queueName\":\"q\",\"parallelism\":2,\"paused\":false}}: {error}"
+            ))
+        })?;
+        let name = check_name(&upsert.queue_name)?;
+        let parallelism = upsert.parallelism.map(|wanted| self.check_parallelism(wanted)).transpose()?;
+        let (max, now) = (self.settings.max_queues, self.engine.now());
+        let store = self.engine.store();
+        if !store.upsert_queue(name, parallelism, upsert.paused, max, now).await? {
+            return Err(too_many(max.unwrap_or_default()));
+        }
+        self.engine.gate_changed(queue_gate(name));
+        json(StatusCode::OK, &json!({}))
+    }
+
+    fn check_parallelism(&self, wanted: i64) -> Result<u32, ApiError> {
+        let parallelism = u32::try_from(wanted).ok().filter(|_| (1..=MAX_PARALLELISM).contains(&wanted));
+        let parallelism = parallelism.ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "invalid parallelism {wanted}: an integer from 1 to {MAX_PARALLELISM} is allowed"
+            ))
+        })?;
+        match self.settings.max_queue_parallelism {
+            Some(limit) if parallelism > limit => Err(quota("maxQueueParallelism", limit)),
+            _ => Ok(parallelism),
+        }
+    }
+
+    pub(super) async fn delete_queue(&self, name: &str) -> Result<Response, ApiError> {
+        self.engine.remove_queue(name).await?;
+        json(StatusCode::OK, &json!({}))
+    }
+
+    pub(super) async fn pause_queue(&self, name: &str, paused: bool) -> Result<Response, ApiError> {
+        if !self.engine.store().pause_queue(name, paused, self.engine.now()).await? {
+            return Err(unknown(name));
+        }
+        self.engine.gate_changed(queue_gate(name));
+        json(StatusCode::OK, &json!({}))
+    }
+
+    /// Checks that a message may go to a queue, which is made when it is missing.
+    pub(super) async fn check_queue(&self, name: &str) -> Result<(), ApiError> {
+        match self.settings.max_queues {
+            Some(max) if !self.engine.store().may_use_queue(name, max).await? => Err(too_many(max)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<&str, ApiError> {
+    if is_name(name) {
+        return Ok(name);
+    }
+    Err(ApiError::bad_request(format!(
+        "invalid queueName {name:?}: letters, digits, -, _ and . are allowed, at most 256"
+    )))
+}
+
+fn shown(queue: &Queue) -> Value {
+    json!({
+        "name": queue.name,
+        "parallelism": queue.parallelism,
+        "createdAt": queue.created_at.as_millis(),
+        "updatedAt": queue.updated_at.as_millis(),
+        "paused": queue.paused,
+        "lag": queue.lag,
+    })
+}
+
+fn unknown(name: &str) -> ApiError {
+    ApiError::not_found(format!("queue {name} not found"))
+}
+
+fn too_many(max: u32) -> ApiError {
+    quota("maxQueues", max)
+}
+
+fn quota(what: &str, limit: u32) -> ApiError {
+    let text = format!("quota {what} exceeded, current limit: {limit}");
+    ApiError::new(StatusCode::PRECONDITION_FAILED, text)
+}

@@ -1,0 +1,427 @@
+//! Takes deliveries from the gates at which they wait: queues and flow-control keys.
+//!
+//! A task of its own beside `refill`, so that neither waits for the other. It looks at a gate when something is told that
+//! may let someone through: a message was accepted, something ended, a limit has changed; when the store says that it is
+//! time; and, as other nodes tell nothing, now and then. What may go is decided by `domain::gate`, and takes effect only
+//! if the gate is still as it was seen. A gate with nothing to do is put to rest, so that it costs nothing.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Shared, attempt, refill};
+use crate::clock::since_boot;
+use crate::domain::gate::{Admission, Gate, Path, Waiting, admit, is_queue};
+use crate::domain::id::MessageId;
+use crate::domain::message::Message;
+use crate::domain::time::Timestamp;
+use crate::store::gates::{GateLook, GateStep, Looks, Pass, RECHECK, RECHECK_BLOCKED};
+use crate::store::{Delivery, Lease, Result};
+
+/// Gates in one look.
+const GATES: usize = 64;
+/// Deliveries in one look at all of these, and the least that each gets of them.
+const DELIVERIES: usize = 512;
+const LEAST: usize = 8;
+/// When to look at a gate again whose deliveries wait for another node's doing.
+const SOON: Duration = Duration::from_secs(1);
+/// When somebody else was faster.
+const CONTENDED: Duration = Duration::from_millis(5);
+/// While there is no room at all.
+const SATURATED: Duration = Duration::from_millis(100);
+/// Keys behind which queues wait that are kept in mind; beyond, these are looked at a little later.
+const MAX_BEHIND: usize = 4096;
+/// The longest that a slow store may keep an attempt of a rate from starting.
+const MAX_SLOW: Duration = Duration::from_secs(1);
+
+/// Tells at which gates someone may go through.
+#[derive(Default)]
+pub(super) struct Signal {
+    told: Mutex<Told>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Told {
+    gates: HashSet<Arc<str>>,
+    all: bool,
+    /// When something is due.
+    due_at: Option<Timestamp>,
+}
+
+impl Signal {
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something may go through these.
+    pub(super) fn look_at(&self, gates: impl IntoIterator<Item = Arc<str>>) {
+        let mut told = self.told();
+        let before = told.gates.len();
+        told.gates.extend(gates);
+        if told.gates.len() > before {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Something may go through any of them.
+    pub(super) fn look_at_all(&self) {
+        self.told().all = true;
+        self.wake.notify_one();
+    }
+
+    /// Something is due then, at a gate that the store tells at that time.
+    pub(super) fn note_due(&self, due_at: Timestamp) {
+        let mut told = self.told();
+        if told.due_at.is_none_or(|earlier| due_at < earlier) {
+            told.due_at = Some(due_at);
+            self.wake.notify_one();
+        }
+    }
+
+    /// A message waits at its gate. If it is due later, the look tells when.
+    pub(super) fn note(&self, message: &Message) {
+        self.look_at(Path::of(message).map(|path| path.gate));
+    }
+}
+
+/// The gates that may let others through when a delivery ends.
+pub(super) fn opened_by(delivery: &Delivery) -> impl Iterator<Item = Arc<str>> + use<> {
+    let queue = delivery.slot.as_ref().map(|slot| Arc::clone(&slot.queue));
+    [queue, delivery.flow.clone()].into_iter().flatten()
+}
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut task = Task {
+        next_look: Instant::now(),
+        again: HashSet::new(),
+        again_at: Instant::now(),
+        without_room: HashSet::new(),
+        behind: HashMap::new(),
+        slow: Duration::ZERO,
+        shared,
+    };
+    let shared = Arc::clone(&task.shared);
+    let mut fault = Duration::from_millis(100);
+    while !shared.draining.is_cancelled() {
+        match task.round().await {
+            Ok(()) => fault = Duration::from_millis(100),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "messages could not be taken from queues and flow control; trying again"
+                );
+                fault = (fault * 2).min(Duration::from_secs(2));
+                tokio::select! {
+                    () = crate::clock::pause(fault) => {}
+                    () = shared.draining.cancelled() => return,
+                }
+                continue;
+            }
+        }
+        tokio::select! {
+            () = task.wait() => {}
+            () = shared.draining.cancelled() => return,
+        }
+    }
+}
+
+struct Task {
+    shared: Arc<Shared>,
+    /// When to ask the store which gates are due.
+    next_look: Instant,
+    /// Gates at which somebody else was faster, and when to look at them again.
+    again: HashSet<Arc<str>>,
+    again_at: Instant,
+    /// Gates with something that didn't fit into this node.
+    without_room: HashSet<Arc<str>>,
+    /// Queues whose deliveries wait for a key, by that key.
+    behind: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    /// How long taking may take.
+    slow: Duration,
+}
+
+impl Task {
+    /// Waits until there is something to do.
+    async fn wait(&mut self) {
+        if !self.has_room() {
+            tokio::select! {
+                () = self.shared.dispatcher.gate_room.notified() => {}
+                () = crate::clock::pause(SATURATED) => {}
+            }
+            return;
+        }
+        let mut until = self.next_look;
+        if !self.again.is_empty() {
+            until = until.min(self.again_at);
+        }
+        tokio::select! {
+            () = self.shared.gates.wake.notified() => {}
+            () = self.shared.dispatcher.gate_room.notified(), if !self.without_room.is_empty() => {
+                self.shared.gates.look_at(self.without_room.drain());
+            }
+            () = tokio::time::sleep_until(until) => {}
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.shared.dispatcher.has_gate_room() && self.shared.leases_hold()
+    }
+
+    /// Looks at what was told, or what is due.
+    async fn round(&mut self) -> Result<()> {
+        if !self.has_room() {
+            return Ok(());
+        }
+        let told = std::mem::take(&mut *self.shared.gates.told());
+        let mut names = told.gates;
+        if let Some(due_at) = told.due_at {
+            let due_in = due_at.since(self.shared.clock.now());
+            self.next_look = self.next_look.min(Instant::now() + due_in);
+        }
+        if Instant::now() >= self.again_at {
+            names.extend(self.again.drain());
+        }
+        let queues: Vec<Arc<str>> =
+            names.iter().filter_map(|name| self.behind.remove(name)).flatten().collect();
+        names.extend(queues);
+        let result = self.look_at(&mut names, told.all).await;
+        // What was not looked at is looked at the next time.
+        self.shared.gates.look_at(names);
+        if result.is_err() && told.all {
+            self.shared.gates.look_at_all();
+        }
+        result
+    }
+
+    /// Looks at some of the gates, and takes these out of `names`.
+    async fn look_at(&mut self, names: &mut HashSet<Arc<str>>, all: bool) -> Result<()> {
+        let now = Instant::now();
+        if all {
+            self.shared.store.wake_gates().await?;
+            self.next_look = now;
+        }
+        if self.next_look <= now {
+            let due = self.shared.store.due_gates(GATES).await?;
+            let next = due.next_at.map_or(Duration::MAX, |next_at| next_at.since(due.now));
+            // More than these may be due; those that were looked at are not, for a while.
+            let wait = if due.gates.len() == GATES { Duration::ZERO } else { refill::sweep(&self.shared) };
+            self.next_look = now + wait.min(next);
+            names.extend(due.gates);
+        }
+        let some: Vec<Arc<str>> = names.iter().take(GATES).cloned().collect();
+        if !some.is_empty() {
+            self.take(&some).await?;
+            for name in &some {
+                names.remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what may go through these gates.
+    async fn take(&mut self, names: &[Arc<str>]) -> Result<()> {
+        let asked = Instant::now();
+        let count = (DELIVERIES / names.len()).max(LEAST);
+        let looks = self.shared.store.look_at_gates(names, count).await?;
+        let mut taking = Taking::default();
+        for look in &looks.gates {
+            taking.gates.insert(Arc::clone(&look.name), look.gate.clone());
+        }
+        for look in looks.gates.iter().filter(|look| names.contains(&look.name)) {
+            let admission = taking.admit(&self.shared, look, looks.now);
+            self.remember(look, &admission, count);
+            taking.admissions.insert(Arc::clone(&look.name), admission);
+        }
+        // The store's time is at most this when the attempts are counted as started.
+        let now = looks.now.after(asked.elapsed());
+        let resting = taking.step(&looks, now, self.slow);
+        self.look_by(&looks, &taking, now);
+        if !taking.steps.is_empty() {
+            let lease = self.shared.dispatcher.open_lease();
+            let passed = self.pass(lease, taking, now).await;
+            self.shared.dispatcher.close_lease(lease);
+            if passed.is_err() {
+                self.shared.doubt_leases();
+            }
+            passed?;
+        }
+        for (name, until) in resting {
+            self.shared.store.rest_gate(&name, until).await?;
+            // It tells when that is over.
+            self.next_look = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Keeps in mind what a gate waits for that isn't told for it.
+    fn remember(&mut self, look: &GateLook, admission: &Admission, count: usize) {
+        let name = || Arc::clone(&look.name);
+        if admission.no_room {
+            self.without_room.insert(name());
+        }
+        if admission.taken.len() > count && admission.taken.len() == look.waiting.len() {
+            // There may be more.
+            self.shared.gates.look_at([name()]);
+        }
+        if self.behind.len() > MAX_BEHIND {
+            self.behind.clear();
+        }
+        for key in &admission.full_keys {
+            self.behind.entry(Arc::clone(key)).or_default().insert(name());
+        }
+    }
+
+    /// Looks again when the first of these gates wants it.
+    fn look_by(&mut self, looks: &Looks, taking: &Taking, now: Timestamp) {
+        for look in looks.gates.iter().filter(|look| taking.admissions.contains_key(&look.name)) {
+            let step = taking.steps.iter().find(|step| step.name == look.name);
+            if let Some(next_at) = step.and_then(|step| step.next_at).or(look.next_at) {
+                self.next_look = self.next_look.min(Instant::now() + next_at.since(now));
+            }
+        }
+    }
+
+    /// Takes what was decided, and starts it.
+    async fn pass(&mut self, lease: Lease, taking: Taking, now: Timestamp) -> Result<()> {
+        let (shared, began, booted) = (&self.shared, Instant::now(), since_boot());
+        let Taking { steps, passes, mut reserved, .. } = taking;
+        let passed = shared.store.pass_gates(shared.node(), lease, &steps, &passes, now).await;
+        self.slow = (4 * began.elapsed()).max(self.slow * 3 / 4).min(MAX_SLOW);
+        let (deliveries, result) = match passed {
+            Ok(deliveries) => (deliveries, Ok(())),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        let mut live = Vec::with_capacity(deliveries.len());
+        let mut cancelled = Vec::new();
+        for mut delivery in deliveries {
+            if delivery.cancel_requested {
+                cancelled.push(delivery);
+            } else if let Some(place) = reserved.remove(&delivery.message.id) {
+                delivery.start_by = place.start_within.map(|within| booted + within);
+                live.push((place.number, delivery));
+            }
+        }
+        live.sort_by_key(|(number, _)| *number);
+        let live = live.into_iter().map(|(_, delivery)| delivery).collect();
+        attempt::start(shared, shared.dispatcher.admit(live));
+        for place in reserved.into_values() {
+            shared.dispatcher.unreserve_passing(&place.lane, place.size);
+            self.again.insert(place.gate);
+            self.again_at = Instant::now() + CONTENDED;
+        }
+        if !cancelled.is_empty() {
+            refill::finish_cancelled(shared, &cancelled).await;
+            shared.gates.look_at(cancelled.iter().flat_map(opened_by));
+        }
+        result
+    }
+}
+
+/// Room that is taken for a delivery.
+struct Place {
+    /// Its number among those that go.
+    number: usize,
+    gate: Arc<str>,
+    lane: Arc<str>,
+    size: usize,
+    /// Set where a rate counts its start.
+    start_within: Option<Duration>,
+}
+
+/// What is decided about some gates.
+#[derive(Default)]
+struct Taking {
+    gates: BTreeMap<Arc<str>, Gate>,
+    admissions: HashMap<Arc<str>, Admission>,
+    steps: Vec<GateStep>,
+    passes: Vec<Pass>,
+    reserved: HashMap<MessageId, Place>,
+}
+
+impl Taking {
+    fn admit(&mut self, shared: &Shared, look: &GateLook, now: Timestamp) -> Admission {
+        let fits = |one: &Waiting| shared.dispatcher.reserve_passing(&one.lane, one.size);
+        let admission = admit(&mut self.gates, &look.name, &look.waiting, now, fits);
+        for &index in &admission.taken {
+            let one = &look.waiting[index];
+            let place = Place {
+                number: self.passes.len(),
+                gate: Arc::clone(&look.name),
+                lane: Arc::clone(&one.lane),
+                size: one.size,
+                start_within: None,
+            };
+            self.reserved.insert(one.id.clone(), place);
+            self.passes.push(Pass {
+                id: one.id.clone(),
+                gate: Arc::clone(&look.name),
+                flow: one.flow.clone(),
+                in_order: is_queue(&look.name) && !one.holds_slot,
+            });
+        }
+        admission
+    }
+
+    /// What becomes of the gates; and which of them may rest, with the time before which nothing due can go there. `slow`
+    /// is how long the next step of the store may take.
+    fn step(&mut self, looks: &Looks, now: Timestamp, slow: Duration) -> Vec<(Arc<str>, Timestamp)> {
+        let mut resting = Vec::new();
+        for look in &looks.gates {
+            let gate = self.gates.get_mut(&look.name).expect("all that were looked at are there");
+            let rate = gate.limits.rate.filter(|_| gate.passed > 0);
+            if let Some(rate) = rate {
+                gate.starts.add(rate, gate.passed, now, rate.start_within(slow));
+            }
+            let admission = self.admissions.get(&look.name);
+            let next_at = admission.and_then(|admission| next_at(look, admission, gate.passed > 0, now));
+            if gate.passed > 0 || next_at.is_some() {
+                self.steps.push(GateStep {
+                    name: Arc::clone(&look.name),
+                    version: look.version,
+                    starts: gate.starts.clone(),
+                    next_at,
+                });
+            }
+            let until = admission.and_then(|admission| next_event(admission, now));
+            let long = until.is_none_or(|until| until > now.after(RECHECK));
+            if admission.is_some() && gate.passed == 0 && long && look.next_at.is_some_and(|at| at <= now) {
+                resting.push((Arc::clone(&look.name), until.unwrap_or_else(|| now.after(RECHECK))));
+            }
+        }
+        for pass in &self.passes {
+            let within = [Some(&pass.gate), pass.flow.as_ref()]
+                .into_iter()
+                .flatten()
+                .filter_map(|name| Some(self.gates.get(name)?.limits.rate?.start_within(slow)))
+                .min();
+            if let Some(place) = self.reserved.get_mut(&pass.id) {
+                place.start_within = within;
+            }
+        }
+        resting
+    }
+}
+
+/// When something may go through that can't now, without anything being told. `None`: never.
+fn next_event(admission: &Admission, now: Timestamp) -> Option<Timestamp> {
+    let soon = (admission.no_room || !admission.full_keys.is_empty()).then(|| now.after(SOON));
+    let blocked = admission.blocked.then(|| now.after(RECHECK_BLOCKED));
+    [admission.later, soon, blocked].into_iter().flatten().min()
+}
+
+/// When the store is to tell to look at a gate again; `None`: as it is. What stands there is left alone while it does: a
+/// row changes more cheaply when no index does.
+fn next_at(look: &GateLook, admission: &Admission, passed: bool, now: Timestamp) -> Option<Timestamp> {
+    let event = next_event(admission, now);
+    if event.is_none() && look.next_at.is_none() && !passed {
+        return None;
+    }
+    let latest = now.after(RECHECK);
+    let wanted = event.map_or(latest, |event| event.min(latest));
+    let fine = look.next_at.is_some_and(|next_at| next_at > now && next_at <= wanted);
+    (!fine).then_some(wanted)
+}
