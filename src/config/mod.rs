@@ -167,7 +167,8 @@ pub struct Config {
     #[config(default = "10MiB", validate(max_message_size.is_within(KIB, GIB), "allowed: 1KiB to 1GiB"))]
     pub max_message_size: ByteSize,
 
-    /// Largest body of a batch request. 1KiB to 4GiB, not below max_message_size.
+    /// Largest body of a batch request, and the most that the messages of one request
+    /// may hold together. 1KiB to 4GiB, not below max_message_size.
     #[config(default = "100MiB", validate(max_batch_size.is_within(KIB, 4 * GIB), "allowed: 1KiB to 4GiB"))]
     pub max_batch_size: ByteSize,
 

@@ -25,6 +25,8 @@ engines! {
     retries_bound_the_attempts,
     the_header_map_is_what_was_forwarded,
     header_forward_takes_everything_but_secrets,
+    a_webhook_says_everything_in_its_url,
+    the_shapes_of_all_sdks_make_the_same_message,
     a_deduplication_id_makes_one_message,
     content_is_deduplicated_on_request,
     equal_ids_at_once_make_one_message,
@@ -277,6 +279,128 @@ async fn header_forward_takes_everything_but_secrets(t: Test) {
     assert_eq!(request.all("host"), [format!("127.0.0.1:{}", receiver.port())]);
     assert_eq!(request.all("content-length"), ["2"]);
     assert_eq!(server.message(&id).await["header"]["X-Github-Event"], json!(["push"]));
+}
+
+/// Senders of webhooks can set nothing but the URL, and what they send is to arrive.
+async fn a_webhook_says_everything_in_its_url(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let query = format!(
+        "own=%2F&upstash-header-forward=True&qstash_token={TOKEN}&upstash-forward-x-added=a+b%2Bc\
+         &upstash-callback={}&upstash-callback-forward-x-c=%C3%BC&upstash-callback-retries=7&Upstash-Retries=1\
+         &upstash-label=from-url&upstash-forward-x-hook=changed",
+        receiver.url("/callback%3Fx=1")
+    );
+    let target = format!("/v2/publish/{}", receiver.url(&format!("/hook?{query}")));
+    let call = server.call("POST", &target).without("authorization").headers(&[
+        ("Authorization", "Basic dTpw"),
+        ("User-Agent", "GitHub-Hookshot/1"),
+        ("Accept", "*/*"),
+        ("X-Hook", "as sent"),
+        ("X-Multi", "one"),
+        ("X-Multi", "two"),
+        ("X-Empty", ""),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Authorization", "Basic secret"),
+        ("TE", "trailers"),
+        ("Upstash-Label", "from-header"),
+        ("Upstash-Unknown", "1"),
+        ("Upstash-Telemetry-Sdk", "1"),
+        ("Content-Type", "application/json"),
+    ]);
+    let answer = call.body("{}").send().await.json(200);
+    let request = receiver.next_on("/hook").await;
+    assert_eq!(request.target, "/hook?own=%2F");
+    let message = server.message(answer["messageId"].as_str().expect("an id")).await;
+    let expected = json!({
+        "Authorization": ["Basic dTpw"], "User-Agent": ["GitHub-Hookshot/1"], "Accept": ["*/*"],
+        "X-Hook": ["changed"], "X-Multi": ["one", "two"], "X-Added": ["a b+c"],
+        "Content-Type": ["application/json"],
+    });
+    assert_eq!(message["header"], expected);
+    assert_eq!((&message["label"], &message["maxRetries"]), (&json!("from-header"), &json!(1)));
+    for (name, values) in expected.as_object().expect("an object") {
+        assert_eq!(json!(request.all(name)), *values, "{name}");
+    }
+    for absent in ["proxy-authorization", "te", "upstash-unknown", "upstash-label", "upstash-header-forward"]
+    {
+        assert_eq!(request.header(absent), None, "{absent}");
+    }
+    let callback = receiver.next_on("/callback").await;
+    assert_eq!(callback.target, "/callback?x=1");
+    assert_eq!(callback.headers.get("x-c").expect("it is forwarded").as_bytes(), "\u{fc}".as_bytes());
+    // The callback is ours, and has nothing of the webhook's.
+    assert_eq!((callback.header("x-hook"), callback.header("authorization")), (None, None));
+    assert_eq!(server.message(callback.message_id()).await["maxRetries"], 7);
+}
+
+/// The same message as JavaScript, Python and Go write it.
+async fn the_shapes_of_all_sdks_make_the_same_message(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let callback = receiver.url("/callback");
+    let javascript = [
+        ("accept", "*/*"),
+        ("accept-language", "*"),
+        ("sec-fetch-mode", "cors"),
+        ("user-agent", "node"),
+        ("accept-encoding", "gzip, deflate"),
+        ("content-type", "application/json"),
+        ("upstash-method", "POST"),
+        ("upstash-delay", "3600s"),
+        ("upstash-retries", "5"),
+        ("upstash-callback", callback.as_str()),
+        ("upstash-callback-retries", "2"),
+        ("upstash-callback-forward-k", "v"),
+        ("upstash-forward-x-a", "1"),
+        ("upstash-forward-upstash-x", "2"),
+        ("upstash-content-based-deduplication", "false"),
+        ("upstash-telemetry-sdk", "upstash-qstash-js@2.12.0"),
+        ("upstash-telemetry-runtime", "node@v20.20.2"),
+    ];
+    let python = [
+        ("Accept", "*/*"),
+        ("User-Agent", "python-httpx/0.28.1"),
+        ("Upstash-Forward-Content-Type", "application/json"),
+        ("Content-Type", "text/plain"),
+        ("Upstash-Delay", "1h"),
+        ("Upstash-Retries", "5"),
+        ("Upstash-Callback", callback.as_str()),
+        ("Upstash-Callback-Retries", "2"),
+        ("Upstash-Callback-K", "v"),
+        ("Upstash-Forward-X-A", "1"),
+        ("Upstash-Forward-Upstash-X", "2"),
+        ("Upstash-Content-Based-Deduplication", "False"),
+    ];
+    let go = [
+        ("User-Agent", "Go-http-client/1.1"),
+        ("Content-Type", "application/json"),
+        ("Upstash-Method", "POST"),
+        ("Upstash-Delay", "60m"),
+        ("Upstash-Retries", "5"),
+        ("Upstash-Callback", callback.as_str()),
+        ("Upstash-Callback-Retries", "2"),
+        ("Upstash-Callback-Forward-K", "v"),
+        ("Upstash-Forward-X-A", "1"),
+        ("Upstash-Forward-Upstash-X", "2"),
+        ("Accept-Encoding", "gzip"),
+    ];
+    let mut shown = Vec::new();
+    for headers in [&javascript[..], &python[..], &go[..]] {
+        let id = server.publish(&receiver.url("/"), headers, "{}").await;
+        let mut message = server.message(&id).await;
+        let delay = message["notBefore"].as_i64().expect("ms") - message["createdAt"].as_i64().expect("ms");
+        message["notBefore"] = delay.into();
+        for own in ["messageId", "createdAt"] {
+            message.as_object_mut().expect("an object").remove(own);
+        }
+        shown.push(message);
+    }
+    let expected = json!({
+        "url": receiver.url("/"), "method": "POST", "body": "{}", "maxRetries": 5, "notBefore": 3_600_000,
+        "header": {"Content-Type": ["application/json"], "X-A": ["1"], "Upstash-X": ["2"]},
+        "callback": callback, "callbackHeader": {"K": ["v"]},
+        "callerIP": "127.0.0.1", "callerIp": "127.0.0.1",
+    });
+    assert_eq!(shown, [expected.clone(), expected.clone(), expected]);
 }
 
 /// Publishes `body` with these headers and returns the status, the id, and whether it was a duplicate.

@@ -426,6 +426,48 @@ fn parameters_stand_in_for_headers() {
 }
 
 #[test]
+fn parameters_configure_callbacks_too() {
+    let params: Vec<_> = [
+        ("upstash-callback", "https://e.com/cb"),
+        ("upstash-callback-retries", "1"),
+        ("upstash-callback-forward-x", "1"),
+        ("upstash-callback-my-key", "2"),
+        ("upstash-failure-callback", "http://f.com"),
+        ("upstash-telemetry-sdk", "x"),
+        ("upstash-retries", "4"),
+        ("upstash-retries", "5"),
+        ("upstash-forward-a", "1"),
+        ("upstash-forward-a", "2"),
+        ("upstash-header-forward", "TRUE"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    let given = [("Upstash-Callback-Retries", "2".as_bytes()), ("X-Own", b"3")];
+    let publish = parse(Kind::Publish, given, &params, &limits(), NOW).unwrap();
+    let each = callback(|spec| {
+        spec.retries = Some(2);
+        spec.headers = headers(&[("X", "1"), ("My-Key", "2")]);
+    });
+    assert_eq!(publish.options.callback, Some(each));
+    assert_eq!(publish.options.failure_callback, Some(callback(|spec| spec.url = "http://f.com".to_owned())));
+    assert_eq!(publish.retries, 5);
+    assert_eq!(publish.headers, headers(&[("X-Own", "3"), ("A", "1"), ("A", "2")]));
+}
+
+#[test]
+fn plain_headers_stand_for_themselves() {
+    let read = |fields: &[(&'static str, &'static str)]| {
+        parse_plain(fields.iter().map(|(name, value)| (*name, value.as_bytes())))
+    };
+    assert_eq!(
+        read(&[("x-a", " 1 "), ("X-A", "2"), ("Host", "x"), ("connection", "x"), ("upstash-x", "3")]),
+        Ok(headers(&[("X-A", "1"), ("X-A", "2"), ("Upstash-X", "3")]))
+    );
+    assert!(read(&[("a b", "1")]).unwrap_err().to_string().starts_with("invalid header a b: "));
+    assert!(read(&[("A", "1\r\nB: 2")]).unwrap_err().to_string().contains("control character"));
+}
+
+#[test]
 fn some_headers_belong_to_some_requests() {
     let fields = [
         ("Upstash-Not-Before", "1800000000"),
