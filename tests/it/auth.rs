@@ -107,8 +107,11 @@ async fn a_read_only_token_changes_nothing(t: Test) {
     for (method, target) in [
         ("POST", format!("/v2/publish/{}", receiver.url("/"))),
         ("DELETE", format!("/v2/messages/{id}")),
+        ("DELETE", "/v2/messages".to_owned()),
         ("DELETE", "/v2/dlq/1-0".to_owned()),
+        ("DELETE", "/v2/dlq".to_owned()),
         ("POST", "/v2/dlq/retry/1-0".to_owned()),
+        ("POST", "/v2/dlq/retry".to_owned()),
         ("POST", "/v2/keys/rotate".to_owned()),
         ("POST", "/v2/rotate".to_owned()),
         // Whoever holds the keys can forge deliveries, so reading them is no reading.
