@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use percent_encoding::percent_decode_str;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::headers::read_bool;
@@ -64,31 +64,25 @@ impl Query {
         let invalid = |problem: &dyn Display| {
             ApiError::bad_request(format!("the body must be JSON like {{\"{ids}\":[\"…\"]}}: {problem}"))
         };
-        match serde_json::from_slice(body).map_err(|error| invalid(&error))? {
-            Value::Object(fields) => {
-                for (name, value) in fields {
-                    self.add_value(&name, value).map_err(|problem| invalid(&problem))?;
-                }
-                Ok(())
-            }
-            list @ Value::Array(_) => self.add_value(ids, list).map_err(|problem| invalid(&problem)),
-            _ => Err(invalid(&"it is neither an object nor a list")),
-        }
-    }
-
-    fn add_value(&mut self, name: &str, value: Value) -> Result<(), String> {
-        let values = match value {
-            Value::Array(values) if !values.is_empty() => values,
-            Value::Array(_) | Value::Null => vec![Value::String(String::new())],
-            value => vec![value],
+        let fields = match serde_json::from_slice(body).map_err(|error| invalid(&error))? {
+            Value::Object(fields) => fields,
+            list @ Value::Array(_) => Map::from_iter([(ids.to_owned(), list)]),
+            _ => return Err(invalid(&"it is neither an object nor a list")),
         };
-        for value in values {
-            let text = match value {
-                Value::String(text) => text,
-                Value::Number(number) => number.to_string(),
-                _ => return Err(format!("{name} must be a text, a number, or a list of these")),
+        for (name, value) in fields {
+            let values = match value {
+                Value::Array(values) if !values.is_empty() => values,
+                Value::Array(_) | Value::Null => vec![Value::String(String::new())],
+                value => vec![value],
             };
-            self.0.push((name.to_owned(), text));
+            for value in values {
+                let text = match value {
+                    Value::String(text) => text,
+                    Value::Number(number) if name != ids => number.to_string(),
+                    _ => return Err(invalid(&format_args!("{name} has a value that is no text"))),
+                };
+                self.0.push((name.clone(), text));
+            }
         }
         Ok(())
     }

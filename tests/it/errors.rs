@@ -256,7 +256,7 @@ async fn malformed_json_is_refused(t: Test) {
     receiver.script("/", [Reply::status(500)]);
     let id = server.publish(&receiver.url("/"), &[("Upstash-Retries", "0")], "x").await;
     server.dead_letter(&id).await;
-    for body in ["{", "[]", "{\"dlqIds\":\"", "{\"dlqIds\":[1]}", "\u{0}"] {
+    for body in ["{", "[1]", "\"1-0\"", "{\"dlqIds\":\"", "{\"dlqIds\":[1]}", "\u{0}"] {
         let call = server.call("DELETE", "/v2/dlq").header("Content-Type", "application/json").body(body);
         let answer = call.send().await;
         assert_eq!(answer.status, 400, "{body:?}: {}", answer.text());

@@ -166,7 +166,7 @@ pub(super) async fn page(
     count: usize,
     max_bytes: usize,
 ) -> Result<LogPage> {
-    let walk = Walk { pools, filter, order };
+    let walk = Walk { pools, filter, order, window: WINDOW, look: LOOK };
     let (mut entries, mut next) = walk.entries(cursor, count).await?;
     let sizes = sizes(pools, &entries).await?;
     let size = |entry: &Entry| sizes.get(&entry.place.message_id).copied().unwrap_or(0);
@@ -183,6 +183,9 @@ struct Walk<'a> {
     pools: &'a Backend<&'a PgPool, &'a SqlitePool>,
     filter: &'a LogFilter,
     order: Order,
+    /// [`WINDOW`] and [`LOOK`].
+    window: usize,
+    look: usize,
 }
 
 /// How far a walk has read one source.
@@ -208,7 +211,7 @@ impl Walk<'_> {
         let mut pending = self.in_flight(cursor).await?;
         let mut found: Vec<Entry> = Vec::new();
         let mut frontier: Option<Place> = None;
-        let mut limit = count.saturating_add(1).min(WINDOW);
+        let mut limit = count.saturating_add(1).min(self.window);
         let mut rows = 0;
         let next = loop {
             let new = self.read(&mut feeds, frontier.as_ref(), cursor, limit).await?;
@@ -231,10 +234,10 @@ impl Walk<'_> {
                 found.truncate(count);
                 break found.last().map(|entry| entry.place.cursor());
             }
-            if frontier.is_none() || rows >= LOOK {
+            if frontier.is_none() || rows >= self.look {
                 break frontier.map(|place| place.cursor());
             }
-            limit = (limit * 2).min(WINDOW);
+            limit = (limit * 2).min(self.window);
         };
         let attempt = |entry: &Entry| (entry.place.message_id.clone(), entry.place.sequence);
         let ended: HashSet<(String, i64)> =
@@ -532,3 +535,6 @@ fn log_entry(
 }
 
 const _: () = assert!(CANCEL_REQUESTED == 1_099_511_627_776 && CANCELLED == 1_099_511_627_777);
+
+#[cfg(test)]
+mod tests;
