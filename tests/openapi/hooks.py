@@ -17,7 +17,7 @@ URLS = [f"{RECEIVER}/{path}" for path in ("ok", "fails", "ok?a=1&b=2", "fails/%C
 IN_PATH = {f"to-{number}": url for number, url in enumerate(URLS)}
 REQUESTS = {
     "Url": {"enum": URLS},
-    "Destination": {"enum": [*URLS, "group-a", "group-b"]},
+    "Destination": {"enum": [*URLS, "group-a", "group-b", "api/llm"]},
     "RetryDelay": {"enum": ["0", "1000 * (1 + retried)", "pow(2, retried)", "max(10, 86400000)", "0 / 0"]},
     "Cron": {"enum": ["* * * * *", "CRON_TZ=Europe/Berlin 0 4 29 2 *", "*/5 0-6,12 * JAN-MAR MON", "@hourly"]},
     "FlowControlValue": {"enum": ["parallelism=3", "rate=5, period=1m", "parallelism=1,rate=2,period=7"]},
