@@ -78,9 +78,13 @@ fn drive(args: Args) -> Result<ExitCode> {
     remove_at_signals(place.path().to_owned())?;
     print_machine(&args, place.path())?;
     let bench = Bench::start(args, place)?;
+    let size = match bench.args.messages {
+        Some(messages) => format!(" (with {messages} messages)"),
+        None if bench.args.quick => " (made small: no figures to go by)".to_owned(),
+        None => String::new(),
+    };
     for (row, engine) in selection {
-        let smaller = if bench.args.quick { " (made small: no figures to go by)" } else { "" };
-        print_line(&format!("\n{} on {}: {}{smaller}", row.name, engine.name(), row.about))?;
+        print_line(&format!("\n{} on {}: {}{size}", row.name, engine.name(), row.about))?;
         if let Err(error) = (row.run)(&bench, engine) {
             bench.fault(&format!("the row ended early: {error:#}"))?;
         }

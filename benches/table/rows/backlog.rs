@@ -156,7 +156,7 @@ pub(super) fn churn(bench: &Bench, engine: Engine) -> Result<()> {
     }
     let (first, last) = samples.first().zip(samples.last()).context("there are parts")?;
     note(&format!(
-        "at the end {:.2} times the rate of the begin; the hot table took {:.1} MiB at first, {:.1} at most, {:.1} in the end",
+        "at the end {:.2} times the rate of the begin; the hot table took {:.2} MiB at first, {:.2} at most, {:.2} in the end",
         last.delivered_per_s / first.delivered_per_s,
         mib(sizes[0]),
         mib(sizes.iter().copied().max().unwrap_or(0)),
