@@ -276,7 +276,7 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
         ),
         ["v2", "events"] => only(method, &[(get, Route::ListEvents)], "GET, HEAD"),
         ["v2", "logs"] => only(method, &[(get, Route::ListLogs)], "GET, HEAD"),
-        ["v2", "schedules"] => only(method, &[(get, Route::ListSchedules)], "GET, HEAD, POST"),
+        ["v2", "schedules"] => only(method, &[(get, Route::ListSchedules)], "GET, HEAD"),
         ["v2", "schedules", _] => only(
             method,
             &[(get, Route::GetSchedule { id: id(2) }), (delete, Route::DeleteSchedule { id: id(2) })],
@@ -339,19 +339,22 @@ fn is_new_schedule(rest: &str) -> bool {
 /// all of the rest, or, for a POST, all but the last word.
 fn flow_control(method: &Method, rest: &str) -> Result<Route, RouteError> {
     let decode = |raw: &str| percent_decode_str(raw).decode_utf8_lossy().into_owned();
-    if *method != Method::POST {
-        return only(method, &[(Method::GET, Route::GetFlowKey { key: decode(rest) })], "GET, HEAD");
-    }
-    let allowed = RouteError::Method { allow: "GET, HEAD" };
-    let (key, word) = rest.strip_suffix('/').unwrap_or(rest).rsplit_once('/').ok_or(allowed.clone())?;
-    let key = decode(key);
-    match word.to_ascii_lowercase().as_str() {
-        "pause" => Ok(Route::PauseFlowKey { key }),
-        "resume" => Ok(Route::ResumeFlowKey { key }),
-        "pin" => Ok(Route::PinFlowKey { key }),
-        "unpin" => Ok(Route::UnpinFlowKey { key }),
-        "resetrate" | "reset" => Ok(Route::ResetFlowRate { key }),
-        _ => Err(allowed),
+    let get = Route::GetFlowKey { key: decode(rest) };
+    let action = rest.strip_suffix('/').unwrap_or(rest).rsplit_once('/').and_then(|(key, word)| {
+        let key = decode(key);
+        match word.to_ascii_lowercase().as_str() {
+            "pause" => Some(Route::PauseFlowKey { key }),
+            "resume" => Some(Route::ResumeFlowKey { key }),
+            "pin" => Some(Route::PinFlowKey { key }),
+            "unpin" => Some(Route::UnpinFlowKey { key }),
+            "resetrate" | "reset" => Some(Route::ResetFlowRate { key }),
+            _ => None,
+        }
+    });
+    match action {
+        // A key may end in such a word, so it can be read there as well.
+        Some(action) => only(method, &[(Method::GET, get), (Method::POST, action)], "POST"),
+        None => only(method, &[(Method::GET, get)], "GET, HEAD"),
     }
 }
 
@@ -459,7 +462,7 @@ mod tests {
         check("GET", "/v2/schedules/", &Ok(Route::ListSchedules));
         check("GET", "/v2/Schedules/Ab", &Ok(Route::GetSchedule { id: "Ab".to_owned() }));
         check("DELETE", "/v2/schedules/pause", &Ok(Route::DeleteSchedule { id: "pause".to_owned() }));
-        check("DELETE", "/v2/schedules", &Err(RouteError::Method { allow: "GET, HEAD, POST" }));
+        check("DELETE", "/v2/schedules", &Err(RouteError::Method { allow: "GET, HEAD" }));
         check("GET", "/v2/schedules/a/pause", &Err(RouteError::Method { allow: "POST, PATCH" }));
         check("PUT", "/v2/schedules/a", &Err(RouteError::Method { allow: "GET, HEAD, POST, DELETE" }));
         check("PATCH", "/v2/schedules/https://e.com/pause", &Err(RouteError::Method { allow: "POST" }));
