@@ -377,8 +377,10 @@ impl Taking {
                 gate.starts.add(rate, gate.passed, now, rate.start_within(slow));
             }
             let admission = self.admissions.get(&look.name);
-            let next_at = admission.and_then(|admission| next_at(look, admission, gate.passed > 0, now));
-            if gate.passed > 0 || next_at.is_some() {
+            // Who has a slot goes without passing.
+            let used = gate.passed > 0 || admission.is_some_and(|admission| !admission.taken.is_empty());
+            let next_at = admission.and_then(|admission| next_at(look, admission, used, now));
+            if used || next_at.is_some() {
                 self.steps.push(GateStep {
                     name: Arc::clone(&look.name),
                     version: look.version,
@@ -388,7 +390,7 @@ impl Taking {
             }
             let until = admission.and_then(|admission| next_event(admission, now));
             let long = until.is_none_or(|until| until > now.after(RECHECK));
-            if admission.is_some() && gate.passed == 0 && long && look.next_at.is_some_and(|at| at <= now) {
+            if admission.is_some() && !used && long && look.next_at.is_some_and(|at| at <= now) {
                 resting.push((Arc::clone(&look.name), until.unwrap_or_else(|| now.after(RECHECK))));
             }
         }
@@ -415,9 +417,9 @@ fn next_event(admission: &Admission, now: Timestamp) -> Option<Timestamp> {
 
 /// When the store is to tell to look at a gate again; `None`: as it is. What stands there is left alone while it does: a
 /// row changes more cheaply when no index does.
-fn next_at(look: &GateLook, admission: &Admission, passed: bool, now: Timestamp) -> Option<Timestamp> {
+fn next_at(look: &GateLook, admission: &Admission, used: bool, now: Timestamp) -> Option<Timestamp> {
     let event = next_event(admission, now);
-    if event.is_none() && look.next_at.is_none() && !passed {
+    if event.is_none() && look.next_at.is_none() && !used {
         return None;
     }
     let latest = now.after(RECHECK);

@@ -74,7 +74,7 @@ async fn publish_varied(world: &World, count: usize) -> Vec<Arc<Message>> {
 }
 
 fn deliveries(messages: &[Arc<Message>]) -> Vec<Delivery> {
-    messages.iter().map(|message| Delivery::stored_leased(message, &Arc::from("a"), Lease(1))).collect()
+    messages.iter().map(|message| Delivery::stored_leased(message, &Arc::from("a"), Lease(1), None)).collect()
 }
 
 #[test]
