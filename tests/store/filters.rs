@@ -265,8 +265,9 @@ pub(crate) async fn many_messages_are_cancelled(world: World) {
 /// While nodes lease, finish and cancel the same messages, each is cancelled by one call or delivered.
 pub(crate) async fn cancels_at_once_count_each_message_once(world: World) {
     const COUNT: usize = 300;
-    let ids: Vec<MessageId> =
-        publish_varied(&world, COUNT).await.iter().map(|message| message.id.clone()).collect();
+    let batch: Vec<_> = (0..COUNT).map(|_| waiting(world.message(), "a")).collect();
+    world.accept(&batch).await;
+    let ids: Vec<MessageId> = batch.iter().map(|accept| accept.message.id.clone()).collect();
     let mut cancels = tokio::task::JoinSet::new();
     for turn in 0..4 {
         let (world, mut ids) = (world.clone(), ids.clone());
