@@ -11,7 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{
+    BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
 use homing::api::headers::{self, Kind, Limits};
 use homing::api::wire;
 use homing::clock::system_now;
@@ -220,6 +223,27 @@ fn stores(c: &mut Criterion) {
 const NODE: NodeId = NodeId(1);
 const LEASE: Lease = Lease(1);
 
+/// A step of the store in batches of some sizes; `run` tells the time of the step without what it needs around it.
+fn step(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    runtime: &Runtime,
+    name: &str,
+    run: impl AsyncFn(usize) -> Duration,
+) {
+    for size in [1, 64, 256] {
+        group.throughput(Throughput::Elements(size as u64));
+        group.bench_function(BenchmarkId::new(name, size), |b| {
+            b.to_async(runtime).iter_custom(async |times| {
+                let mut total = Duration::ZERO;
+                for _ in 0..times {
+                    total += run(size).await;
+                }
+                total
+            });
+        });
+    }
+}
+
 /// The hot steps with batches of some sizes, each over and over with messages of its own. What one leaves behind in the
 /// hot table the next ones take away, untimed.
 fn store(c: &mut Criterion, runtime: &Runtime, engine: &str, database: Database) {
@@ -232,59 +256,33 @@ fn store(c: &mut Criterion, runtime: &Runtime, engine: &str, database: Database)
     });
     let mut group = c.benchmark_group(engine);
     group.sample_size(20);
-    let sizes = [1, 64, 256];
-    for size in sizes {
-        group.throughput(Throughput::Elements(size as u64));
-        group.bench_function(BenchmarkId::new("accept", size), |b| {
-            b.to_async(runtime).iter_custom(async |times| {
-                let mut total = Duration::ZERO;
-                for _ in 0..times {
-                    let batch = accepts(size, Some(LEASE));
-                    let start = Instant::now();
-                    accept(&store, &batch).await;
-                    total += start.elapsed();
-                    finish(&store, &delivered(&batch)).await;
-                }
-                total
-            });
-        });
-    }
-    for size in sizes {
-        group.throughput(Throughput::Elements(size as u64));
-        group.bench_function(BenchmarkId::new("finish", size), |b| {
-            b.to_async(runtime).iter_custom(async |times| {
-                let mut total = Duration::ZERO;
-                for _ in 0..times {
-                    let batch = accepts(size, Some(LEASE));
-                    accept(&store, &batch).await;
-                    let ends = delivered(&batch);
-                    let start = Instant::now();
-                    finish(&store, &ends).await;
-                    total += start.elapsed();
-                }
-                total
-            });
-        });
-    }
-    for size in sizes {
-        group.throughput(Throughput::Elements(size as u64));
-        group.bench_function(BenchmarkId::new("claim", size), |b| {
-            b.to_async(runtime).iter_custom(async |times| {
-                let mut total = Duration::ZERO;
-                for _ in 0..times {
-                    let batch = accepts(size, None);
-                    accept(&store, &batch).await;
-                    let wants = [Want { lane: Arc::clone(&batch[0].lane), count: size }];
-                    let start = Instant::now();
-                    let claimed = claim(&store, &wants).await;
-                    total += start.elapsed();
-                    assert_eq!(claimed.len(), size);
-                    finish(&store, &delivered(&batch)).await;
-                }
-                total
-            });
-        });
-    }
+    step(&mut group, runtime, "accept", async |size| {
+        let batch = accepts(size, Some(LEASE));
+        let start = Instant::now();
+        accept(&store, &batch).await;
+        let took = start.elapsed();
+        finish(&store, &delivered(&batch)).await;
+        took
+    });
+    step(&mut group, runtime, "finish", async |size| {
+        let batch = accepts(size, Some(LEASE));
+        accept(&store, &batch).await;
+        let ends = delivered(&batch);
+        let start = Instant::now();
+        finish(&store, &ends).await;
+        start.elapsed()
+    });
+    step(&mut group, runtime, "claim", async |size| {
+        let batch = accepts(size, None);
+        accept(&store, &batch).await;
+        let wants = [Want { lane: Arc::clone(&batch[0].lane), count: size }];
+        let start = Instant::now();
+        let claimed = claim(&store, &wants).await;
+        let took = start.elapsed();
+        assert_eq!(claimed.len(), size);
+        finish(&store, &delivered(&batch)).await;
+        took
+    });
     group.finish();
     runtime.block_on(store.close());
 }

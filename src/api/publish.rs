@@ -199,11 +199,18 @@ impl Api {
 
     /// No messages yet, of this request and accepted now.
     pub(super) fn messages(&self, parts: &Parts) -> Messages {
-        let caller_ip = parts
-            .extensions
-            .get::<Peer>()
-            .map(|peer| caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string());
-        Messages { created_at: self.engine.now(), caller_ip, new: Vec::with_capacity(1), bytes: 0 }
+        Messages {
+            created_at: self.engine.now(),
+            caller_ip: self.caller_ip(parts),
+            new: Vec::with_capacity(1),
+            bytes: 0,
+        }
+    }
+
+    /// The publisher's address.
+    pub(super) fn caller_ip(&self, parts: &Parts) -> Option<String> {
+        let peer = parts.extensions.get::<Peer>()?;
+        Some(caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string())
     }
 
     /// Adds what a draft and its body come to, unless that is too much for one step of the store.

@@ -60,7 +60,7 @@ impl Api {
             ))
         })?;
         match self.settings.max_queue_parallelism {
-            Some(limit) if parallelism > limit => Err(quota("maxQueueParallelism", limit)),
+            Some(limit) if parallelism > limit => Err(ApiError::quota("maxQueueParallelism", limit)),
             _ => Ok(parallelism),
         }
     }
@@ -112,10 +112,5 @@ fn unknown(name: &str) -> ApiError {
 }
 
 fn too_many(max: u32) -> ApiError {
-    quota("maxQueues", max)
-}
-
-fn quota(what: &str, limit: u32) -> ApiError {
-    let text = format!("quota {what} exceeded, current limit: {limit}");
-    ApiError::new(StatusCode::PRECONDITION_FAILED, text)
+    ApiError::quota("maxQueues", max)
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Due, Kind};
-use super::{Api, Peer, caller, wire};
+use super::{Api, wire};
 use crate::domain::cron::{Cron, CronError};
 use crate::domain::destination::{self, Destination};
 use crate::domain::id::{MessageId, ScheduleId};
@@ -70,10 +70,7 @@ impl Api {
             publish.labels,
             publish.options,
         );
-        template.caller_ip = parts
-            .extensions
-            .get::<Peer>()
-            .map(|peer| caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string());
+        template.caller_ip = self.caller_ip(parts);
         template.queue = publish.queue;
         template.schedule_id = Some(id.as_str().to_owned());
         let schedule = Schedule {
@@ -103,15 +100,9 @@ impl Api {
             engine.note_slot();
             stored
         });
-        let stored = put.await.map_err(|error| {
-            tracing::error!(%error, "the task that stores a schedule failed");
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error; the server's log has the cause")
-        })??;
+        let stored = put.await.map_err(|error| ApiError::task_failed(&error))??;
         match max {
-            Some(max) if !stored => Err(ApiError::new(
-                StatusCode::PRECONDITION_FAILED,
-                format!("quota maxSchedules exceeded, current limit: {max}"),
-            )),
+            Some(max) if !stored => Err(ApiError::quota("maxSchedules", max)),
             _ => Ok(()),
         }
     }

@@ -64,7 +64,7 @@ async fn run(shared: Arc<Shared>, delivery: Delivery) {
 
 /// Gives back what came too late to be counted by its rate as it was admitted.
 async fn give_back(shared: &Arc<Shared>, delivery: &Delivery) {
-    let held = [(delivery.message.id.clone(), delivery.lease)];
+    let held = super::held(std::slice::from_ref(delivery));
     let released = shared.store.release(shared.node(), &held).await;
     shared.dispatcher.forget(delivery);
     match released {

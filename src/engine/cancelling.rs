@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Engine, Shared, gates};
 use crate::domain::id::MessageId;
-use crate::store::{Cancellation, Lease, Result, UnfinishedFilter};
+use crate::store::{Cancellation, Delivery, Result, UnfinishedFilter};
 
 /// Messages that are looked at at once.
 const LOOK: usize = 2000;
@@ -88,22 +88,26 @@ struct Cancelled {
 pub(super) async fn withdraw(shared: &Arc<Shared>, ids: &[MessageId]) -> usize {
     let waiting = shared.dispatcher.withdraw(&ids.iter().collect::<HashSet<_>>());
     for step in waiting.chunks(STEP) {
-        let held: Vec<(MessageId, Lease)> =
-            step.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect();
-        let finished = shared.store.finish_cancelled(shared.node(), &held, shared.clock.now()).await;
+        end(shared, step).await;
         shared.dispatcher.forget_all(step.iter());
-        shared.gates.look_at(step.iter().flat_map(gates::opened_by));
-        if let Err(error) = finished {
-            // Whoever finds them free ends them, since they are marked.
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                messages = held.len(),
-                "cancelled messages wait to be ended"
-            );
-            shared.doubt_leases();
-        }
     }
     ids.len() - waiting.len()
+}
+
+/// Ends leased deliveries that a user has cancelled and that have not started.
+pub(super) async fn end(shared: &Shared, cancelled: &[Delivery]) {
+    let held = super::held(cancelled);
+    let finished = shared.store.finish_cancelled(shared.node(), &held, shared.clock.now()).await;
+    shared.gates.look_at(cancelled.iter().flat_map(gates::opened_by));
+    if let Err(error) = finished {
+        // Whoever finds them free ends them, since they are marked.
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            messages = held.len(),
+            "cancelled messages wait to be ended"
+        );
+        shared.doubt_leases();
+    }
 }
 
 /// Lets other nodes look for what has been cancelled, if any of it can be in their memory.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Shared, attempt, refill};
+use super::{Backoff, Shared, attempt, cancelling, refill};
 use crate::clock::since_boot;
 use crate::domain::gate::{Admission, Gate, Path, Waiting, admit, is_queue};
 use crate::domain::id::MessageId;
@@ -105,20 +105,16 @@ pub(super) async fn run(shared: Arc<Shared>) {
         shared,
     };
     let shared = Arc::clone(&task.shared);
-    let mut fault = Duration::from_millis(100);
+    let mut backoff = Backoff::new();
     while !shared.draining.is_cancelled() {
         match task.round().await {
-            Ok(()) => fault = Duration::from_millis(100),
+            Ok(()) => backoff.reset(),
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "messages could not be taken from queues and flow control; trying again"
                 );
-                fault = (fault * 2).min(Duration::from_secs(2));
-                tokio::select! {
-                    () = crate::clock::pause(fault) => {}
-                    () = shared.draining.cancelled() => return,
-                }
+                backoff.wait(&shared).await;
                 continue;
             }
         }
@@ -314,8 +310,7 @@ impl Task {
             self.again_at = Instant::now() + CONTENDED;
         }
         if !cancelled.is_empty() {
-            refill::finish_cancelled(shared, &cancelled).await;
-            shared.gates.look_at(cancelled.iter().flat_map(opened_by));
+            cancelling::end(shared, &cancelled).await;
         }
         result
     }

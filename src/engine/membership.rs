@@ -118,8 +118,7 @@ async fn look(shared: &Shared, looks: u32) -> Result<()> {
     let dead = shared.store.take_over(NODE_TTL).await?;
     if dead > 0 {
         tracing::warn!(nodes = dead, "took over the deliveries of silent nodes");
-        shared.refill.note_due(shared.clock.now());
-        shared.gates.note_due(shared.clock.now());
+        shared.note_due(shared.clock.now());
     }
     Ok(())
 }
@@ -134,8 +133,7 @@ async fn reconcile(shared: &Shared) {
         Ok(0) => {}
         Ok(freed) => {
             tracing::info!(deliveries = freed, "freed deliveries whose lease had got lost");
-            shared.refill.note_due(shared.clock.now());
-            shared.gates.note_due(shared.clock.now());
+            shared.note_due(shared.clock.now());
         }
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "comparing the leases failed");

@@ -22,7 +22,7 @@ use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
 use crate::egress::client::Client;
-use crate::store::{Cancellation, Lease, NodeId, Result, Retention, Store};
+use crate::store::{Cancellation, Delivery, Lease, NodeId, Result, Retention, Store};
 
 pub mod attempt;
 mod cancelling;
@@ -154,6 +154,12 @@ impl Shared {
         self.reconcile.notify_one();
     }
 
+    /// Takes note that the store holds something that is due then, of whatever kind.
+    fn note_due(&self, due_at: Timestamp) {
+        self.refill.note_due(due_at);
+        self.gates.note_due(due_at);
+    }
+
     /// Takes note of a message that waits in the store.
     fn note_waiting(&self, message: &Message) {
         if is_gated(message) {
@@ -166,6 +172,36 @@ impl Shared {
     fn stay_unsure(&self) {
         self.unsure_until_ms.fetch_max(boot_ms() + millis(UNSURE), Ordering::AcqRel);
     }
+}
+
+/// How long a task waits after a fault: longer each time, until something succeeds.
+struct Backoff(Duration);
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(200);
+    const LONGEST: Duration = Duration::from_secs(2);
+
+    const fn new() -> Self {
+        Self(Self::FIRST)
+    }
+
+    fn reset(&mut self) {
+        self.0 = Self::FIRST;
+    }
+
+    /// Waits, unless the engine takes no more work. Nothing that is told meanwhile shortens it.
+    async fn wait(&mut self, shared: &Shared) {
+        tokio::select! {
+            () = crate::clock::pause(self.0) => {}
+            () = shared.draining.cancelled() => {}
+        }
+        self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+}
+
+/// Which deliveries these are, and by which leases they are held.
+fn held(deliveries: &[Delivery]) -> Vec<(MessageId, Lease)> {
+    deliveries.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect()
 }
 
 fn boot_ms() -> u64 {
@@ -317,12 +353,6 @@ impl Engine {
         self.shared.note_waiting(message);
     }
 
-    /// Tells the engine that the store holds something that is due then.
-    pub fn note_due(&self, due_at: Timestamp) {
-        self.shared.refill.note_due(due_at);
-        self.shared.gates.note_due(due_at);
-    }
-
     /// Tells the engine that something may go through this queue or flow-control key that could not before.
     pub fn gate_changed(&self, gate: String) {
         self.shared.gates.look_at([gate.into()]);
@@ -353,8 +383,7 @@ impl Engine {
         let shared = &self.shared;
         shared.draining.cancel();
         let waiting = shared.dispatcher.drain();
-        let held: Vec<(MessageId, Lease)> =
-            waiting.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect();
+        let held = held(&waiting);
         if !held.is_empty()
             && let Err(error) = shared.store.release(shared.node(), &held).await
         {

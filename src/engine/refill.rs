@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Shared, attempt, gates};
-use crate::domain::id::MessageId;
+use super::{Backoff, Shared, attempt, cancelling};
 use crate::domain::time::Timestamp;
-use crate::store::{Delivery, Lease, Result};
+use crate::store::{Delivery, Result};
 
 /// How often to look without a reason: alone on SQLite, alone on Postgres, and beside other nodes.
 const SWEEP_SQLITE: Duration = Duration::from_mins(1);
@@ -65,11 +64,11 @@ enum Round {
 
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut after = String::new();
-    let mut fault = Duration::from_millis(100);
+    let mut backoff = Backoff::new();
     while !shared.draining.is_cancelled() {
         let wait = match round(&shared, &mut after).await {
             Ok(Round::Again) => {
-                fault = Duration::from_millis(100);
+                backoff.reset();
                 continue;
             }
             Ok(Round::Full) => {
@@ -81,7 +80,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 continue;
             }
             Ok(Round::Idle(wait)) => {
-                fault = Duration::from_millis(100);
+                backoff.reset();
                 wait
             }
             Err(error) => {
@@ -89,12 +88,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     error = &error as &dyn std::error::Error,
                     "due messages could not be fetched; trying again"
                 );
-                fault = (fault * 2).min(Duration::from_secs(2));
-                // Not to be shortened by what is told meanwhile.
-                tokio::select! {
-                    () = crate::clock::pause(fault) => {}
-                    () = shared.draining.cancelled() => return,
-                }
+                backoff.wait(&shared).await;
                 continue;
             }
         };
@@ -156,24 +150,8 @@ async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
     let (cancelled, live): (Vec<Delivery>, Vec<Delivery>) =
         deliveries.into_iter().partition(|delivery| delivery.cancel_requested);
     attempt::start(shared, shared.dispatcher.admit_claimed(live));
-    if cancelled.is_empty() {
-        return;
-    }
-    finish_cancelled(shared, &cancelled).await;
-    shared.gates.look_at(cancelled.iter().flat_map(gates::opened_by));
-}
-
-/// Ends deliveries that were leased after a user had cancelled them.
-pub(super) async fn finish_cancelled(shared: &Shared, cancelled: &[Delivery]) {
-    let held: Vec<(MessageId, Lease)> =
-        cancelled.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect();
-    let now = shared.clock.now();
-    if let Err(error) = shared.store.finish_cancelled(shared.node(), &held, now).await {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "cancelled messages could not be removed; trying again"
-        );
-        shared.doubt_leases();
+    if !cancelled.is_empty() {
+        cancelling::end(shared, &cancelled).await;
     }
 }
 

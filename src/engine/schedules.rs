@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use rand::seq::SliceRandom as _;
 
-use super::Shared;
 use super::ids::FreshIds;
+use super::{Backoff, Shared};
 use crate::clock::pause;
 use crate::domain::cron::Cron;
 use crate::domain::destination::{Destination, DestinationError, parse_literal, validate_url};
@@ -23,15 +23,13 @@ use crate::store::{Accept, Result, Store};
 /// Schedules read at once, and bytes of their bodies.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 16 << 20;
-/// The longest back-off after a fault.
-const MAX_FAULT: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut fault = Duration::from_millis(100);
-    loop {
+    let mut backoff = Backoff::new();
+    while !shared.draining.is_cancelled() {
         match run_due(&shared).await {
             Ok(wait) => {
-                fault = Duration::from_millis(100);
+                backoff.reset();
                 tokio::select! {
                     () = pause(wait) => {}
                     () = shared.schedules.notified() => {}
@@ -43,12 +41,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     error = &error as &dyn std::error::Error,
                     "schedules could not be run; trying again"
                 );
-                fault = (fault * 2).min(MAX_FAULT);
-                // Not to be shortened by what changes meanwhile.
-                tokio::select! {
-                    () = pause(fault) => {}
-                    () = shared.draining.cancelled() => return,
-                }
+                backoff.wait(&shared).await;
             }
         }
     }

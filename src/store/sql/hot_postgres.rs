@@ -138,9 +138,10 @@ impl<'a> Arrays<'a> {
         fn column<'a, T>(rows: &[Row<'a>], value: impl Fn(&'a Message) -> T) -> Vec<T> {
             rows.iter().map(|row| value(row.message)).collect()
         }
-        let entries =
-            || rows.iter().filter(|_| rows.iter().any(|row| row.entry.is_some())).map(|row| row.entry);
-        let slots = || rows.iter().filter(|_| rows.iter().any(|row| row.slot.is_some())).map(|row| row.slot);
+        let gated = rows.iter().any(|row| row.entry.is_some());
+        let entries = || rows.iter().filter(|_| gated).map(|row| row.entry);
+        let slotted = rows.iter().any(|row| row.slot.is_some());
+        let slots = || rows.iter().filter(|_| slotted).map(|row| row.slot);
         Self {
             ids: column(rows, |m| m.id.as_str()),
             created_at: column(rows, |m| m.created_at.as_millis()),

@@ -185,7 +185,7 @@ async fn insert_rows<T>(
         let row = format!("(?{})", ", ?".repeat(columns - 1));
         let sql = format!(
             "INSERT INTO {into} SELECT * FROM (VALUES {}) WHERE column1 IS NOT NULL",
-            vec![row; room].join(", ")
+            vec![row.as_str(); room].join(", ")
         );
         let mut arguments = SqliteArguments::default();
         for row in rows {

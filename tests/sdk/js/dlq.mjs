@@ -181,7 +181,9 @@ test("letters are retried by filter", async () => {
   assert.equal(responses.length, 3);
   for (const { messageId } of responses) await deadLetter(messageId);
   assert.deepEqual(await client.dlq.retry({ filter: { responseStatus: 999 } }), { responses: [], cursor: undefined });
-  assert.deepEqual(await client.dlq.retry({ dlqIds: [(await failed()).dlqId] }).then((r) => r.responses.length), 1);
+  const one = await client.dlq.retry({ dlqIds: [(await failed()).dlqId] });
+  assert.equal(one.responses.length, 1);
+  await deadLetter(one.responses[0].messageId);
 });
 
 test("a filter that nobody knows does nothing", async () => {

@@ -112,13 +112,7 @@ impl Gates for SqlStore {
     }
 
     async fn may_use_queue(&self, name: &str, max: u32) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
-            let may = super::may_use(&mut tx, name, max).await?;
-            commit(tx).await?;
-            Ok(may)
-        })
-        .await
+        within(DEADLINE, super::may_use(&self.readers(), name, max)).await
     }
 
     async fn remove_queue(&self, name: &str, now: Timestamp) -> Result<QueueRemoval> {

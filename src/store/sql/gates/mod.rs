@@ -225,7 +225,7 @@ pub(super) async fn upsert_queue(
     now: Timestamp,
 ) -> Result<bool> {
     if let Some(max) = max
-        && !may_use(tx, name, max).await?
+        && !may_make(tx, name, max).await?
     {
         return Ok(false);
     }
@@ -247,13 +247,19 @@ pub(super) async fn upsert_queue(
     Ok(true)
 }
 
-/// Whether the queue is there, or there are fewer than `max`.
-pub(super) async fn may_use(tx: &mut Tx, name: &str, max: u32) -> Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM gates WHERE name = $1) \
-                   OR (SELECT COUNT(*) FROM gates WHERE name >= 'q:' AND name < 'q;') < $2";
-    let gate = queue_gate(name);
+/// Whether the queue of the gate `$1` is there, or there are fewer than `$2`.
+const MAY_USE: &str = "SELECT EXISTS (SELECT 1 FROM gates WHERE name = $1) \
+                           OR (SELECT COUNT(*) FROM gates WHERE name >= 'q:' AND name < 'q;') < $2";
+
+async fn may_make(tx: &mut Tx, name: &str, max: u32) -> Result<bool> {
     Ok(on_backend!(tx, |tx| {
-        sqlx::query_scalar(sql).bind(gate).bind(i64::from(max)).fetch_one(&mut **tx).await?
+        sqlx::query_scalar(MAY_USE).bind(queue_gate(name)).bind(i64::from(max)).fetch_one(&mut **tx).await?
+    }))
+}
+
+pub(super) async fn may_use(pools: &Backend<&PgPool, &SqlitePool>, name: &str, max: u32) -> Result<bool> {
+    Ok(on_backend!(pools, |pool| {
+        sqlx::query_scalar(MAY_USE).bind(queue_gate(name)).bind(i64::from(max)).fetch_one(*pool).await?
     }))
 }
 
