@@ -236,22 +236,23 @@ impl Task {
             self.remember(look, &admission, count);
             taking.admissions.insert(Arc::clone(&look.name), admission);
         }
-        // The store's time is at most this when the attempts are counted as started.
+        // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
+        let booted = since_boot();
         let now = looks.now.after(asked.elapsed());
         let resting = taking.step(&looks, now, self.slow);
         self.look_by(&looks, &taking, now);
         if !taking.steps.is_empty() {
             let lease = self.shared.dispatcher.open_lease();
-            let passed = self.pass(lease, taking, now).await;
+            let passed = self.pass(lease, taking, now, booted).await;
             self.shared.dispatcher.close_lease(lease);
             if passed.is_err() {
                 self.shared.doubt_leases();
             }
             passed?;
         }
-        for (name, until) in resting {
-            self.shared.store.rest_gate(&name, until).await?;
-            // It tells when that is over.
+        if !resting.is_empty() {
+            self.shared.store.rest_gates(&resting).await?;
+            // It knows when that is over.
             self.next_look = Instant::now();
         }
         Ok(())
@@ -286,8 +287,8 @@ impl Task {
     }
 
     /// Takes what was decided, and starts it.
-    async fn pass(&mut self, lease: Lease, taking: Taking, now: Timestamp) -> Result<()> {
-        let (shared, began, booted) = (&self.shared, Instant::now(), since_boot());
+    async fn pass(&mut self, lease: Lease, taking: Taking, now: Timestamp, booted: Duration) -> Result<()> {
+        let (shared, began) = (&self.shared, Instant::now());
         let Taking { steps, passes, mut reserved, .. } = taking;
         let passed = shared.store.pass_gates(shared.node(), lease, &steps, &passes, now).await;
         self.slow = (4 * began.elapsed()).max(self.slow * 3 / 4).min(MAX_SLOW);
@@ -377,8 +378,10 @@ impl Taking {
                 gate.starts.add(rate, gate.passed, now, rate.start_within(slow));
             }
             let admission = self.admissions.get(&look.name);
-            let next_at = admission.and_then(|admission| next_at(look, admission, gate.passed > 0, now));
-            if gate.passed > 0 || next_at.is_some() {
+            // Who has a slot goes without passing.
+            let used = gate.passed > 0 || admission.is_some_and(|admission| !admission.taken.is_empty());
+            let next_at = admission.and_then(|admission| next_at(look, admission, used, now));
+            if used || next_at.is_some() {
                 self.steps.push(GateStep {
                     name: Arc::clone(&look.name),
                     version: look.version,
@@ -388,7 +391,7 @@ impl Taking {
             }
             let until = admission.and_then(|admission| next_event(admission, now));
             let long = until.is_none_or(|until| until > now.after(RECHECK));
-            if admission.is_some() && gate.passed == 0 && long && look.next_at.is_some_and(|at| at <= now) {
+            if admission.is_some() && !used && long && look.next_at.is_some_and(|at| at <= now) {
                 resting.push((Arc::clone(&look.name), until.unwrap_or_else(|| now.after(RECHECK))));
             }
         }
@@ -415,9 +418,9 @@ fn next_event(admission: &Admission, now: Timestamp) -> Option<Timestamp> {
 
 /// When the store is to tell to look at a gate again; `None`: as it is. What stands there is left alone while it does: a
 /// row changes more cheaply when no index does.
-fn next_at(look: &GateLook, admission: &Admission, passed: bool, now: Timestamp) -> Option<Timestamp> {
+fn next_at(look: &GateLook, admission: &Admission, used: bool, now: Timestamp) -> Option<Timestamp> {
     let event = next_event(admission, now);
-    if event.is_none() && look.next_at.is_none() && !passed {
+    if event.is_none() && look.next_at.is_none() && !used {
         return None;
     }
     let latest = now.after(RECHECK);

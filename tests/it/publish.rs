@@ -29,7 +29,6 @@ engines! {
     content_is_deduplicated_on_request,
     equal_ids_at_once_make_one_message,
     labels_are_split_and_trimmed,
-    flow_control_is_refused,
     redacted_fields_are_hidden_but_delivered,
     unknown_and_empty_options_are_ignored,
 }
@@ -350,16 +349,6 @@ async fn labels_are_split_and_trimmed(t: Test) {
     let id = server.publish(&receiver.url("/"), &[("Upstash-Label", "a, b ,,c d")], "x").await;
     let message = server.message(&id).await;
     assert_eq!((&message["label"], &message["labels"]), (&json!("a"), &json!(["a", "b", "c d"])));
-}
-
-async fn flow_control_is_refused(t: Test) {
-    let (server, receiver) = (t.server().await, Receiver::start().await);
-    let headers = [("Upstash-Flow-Control-Key", "k"), ("Upstash-Flow-Control-Value", "parallelism=3")];
-    let call = server.call("POST", &format!("/v2/publish/{}", receiver.url("/"))).headers(&headers);
-    // FIXME: it should be obeyed. Until it is, a message with limits must not be sent without them.
-    let error = call.send().await.error(400);
-    assert!(error.contains("Upstash-Flow-Control-Key"), "{error}");
-    assert_eq!(server.get_json("/v2/events").await, json!({"events": []}));
 }
 
 async fn redacted_fields_are_hidden_but_delivered(t: Test) {

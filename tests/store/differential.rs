@@ -642,7 +642,7 @@ impl Run {
             }
             GateCall::Rest { gate } => {
                 let until = time(FUTURE + self.now);
-                same!(self, |store| store.rest_gate(&self::gate(gate), until).await.unwrap());
+                same!(self, |store| store.rest_gates(&[(self::gate(gate), until)]).await.unwrap());
             }
             GateCall::Wake => same!(self, |store| store.wake_gates().await.unwrap()),
             GateCall::Upsert { queue, parallelism, paused } => {
