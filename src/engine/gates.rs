@@ -82,9 +82,9 @@ impl Signal {
         }
     }
 
-    /// A message waits at its gate. If it is due later, the look tells when.
+    /// A message waits at its gate; if it is due later, the look tells when. It may have changed its key's limits.
     pub(super) fn note(&self, message: &Message) {
-        self.look_at(Path::of(message).map(|path| path.gate));
+        self.look_at(Path::of(message).into_iter().flat_map(|path| [Some(path.gate), path.flow]).flatten());
     }
 }
 

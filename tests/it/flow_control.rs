@@ -14,6 +14,7 @@ engines! {
     what_makes_no_sense_is_refused,
     a_key_limits_attempts_at_once,
     a_key_limits_attempts_in_a_period,
+    an_attempt_that_can_not_start_in_time_is_not_made_late,
     the_last_message_sets_the_limits,
     a_paused_key_starts_nothing,
     a_retry_holds_nothing_while_it_waits,
@@ -229,6 +230,30 @@ async fn a_key_limits_attempts_in_a_period(t: Test) {
     let took = starts.last().unwrap() - starts[0];
     assert!(took < 8000, "the rate is used: {took} ms");
     assert!(key(&server, "k").await["rateCount"].as_u64().unwrap() <= 10);
+}
+
+/// Admitted while its destination has no slot, an attempt would start whenever one ends, and with it those that the rate
+/// admits by then.
+async fn an_attempt_that_can_not_start_in_time_is_not_made_late(t: Test) {
+    let settings = [("HOMING_CONCURRENCY_PER_ORIGIN", "2")];
+    let (server, receiver) = (t.server_with(&settings).await, Receiver::start().await);
+    receiver.script("/slow", [Reply::ok().after(Duration::from_millis(1300))]);
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        slow.push(server.publish(&receiver.url("/slow"), &[], "x").await);
+    }
+    open(&receiver, 2).await;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(publish(&server, "k", "rate=1", &receiver.url("/"), &[]).await);
+    }
+    for id in &ids {
+        assert_eq!(server.ended(id).await, "CREATED ACTIVE DELIVERED");
+    }
+    check_starts(&starts(&server, &ids).await, 1, 1000);
+    for id in &slow {
+        assert_eq!(server.ended(id).await, "CREATED ACTIVE DELIVERED");
+    }
 }
 
 async fn the_last_message_sets_the_limits(t: Test) {

@@ -1,7 +1,7 @@
 //! The tables `gates` and `queue_places`: queues and flow-control keys, and when to look at which.
 //!
 //! [`entry`] is what accepting a message does here, `claim_postgres` and `claim_sqlite` how deliveries are taken, side by
-//! side. Whoever accepts holds the row of its gate against its removal and against [`rest`], not against claims.
+//! side. Whoever accepts holds the row of its gate against its removal and against [`rest_postgres`], not against claims.
 
 use std::sync::Arc;
 
