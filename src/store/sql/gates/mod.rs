@@ -154,8 +154,8 @@ pub(super) async fn due(pools: &Backend<&PgPool, &SqlitePool>, limit: usize) -> 
     Ok(due)
 }
 
-/// Makes all gates due that don't rest, locking them in the order in which everybody does. Not in a transaction that
-/// holds deliveries: whoever holds a gate may wait for these.
+/// Makes all gates due that have a time, locking them in the order in which everybody does. Not in a transaction that holds
+/// deliveries: whoever holds a gate may wait for these.
 pub(super) const WAKE_POSTGRES: &str = concat!(
     "UPDATE gates SET next_at = ",
     now_ms!(),
