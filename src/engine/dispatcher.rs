@@ -1,8 +1,8 @@
 //! Who goes next: the leased deliveries in memory, fair across lanes, within this node's limits.
 //!
-//! A lane here is what the store calls one; for a message in no queue it is the destination's origin. Room is shared by
-//! dynamic thresholds: a lane may hold as much as is still free. One busy lane thus gets half of the room, and n lanes
-//! that hang leave a share of 1/(n + 1) to the others, whatever their number.
+//! A lane here is what the store calls one: the destination's origin. Room is shared by dynamic thresholds: a lane may
+//! hold as much as is still free. One busy lane thus gets half of the room, and n lanes that hang leave a share of
+//! 1/(n + 1) to the others, whatever their number.
 //!
 //! Deliveries that came through a gate count there from then on, so that few of them wait here, and within their lane they
 //! take turns with the others.
@@ -486,6 +486,27 @@ mod tests {
         Delivery::stored_leased(&Arc::new(message), &Arc::from(lane), lease, None)
     }
 
+    /// One that came through a queue.
+    fn queued(id: usize, lane: &str, lease: Lease) -> Delivery {
+        let delivery = delivery(id, lane, lease);
+        let message = Message { queue: Some("q".to_owned()), ..(*delivery.message).clone() };
+        Delivery { message: Arc::new(message), ..delivery }
+    }
+
+    /// Reserves and admits as many of `count` deliveries of a lane that waited at gates as there is room for; those that
+    /// may start, and how many there was room for.
+    fn pass(dispatcher: &Dispatcher, lane: &str, count: usize) -> (Vec<Delivery>, usize) {
+        let lease = dispatcher.open_lease();
+        let all: Vec<Delivery> = (100..100 + count)
+            .map(|id| queued(id, lane, lease))
+            .filter(|delivery| dispatcher.reserve_passing(&delivery.lane, delivery.message.size()))
+            .collect();
+        let room = all.len();
+        let started = dispatcher.admit(all);
+        dispatcher.close_lease(lease);
+        (started, room)
+    }
+
     /// Reserves and admits `count` deliveries of a lane; those that may start.
     fn admit(dispatcher: &Dispatcher, lane: &str, count: usize) -> Vec<Delivery> {
         let lease = dispatcher.open_lease();
@@ -567,6 +588,74 @@ mod tests {
         let next = end(&dispatcher, &started);
         assert_eq!(next[0].message.id.as_str(), "msg_2");
         assert!(end(&dispatcher, &next).is_empty());
+        assert_eq!(dispatcher.load(), (0, 0));
+    }
+
+    #[test]
+    fn only_what_starts_soon_comes_through_gates() {
+        let dispatcher = dispatcher(100, 4, 1000);
+        let (started, room) = pass(&dispatcher, "a", 10);
+        assert_eq!((started.len(), room), (4, 4));
+        assert_eq!(pass(&dispatcher, "b", 1).0.len(), 1, "another lane has its own slots");
+        // All slots are in use: one waits for the next that is free.
+        let (next, room) = pass(&dispatcher, "a", 10);
+        assert_eq!((next.len(), room), (0, 1));
+        assert_eq!(end(&dispatcher, &started[..1]).len(), 1);
+        let lane: Arc<str> = Arc::from("a");
+        assert!(dispatcher.reserve_passing(&lane, 1));
+        assert!(!dispatcher.reserve_passing(&lane, 1));
+        dispatcher.unreserve_passing(&lane, 1);
+        assert!(dispatcher.reserve_passing(&lane, 1));
+        dispatcher.unreserve_passing(&lane, 1);
+        end(&dispatcher, &started[1..]);
+        assert_eq!(dispatcher.load(), (2, 2));
+    }
+
+    #[tokio::test]
+    async fn what_waits_at_gates_is_told_of_room() {
+        let dispatcher = dispatcher(100, 1, 1000);
+        let (started, _) = pass(&dispatcher, "a", 1);
+        assert_eq!(pass(&dispatcher, "a", 1).1, 1, "one runs, and one waits");
+        assert_eq!(pass(&dispatcher, "a", 1).1, 0);
+        end(&dispatcher, &started);
+        dispatcher.gate_room.notified().await;
+    }
+
+    #[test]
+    fn those_from_gates_and_the_others_take_turns() {
+        let dispatcher = dispatcher(100, 1, 1000);
+        let mut running = admit(&dispatcher, "a", 5);
+        let mut order = Vec::new();
+        while let Some(delivery) = running.pop() {
+            order.push(is_gated(&delivery.message));
+            pass(&dispatcher, "a", 1);
+            running = end(&dispatcher, &[delivery]);
+            if order.len() == 6 {
+                break;
+            }
+        }
+        assert_eq!(order.iter().filter(|gated| **gated).count(), 3, "{order:?}");
+        let withdrawn = dispatcher.withdraw_all();
+        assert!(withdrawn.iter().any(|delivery| is_gated(&delivery.message)));
+        end(&dispatcher, &running);
+        assert_eq!(dispatcher.load(), (0, 0));
+    }
+
+    #[test]
+    fn a_withdrawn_delivery_leaves_its_place_at_the_gate() {
+        let dispatcher = dispatcher(100, 1, 1000);
+        let (started, _) = pass(&dispatcher, "a", 1);
+        let lease = dispatcher.open_lease();
+        let waiting = queued(7, "a", lease);
+        assert!(dispatcher.reserve_passing(&waiting.lane, waiting.message.size()));
+        assert!(dispatcher.admit(vec![waiting]).is_empty());
+        assert_eq!(pass(&dispatcher, "a", 1).1, 0);
+        let withdrawn = dispatcher.withdraw(&HashSet::from([&MessageId::new("msg_7")]));
+        assert_eq!(withdrawn.len(), 1);
+        dispatcher.forget(&withdrawn[0]);
+        assert_eq!(pass(&dispatcher, "a", 1).1, 1);
+        let next = end(&dispatcher, &started);
+        end(&dispatcher, &next);
         assert_eq!(dispatcher.load(), (0, 0));
     }
 

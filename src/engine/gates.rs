@@ -30,10 +30,12 @@ const LEAST: usize = 8;
 const SOON: Duration = Duration::from_secs(1);
 /// When somebody else was faster.
 const CONTENDED: Duration = Duration::from_millis(5);
+/// How long those who join a gate that lets nobody through don't make it worth a look: what opens it is told.
+const CLOSED: Duration = Duration::from_millis(20);
 /// While there is no room at all.
 const SATURATED: Duration = Duration::from_millis(100);
-/// Keys behind which queues wait that are kept in mind; beyond, these are looked at a little later.
-const MAX_BEHIND: usize = 4096;
+/// Gates about which something is kept in mind; beyond, all of it is forgotten, which costs looks and time, nothing else.
+const MAX_KEPT: usize = 4096;
 /// The longest that a slow store may keep an attempt of a rate from starting.
 const MAX_SLOW: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,8 @@ pub(super) struct Signal {
 #[derive(Default)]
 struct Told {
     gates: HashSet<Arc<str>>,
+    /// Gates at which more waits than before.
+    joined: HashSet<Arc<str>>,
     all: bool,
     /// When something is due.
     due_at: Option<Timestamp>,
@@ -82,9 +86,15 @@ impl Signal {
         }
     }
 
-    /// A message waits at its gate. If it is due later, the look tells when.
+    /// A message waits at its gate; if it is due later, the look tells when. It may have changed its key's limits.
     pub(super) fn note(&self, message: &Message) {
-        self.look_at(Path::of(message).map(|path| path.gate));
+        let gates = Path::of(message).into_iter().flat_map(|path| [Some(path.gate), path.flow]).flatten();
+        let mut told = self.told();
+        let before = told.joined.len();
+        told.joined.extend(gates);
+        if told.joined.len() > before {
+            self.wake.notify_one();
+        }
     }
 }
 
@@ -99,6 +109,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         next_look: Instant::now(),
         again: HashSet::new(),
         again_at: Instant::now(),
+        closed: HashMap::new(),
         without_room: HashSet::new(),
         behind: HashMap::new(),
         slow: Duration::ZERO,
@@ -129,9 +140,11 @@ struct Task {
     shared: Arc<Shared>,
     /// When to ask the store which gates are due.
     next_look: Instant,
-    /// Gates at which somebody else was faster, and when to look at them again.
+    /// Gates to look at a little later.
     again: HashSet<Arc<str>>,
     again_at: Instant,
+    /// Gates that let nobody through, and until when that is taken for granted.
+    closed: HashMap<Arc<str>, Instant>,
     /// Gates with something that didn't fit into this node.
     without_room: HashSet<Arc<str>>,
     /// Queues whose deliveries wait for a key, by that key.
@@ -178,8 +191,17 @@ impl Task {
             let due_in = due_at.since(self.shared.clock.now());
             self.next_look = self.next_look.min(Instant::now() + due_in);
         }
-        if Instant::now() >= self.again_at {
+        let now = Instant::now();
+        if now >= self.again_at {
             names.extend(self.again.drain());
+        }
+        for name in told.joined {
+            match self.closed.get(&name) {
+                Some(until) if *until > now => self.look_again(name, CLOSED),
+                _ => {
+                    names.insert(name);
+                }
+            }
         }
         let queues: Vec<Arc<str>> =
             names.iter().filter_map(|name| self.behind.remove(name)).flatten().collect();
@@ -191,6 +213,12 @@ impl Task {
             self.shared.gates.look_at_all();
         }
         result
+    }
+
+    fn look_again(&mut self, name: Arc<str>, after: Duration) {
+        let at = Instant::now() + after;
+        self.again_at = if self.again.is_empty() { at } else { self.again_at.min(at) };
+        self.again.insert(name);
     }
 
     /// Looks at some of the gates, and takes these out of `names`.
@@ -232,22 +260,23 @@ impl Task {
             self.remember(look, &admission, count);
             taking.admissions.insert(Arc::clone(&look.name), admission);
         }
-        // The store's time is at most this when the attempts are counted as started.
+        // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
+        let booted = since_boot();
         let now = looks.now.after(asked.elapsed());
         let resting = taking.step(&looks, now, self.slow);
         self.look_by(&looks, &taking, now);
         if !taking.steps.is_empty() {
             let lease = self.shared.dispatcher.open_lease();
-            let passed = self.pass(lease, taking, now).await;
+            let passed = self.pass(lease, taking, now, booted).await;
             self.shared.dispatcher.close_lease(lease);
             if passed.is_err() {
                 self.shared.doubt_leases();
             }
             passed?;
         }
-        for (name, until) in resting {
-            self.shared.store.rest_gate(&name, until).await?;
-            // It tells when that is over.
+        if !resting.is_empty() {
+            self.shared.store.rest_gates(&resting).await?;
+            // It knows when that is over.
             self.next_look = Instant::now();
         }
         Ok(())
@@ -263,8 +292,16 @@ impl Task {
             // There may be more.
             self.shared.gates.look_at([name()]);
         }
-        if self.behind.len() > MAX_BEHIND {
+        if self.behind.len() > MAX_KEPT {
             self.behind.clear();
+        }
+        if self.closed.len() > MAX_KEPT {
+            self.closed.clear();
+        }
+        if admission.blocked || look.gate.paused {
+            self.closed.insert(name(), Instant::now() + CLOSED);
+        } else {
+            self.closed.remove(&look.name);
         }
         for key in &admission.full_keys {
             self.behind.entry(Arc::clone(key)).or_default().insert(name());
@@ -282,8 +319,8 @@ impl Task {
     }
 
     /// Takes what was decided, and starts it.
-    async fn pass(&mut self, lease: Lease, taking: Taking, now: Timestamp) -> Result<()> {
-        let (shared, began, booted) = (&self.shared, Instant::now(), since_boot());
+    async fn pass(&mut self, lease: Lease, taking: Taking, now: Timestamp, booted: Duration) -> Result<()> {
+        let (shared, began) = (&self.shared, Instant::now());
         let Taking { steps, passes, mut reserved, .. } = taking;
         let passed = shared.store.pass_gates(shared.node(), lease, &steps, &passes, now).await;
         self.slow = (4 * began.elapsed()).max(self.slow * 3 / 4).min(MAX_SLOW);
@@ -304,13 +341,12 @@ impl Task {
         live.sort_by_key(|(number, _)| *number);
         let live = live.into_iter().map(|(_, delivery)| delivery).collect();
         attempt::start(shared, shared.dispatcher.admit(live));
-        for place in reserved.into_values() {
-            shared.dispatcher.unreserve_passing(&place.lane, place.size);
-            self.again.insert(place.gate);
-            self.again_at = Instant::now() + CONTENDED;
-        }
         if !cancelled.is_empty() {
             cancelling::end(shared, &cancelled).await;
+        }
+        for place in reserved.into_values() {
+            self.shared.dispatcher.unreserve_passing(&place.lane, place.size);
+            self.look_again(place.gate, CONTENDED);
         }
         result
     }

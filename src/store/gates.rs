@@ -15,7 +15,7 @@ use crate::domain::gate::{Control, FlowChange, Gate, Starts, Waiting};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 
-/// How long nobody may look at a gate at which something waits that could go. Only [`Gates::rest_gate`] makes it longer,
+/// How long nobody may look at a gate at which something waits that could go. Only [`Gates::rest_gates`] makes it longer,
 /// as it alone can see that nothing is being accepted meanwhile.
 pub const RECHECK: Duration = Duration::from_secs(5);
 /// The same where something waits that can't go, or is in flight: its end is told, or found after that time.
@@ -134,9 +134,9 @@ pub trait Gates {
         passes: &[Pass],
         now: Timestamp,
     ) -> Result<Vec<Delivery>>;
-    /// Lets a gate rest until something that waits there is due. What is due already can't go before `blocked_until`.
-    /// False: somebody is using it at this moment, and nothing was done.
-    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<bool>;
+    /// Lets gates rest until something that waits there is due, except those that somebody is using at this moment. What is
+    /// due already can't go before the time beside its gate.
+    async fn rest_gates(&self, gates: &[(Arc<str>, Timestamp)]) -> Result<()>;
     /// The gates to look at now, at most `limit`.
     async fn due_gates(&self, limit: usize) -> Result<DueGates>;
     /// Makes all gates due at which anything waits or is in flight.

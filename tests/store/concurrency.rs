@@ -420,9 +420,9 @@ async fn disturb(store: &SqlStore, node: NodeId, kind: u32, round: i64) {
             }
         }
         2 => {
-            store.rest_gate(&format!("q:q{}", round % 3), time(FUTURE)).await.unwrap();
+            let gates = ["q:q2", "q:q1", "q:q0", "f:k4", "f:k0"].map(|gate| (Arc::from(gate), time(FUTURE)));
+            store.rest_gates(&gates).await.unwrap();
             store.wake_gates().await.unwrap();
-            store.rest_gate(&format!("f:k{}", round % 5), time(FUTURE)).await.unwrap();
             let retention = Retention { log: Duration::ZERO, dead_letters: Duration::ZERO };
             store.prune(retention, time(START), "").await.unwrap();
         }

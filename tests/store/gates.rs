@@ -584,7 +584,7 @@ pub(crate) async fn a_gate_rests_until_something_is_due(world: World) {
     let store = &world.store;
     let blocked_until = time(FUTURE + 1_000_000);
     let rest = async |gate: &str| {
-        assert!(store.rest_gate(gate, blocked_until).await.unwrap());
+        store.rest_gates(&[(Arc::from(gate), blocked_until)]).await.unwrap();
         world.look(gate).await.next_at
     };
     let id = world.enqueue("q").await;
@@ -626,7 +626,7 @@ pub(crate) async fn idle_keys_go_with_the_log(world: World) {
         let id = world.put_message(message).await;
         if !["waits", "behind"].contains(&key) {
             assert_eq!(store.cancel(&id, time(START)).await.unwrap(), Cancellation::Cancelled);
-            store.rest_gate(&flow_gate(key), time(FUTURE)).await.unwrap();
+            store.rest_gates(&[(flow_gate(key).into(), time(FUTURE))]).await.unwrap();
         }
     }
     let now = time(START + 2000);
@@ -634,7 +634,7 @@ pub(crate) async fn idle_keys_go_with_the_log(world: World) {
     let pin = FlowChange::Pin(Limits { parallelism: Some(1), rate: None });
     assert!(store.change_flow_key("pinned", &pin, now).await.unwrap());
     for key in ["paused", "pinned"] {
-        store.rest_gate(&flow_gate(key), time(FUTURE)).await.unwrap();
+        store.rest_gates(&[(flow_gate(key).into(), time(FUTURE))]).await.unwrap();
     }
     let prune = async |age_ms: u64| {
         let age = Duration::from_millis(age_ms);

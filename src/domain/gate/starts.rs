@@ -1,7 +1,7 @@
 //! How many attempts of a key were started lately, so that no period ever holds more of them than its rate.
 //!
 //! Starts are kept as a few bursts, each counted until its last start has left every window that is still to come. That
-//! keeps the history small whatever the rate, and costs a twentieth of a period at most.
+//! keeps the history small whatever the rate, and costs less than a tenth of it.
 
 use std::time::Duration;
 

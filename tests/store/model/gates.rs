@@ -231,6 +231,20 @@ impl Contents {
         }
     }
 
+    fn rest(&mut self, name: &str, blocked_until: Timestamp, now: Timestamp) {
+        let until = |due_at: Timestamp| if due_at <= now { blocked_until } else { due_at };
+        let first = self.waiting(name, false).first().map(|one| until(one.due_at));
+        let held = self.waiting(name, true).into_iter().map(|one| until(one.due_at)).min();
+        let slots = |slot: &Slot| *slot.queue == *name;
+        let busy = self.in_flight(name) > 0
+            || self.deliveries.values().any(|delivery| delivery.at.slot.as_ref().is_some_and(slots));
+        let busy = busy.then(|| now.after(RECHECK_BLOCKED));
+        if let Some(gate) = self.gates.get_mut(name) {
+            let next = [first, held, busy].into_iter().flatten().min();
+            gate.next_at = next.filter(|_| !gate.control.paused);
+        }
+    }
+
     fn pass(&mut self, node: NodeId, lease: Lease, pass: &Pass, now: Timestamp) -> Option<Delivery> {
         let message = Arc::clone(self.messages.get(&pass.id)?);
         let delivery = self.deliveries.get_mut(&pass.id)?;
@@ -304,21 +318,13 @@ impl Gates for Model {
         Ok(passed)
     }
 
-    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<bool> {
+    async fn rest_gates(&self, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
         let mut state = self.state();
         let now = state.tick();
-        let until = |due_at: Timestamp| if due_at <= now { blocked_until } else { due_at };
-        let first = state.waiting(name, false).first().map(|one| until(one.due_at));
-        let held = state.waiting(name, true).into_iter().map(|one| until(one.due_at)).min();
-        let slots = |slot: &Slot| *slot.queue == *name;
-        let busy = state.in_flight(name) > 0
-            || state.deliveries.values().any(|delivery| delivery.at.slot.as_ref().is_some_and(slots));
-        let busy = busy.then(|| now.after(RECHECK_BLOCKED));
-        if let Some(gate) = state.gates.get_mut(name) {
-            let next = [first, held, busy].into_iter().flatten().min();
-            gate.next_at = next.filter(|_| !gate.control.paused);
+        for (name, blocked_until) in gates {
+            state.rest(name, *blocked_until, now);
         }
-        Ok(true)
+        Ok(())
     }
 
     async fn due_gates(&self, limit: usize) -> Result<DueGates> {

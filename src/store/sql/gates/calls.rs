@@ -46,14 +46,16 @@ impl Gates for SqlStore {
         }
     }
 
-    async fn rest_gate(&self, name: &str, blocked_until: Timestamp) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
-            let rests = super::rest(&mut tx, name, blocked_until).await?;
-            commit(tx).await?;
-            Ok(rests)
-        })
-        .await
+    async fn rest_gates(&self, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
+        match &self.backend {
+            Backend::Postgres(pools) => {
+                let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
+                let step = super::rest_postgres(&mut conn, gates);
+                let result = tokio::time::timeout(DEADLINE, step).await;
+                hot_postgres::give_back(conn, DEADLINE, result)
+            }
+            Backend::Sqlite(pools) => super::rest_sqlite(&pools.writer, gates).await,
+        }
     }
 
     async fn due_gates(&self, limit: usize) -> Result<DueGates> {

@@ -1,11 +1,11 @@
 //! The tables `gates` and `queue_places`: queues and flow-control keys, and when to look at which.
 //!
 //! [`entry`] is what accepting a message does here, `claim_postgres` and `claim_sqlite` how deliveries are taken, side by
-//! side. Whoever accepts holds the row of its gate against its removal and against [`rest`], not against claims.
+//! side. Whoever accepts holds the row of its gate against its removal and against [`rest_postgres`], not against claims.
 
 use std::sync::Arc;
 
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{Connection as _, PgConnection, PgPool, SqlitePool};
 
 use super::deliveries::record;
 use super::nodes::now_ms;
@@ -154,8 +154,8 @@ pub(super) async fn due(pools: &Backend<&PgPool, &SqlitePool>, limit: usize) -> 
     Ok(due)
 }
 
-/// Makes all gates due that don't rest, locking them in the order in which everybody does. Not in a transaction that
-/// holds deliveries: whoever holds a gate may wait for these.
+/// Makes all gates due that have a time, locking them in the order in which everybody does. Not in a transaction that holds
+/// deliveries: whoever holds a gate may wait for these.
 pub(super) const WAKE_POSTGRES: &str = concat!(
     "UPDATE gates SET next_at = ",
     now_ms!(),
@@ -166,53 +166,84 @@ pub(super) const WAKE_POSTGRES: &str = concat!(
 /// The same; `$1` is now.
 pub(super) const WAKE_SQLITE: &str = "UPDATE gates SET next_at = $1 WHERE next_at > $1";
 
-/// Takes a gate for oneself, so that nobody accepts anything for it. False: somebody does, or claims from it. Nobody waits
-/// for those who accept: they hold one gate and may wait for another.
-async fn seize(tx: &mut Tx, name: &str) -> Result<bool> {
-    match tx {
-        Tx::Postgres(tx) => {
-            let seized = sqlx::query("SELECT 1 FROM gates WHERE name = $1 FOR UPDATE SKIP LOCKED")
-                .bind(name)
-                .fetch_optional(&mut **tx)
-                .await?;
-            Ok(seized.is_some())
-        }
-        // There is one writer.
-        Tx::Sqlite(_) => Ok(true),
-    }
+/// What a gate's `next_at` is while it rests: when the first of those that wait is due, or, for what is due already,
+/// `$until`; and while anything is in flight, not too late.
+macro_rules! rested_at {
+    ($name:literal, $now:literal, $until:literal, $busy:literal) => {
+        concat!(
+            "CASE WHEN paused THEN NULL ELSE (SELECT MIN(CASE WHEN due_at <= ",
+            $now,
+            " THEN ",
+            $until,
+            " ELSE due_at END) FROM ( \
+                 SELECT * FROM (SELECT place / 1000 AS due_at FROM deliveries WHERE gate = ",
+            $name,
+            " AND node = 0 AND (slot IS NULL OR slot <> gate) ORDER BY place, message_id LIMIT 1) AS head \
+                 UNION ALL SELECT due_at FROM deliveries WHERE slot = ",
+            $name,
+            " AND gate = ",
+            $name,
+            " AND node = 0 UNION ALL SELECT ",
+            $busy,
+            " WHERE EXISTS (SELECT 1 FROM deliveries WHERE slot = ",
+            $name,
+            ") OR EXISTS (SELECT 1 FROM deliveries WHERE flow = ",
+            $name,
+            " AND node > 0)) AS coming) END"
+        )
+    };
 }
 
-/// Lets a gate rest, unless it is in use. Whatever is accepted is either seen here, in a statement of its own, or sees
-/// this.
-pub(super) async fn rest(tx: &mut Tx, name: &str, blocked_until: Timestamp) -> Result<bool> {
-    if !seize(tx, name).await? {
-        return Ok(false);
-    }
-    let sql = "UPDATE gates SET next_at = CASE WHEN paused THEN NULL ELSE ( \
-             SELECT MIN(CASE WHEN due_at <= $2 THEN $3 ELSE due_at END) FROM ( \
-                 SELECT * FROM (SELECT place / 1000 AS due_at FROM deliveries \
-                     WHERE gate = $1 AND node = 0 AND (slot IS NULL OR slot <> gate) \
-                     ORDER BY place, message_id LIMIT 1) AS head \
-                 UNION ALL \
-                 SELECT due_at FROM deliveries WHERE slot = $1 AND gate = $1 AND node = 0 \
-                 UNION ALL \
-                 SELECT $4 WHERE EXISTS (SELECT 1 FROM deliveries WHERE slot = $1) \
-                              OR EXISTS (SELECT 1 FROM deliveries WHERE flow = $1 AND node > 0)) AS coming) END \
-         WHERE name = $1";
-    let now = match tx {
-        Tx::Postgres(tx) => super::hot_postgres::now(&mut **tx).await?,
-        Tx::Sqlite(_) => crate::clock::system_now(),
-    };
-    on_backend!(tx, |tx| {
+/// Lets gates rest, but for those that are in use. Whatever is accepted is either seen here, in a statement that begins
+/// when the gate is held, or sees this. Nobody waits for those who accept: they hold one gate and may wait for another.
+pub(super) async fn rest_postgres(conn: &mut PgConnection, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
+    let mut tx = conn.begin().await?;
+    let names: Vec<&str> = gates.iter().map(|(name, _)| &**name).collect();
+    let (held, now): (Vec<String>, Vec<i64>) = sqlx::query_as::<_, (String, i64)>(concat!(
+        "SELECT name, ",
+        now_ms!(),
+        " FROM gates WHERE name = ANY ($1) ORDER BY name FOR UPDATE SKIP LOCKED"
+    ))
+    .bind(names)
+    .fetch_all(&mut *tx)
+    .await?
+    .into_iter()
+    .unzip();
+    let Some(now) = now.first().copied().map(Timestamp::from_millis) else { return Ok(()) };
+    let until = |name: &String| gates.iter().find(|(other, _)| **other == **name).map(|(_, until)| *until);
+    let until: Vec<i64> = held.iter().filter_map(until).map(Timestamp::as_millis).collect();
+    sqlx::query(concat!(
+        "UPDATE gates SET next_at = ",
+        rested_at!("gates.name", "$3", "r.until", "$4"),
+        " FROM unnest($1::text[], $2::bigint[]) AS r (name, until) WHERE gates.name = r.name"
+    ))
+    .bind(held)
+    .bind(until)
+    .bind(now.as_millis())
+    .bind(now.after(RECHECK_BLOCKED).as_millis())
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// The same where there is one writer.
+pub(super) async fn rest_sqlite(writer: &SqlitePool, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
+    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let now = crate::clock::system_now();
+    for (name, until) in gates {
+        let sql =
+            concat!("UPDATE gates SET next_at = ", rested_at!("$1", "$2", "$3", "$4"), " WHERE name = $1");
         sqlx::query(sql)
-            .bind(name)
+            .bind(&**name)
             .bind(now.as_millis())
-            .bind(blocked_until.as_millis())
+            .bind(until.as_millis())
             .bind(now.after(RECHECK_BLOCKED).as_millis())
-            .execute(&mut **tx)
+            .execute(&mut *tx)
             .await?;
-    });
-    Ok(true)
+    }
+    tx.commit().await?;
+    Ok(())
 }
 
 /// Makes a queue, or changes what is given; false: there are too many.
@@ -337,15 +368,14 @@ impl QueueRow {
 pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Result<QueueRemoval> {
     let gate = queue_gate(name);
     let gate = gate.as_str();
-    if !seize(tx, gate).await? {
-        let there = on_backend!(&mut *tx, |tx| {
-            sqlx::query("SELECT 1 FROM gates WHERE name = $1")
-                .bind(gate)
-                .fetch_optional(&mut **tx)
-                .await?
-                .is_some()
-        });
-        return Ok(QueueRemoval { done: !there, requested: Vec::new() });
+    if let Tx::Postgres(tx) = &mut *tx {
+        let of = async |tx: &mut PgConnection, sql: &'static str| -> Result<bool> {
+            Ok(sqlx::query(sql).bind(gate).fetch_optional(tx).await?.is_some())
+        };
+        if !of(tx, "SELECT 1 FROM gates WHERE name = $1 FOR UPDATE SKIP LOCKED").await? {
+            let done = !of(tx, "SELECT 1 FROM gates WHERE name = $1").await?;
+            return Ok(QueueRemoval { done, requested: Vec::new() });
+        }
     }
     let cancelled = cancel_waiting(tx, gate, now).await?;
     if cancelled == REMOVED_AT_ONCE.unsigned_abs() {
