@@ -1,8 +1,9 @@
 //! One suite over the `Store` trait, on the in-memory model, SQLite and Postgres, so that a difference between any two of
 //! them shows.
 //!
-//! [`suite`], [`gates`], [`lists`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies random calls to the model
-//! and to a real store and compares; [`concurrency`] lets two nodes work on one Postgres. [`model`] is the oracle.
+//! [`suite`], [`gates`], [`lists`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies
+//! random calls to the model and to a real store and compares; [`concurrency`] lets two nodes work on one Postgres;
+//! [`plans`] looks at how Postgres does it. [`model`] is the oracle.
 //! Whatever is due was due years ago or will be in decades, so that no test depends on a clock.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
@@ -13,6 +14,7 @@ mod filters;
 mod gates;
 mod lists;
 mod model;
+mod plans;
 mod schedules;
 mod suite;
 mod support;

@@ -1,6 +1,7 @@
 //! Looking at gates and taking deliveries from them, on Postgres. Beside [`super::claim_sqlite`], step for step.
 //!
-//! Both run on the connections with pinned plans, each as one statement that commits by itself.
+//! Both run on the connections with pinned plans, each as one statement that commits by itself. A condition inside a
+//! `CASE` is one that no index may serve: the plan is made when nothing waits, and must not walk all that does later.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,7 +52,8 @@ const LOOK: &str = concat!(
      w AS MATERIALIZED ( \
          SELECT g.name, d.* FROM g CROSS JOIN LATERAL ( \
              (SELECT message_id, lane, size, due_at, place, flow, TRUE AS holds_slot FROM deliveries \
-              WHERE slot = g.name AND gate = g.name AND node = 0 ORDER BY due_at, message_id LIMIT $2 + 1) \
+              WHERE slot = g.name AND CASE WHEN gate = g.name AND node = 0 THEN TRUE END \
+              ORDER BY due_at, message_id LIMIT $2 + 1) \
              UNION ALL \
              (SELECT message_id, lane, size, place / 1000, place, flow, FALSE FROM deliveries \
               WHERE gate = g.name AND node = 0 AND slot IS DISTINCT FROM gate ORDER BY place, message_id \
@@ -134,7 +136,7 @@ const PASS: &str = concat!(
            AND CASE WHEN flow IS NULL THEN TRUE WHEN flow IN (SELECT name FROM changed) THEN TRUE END), \
      locked AS MATERIALIZED ( \
          SELECT w.id, w.gate, w.number, w.in_order FROM wanted w JOIN deliveries d ON d.message_id = w.id \
-         WHERE d.node = 0 AND d.gate = w.gate FOR UPDATE OF d SKIP LOCKED), \
+         WHERE CASE WHEN d.node = 0 AND d.gate = w.gate THEN TRUE END FOR UPDATE OF d SKIP LOCKED), \
      passing AS MATERIALIZED ( \
          SELECT id FROM ( \
              SELECT id, number, in_order, ROW_NUMBER() OVER (PARTITION BY gate, in_order ORDER BY number) AS have \

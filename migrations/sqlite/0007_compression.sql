@@ -1,0 +1,1 @@
+-- Nothing: SQLite stores bodies as they are.

@@ -1,0 +1,49 @@
+//! Plans on Postgres that are made while nothing waits, and have to hold when much does.
+
+use homing::store::{Repeat, Store as _};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::gates::{queued, take};
+use crate::support::{Database, Held, NODE, START, message, waiting};
+
+const WAITING: i64 = 2000;
+const TAKEN: i64 = 20;
+
+/// Entries of the indices on deliveries that the database has read so far. Its processes tell it when they end.
+async fn index_entries_read(database: &Database) -> i64 {
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    let others = "SELECT COUNT(*) FROM pg_stat_activity \
+                  WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    while sqlx::query_scalar::<_, i64>(others).fetch_one(&mut connection).await.unwrap() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let read = "SELECT SUM(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'deliveries'";
+    let read = sqlx::query_scalar(read).fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    read
+}
+
+#[tokio::test]
+async fn a_long_queue_costs_no_more_than_a_short_one() {
+    let database = Database::create().await;
+    let store = database.connect().await;
+    store.register(NODE, "node").await.unwrap();
+    for number in 0..WAITING {
+        let number = u32::try_from(number).unwrap();
+        let accept = waiting(queued(message(number, START + i64::from(number)), "q"), "a");
+        store.accept(NODE, &[accept], Repeat::First).await.unwrap();
+        // Each connection has made its plans before much waits.
+        if number < 20 {
+            let taken = take(&store, NODE, "q:q", 1 + i64::from(number)).await;
+            store.finish(NODE, &[Held::from(&taken[0]).delivered()]).await.unwrap();
+        }
+    }
+    for lease in 100..100 + TAKEN {
+        let taken = take(&store, NODE, "q:q", lease).await;
+        store.finish(NODE, &[Held::from(&taken[0]).delivered()]).await.unwrap();
+    }
+    store.close().await;
+    let read = index_entries_read(&database).await;
+    database.remove().await;
+    assert!(read < 20 * (20 + TAKEN), "{read} entries for {TAKEN} messages");
+}
