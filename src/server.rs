@@ -103,7 +103,7 @@ pub async fn migrate(config: Config) -> anyhow::Result<()> {
 }
 
 async fn open(config: &Config) -> anyhow::Result<SqlStore> {
-    let hot = u32::try_from(config.writers).unwrap_or(u32::MAX).saturating_mul(2).saturating_add(2);
+    let hot = u32::try_from(config.writers).unwrap_or(u32::MAX).saturating_mul(3).saturating_add(2);
     let options = sql::Options {
         database: match &config.database_url {
             DatabaseUrl::Sqlite(path) => sql::Database::Sqlite(path.clone()),

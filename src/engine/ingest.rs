@@ -2,11 +2,15 @@
 //!
 //! Invariant: an answer follows the commit that holds its messages. What is due now and fits in this node's room is
 //! stored already leased to it and goes on without being claimed.
+//!
+//! Few batches at once are the largest, and cheapest. But when another full batch waits already, it does not wait for the
+//! one before: a second set of writers is there for these alone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{Shared, attempt};
@@ -40,18 +44,34 @@ struct Submission {
     reply: oneshot::Sender<Result<Vec<Accepted>>>,
 }
 
+/// What is published and in no batch yet.
+struct Backlog {
+    waiting: Mutex<mpsc::Receiver<Submission>>,
+    messages: AtomicUsize,
+    /// Rung when another full batch waits.
+    full: Notify,
+}
+
 /// The handle that accepts messages.
 #[derive(Clone)]
-pub struct Ingest(mpsc::Sender<Submission>);
+pub struct Ingest {
+    submissions: mpsc::Sender<Submission>,
+    backlog: Arc<Backlog>,
+}
 
 impl Ingest {
     pub(super) fn start(shared: &Arc<Shared>, tasks: &TaskTracker) -> Self {
         let (submissions, waiting) = mpsc::channel(WAITING);
-        let waiting = Arc::new(Mutex::new(waiting));
+        let backlog = Arc::new(Backlog {
+            waiting: Mutex::new(waiting),
+            messages: AtomicUsize::new(0),
+            full: Notify::new(),
+        });
         for _ in 0..shared.settings.writers {
-            super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&waiting)));
+            super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&backlog)));
+            super::spawn(shared, tasks, help(Arc::clone(shared), Arc::clone(&backlog)));
         }
-        Self(submissions)
+        Self { submissions, backlog }
     }
 
     /// Stores the messages, all or none. The results are in their order. Dropping the call cancels nothing.
@@ -59,22 +79,25 @@ impl Ingest {
         let stopped = || StoreError::Unavailable(sqlx::Error::PoolClosed);
         let (reply, result) = oneshot::channel();
         let answer = async {
-            self.0.send(Submission { messages, reply }).await.map_err(|_| stopped())?;
+            let place = self.submissions.reserve().await.map_err(|_| stopped())?;
+            self.backlog.messages.fetch_add(messages.len(), Ordering::Relaxed);
+            place.send(Submission { messages, reply });
             result.await.map_err(|_| stopped())?
         };
         tokio::time::timeout(ANSWER, answer).await.map_err(|_| StoreError::Deadline(ANSWER))?
     }
 }
 
-async fn run(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Submission>>>) {
+async fn run(shared: Arc<Shared>, backlog: Arc<Backlog>) {
     loop {
         // One writer gathers its batch while the others write theirs.
         let batch = {
-            let mut waiting = waiting.lock().await;
-            tokio::select! {
-                batch = gather(&mut waiting) => batch,
+            let mut waiting = backlog.waiting.lock().await;
+            let first = tokio::select! {
+                first = waiting.recv() => first,
                 () = shared.stopping.cancelled() => return,
-            }
+            };
+            backlog.gather(first, &mut waiting)
         };
         if batch.is_empty() {
             return;
@@ -83,19 +106,43 @@ async fn run(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Submission>>
     }
 }
 
-/// The publishes that are waiting, at least one; none when there will be no more.
-async fn gather(waiting: &mut mpsc::Receiver<Submission>) -> Vec<Submission> {
-    let Some(first) = waiting.recv().await else { return Vec::new() };
-    let (mut count, mut bytes) = size(&first);
-    let mut batch = vec![first];
-    while count < BATCH && bytes < BATCH_BYTES {
-        let Ok(next) = waiting.try_recv() else { break };
-        let (more, more_bytes) = size(&next);
-        count += more;
-        bytes += more_bytes;
-        batch.push(next);
+/// Writes what would be a full batch while others are written.
+async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
+    loop {
+        tokio::select! {
+            () = backlog.full.notified() => {}
+            () = shared.stopping.cancelled() => return,
+        }
+        // Whoever has the receiver waits for the next message: there is none to help with.
+        let batch = match backlog.waiting.try_lock() {
+            Ok(mut waiting) => backlog.gather(waiting.try_recv().ok(), &mut waiting),
+            Err(_) => Vec::new(),
+        };
+        if !batch.is_empty() {
+            write(&shared, batch).await;
+        }
     }
-    batch
+}
+
+impl Backlog {
+    /// A batch that begins with `first`, from what is waiting; none without it.
+    fn gather(&self, first: Option<Submission>, waiting: &mut mpsc::Receiver<Submission>) -> Vec<Submission> {
+        let Some(first) = first else { return Vec::new() };
+        let (mut count, mut bytes) = size(&first);
+        let mut batch = vec![first];
+        while count < BATCH && bytes < BATCH_BYTES {
+            let Ok(next) = waiting.try_recv() else { break };
+            let (more, more_bytes) = size(&next);
+            count += more;
+            bytes += more_bytes;
+            batch.push(next);
+        }
+        let before = self.messages.fetch_sub(count, Ordering::Relaxed);
+        if before.saturating_sub(count) >= BATCH {
+            self.full.notify_one();
+        }
+        batch
+    }
 }
 
 fn size(submission: &Submission) -> (usize, usize) {
