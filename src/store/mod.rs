@@ -475,7 +475,8 @@ pub trait Store:
     ) -> Result<Page<LetterPlace>>;
     /// Deletes those of the dead letters that exist; how many.
     async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64>;
-    /// Replaces dead letters by new messages, unleased; which of them. None is there twice.
+    /// Replaces dead letters by new messages, unleased; which of them. None is there twice. On SQLite more than a thousand
+    /// of them are several steps, and a fault between two of these leaves the rest what it was.
     async fn retry_dead_letters(
         &self,
         replacements: &[(DeadLetterId, Accept)],

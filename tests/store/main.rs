@@ -115,6 +115,7 @@ on_all_stores! { lists:
     dead_letters_are_filtered,
     dead_letters_are_deleted_once,
     dead_letters_are_retried_all_or_none,
+    many_dead_letters_are_retried_all_or_none,
     signing_keys_are_made_once_and_rotate,
     one_token_is_made_however_many_ask,
     only_what_is_finished_and_old_is_pruned,

@@ -207,7 +207,7 @@ macro_rules! plain_columns {
 }
 
 /// Stores messages and their deliveries. No two of the batch have the same deduplication key.
-async fn accept(
+pub(super) async fn accept(
     conn: &mut SqliteConnection,
     node: NodeId,
     batch: &[Accept],

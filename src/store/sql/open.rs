@@ -120,7 +120,8 @@ async fn sqlite(path: &Path) -> Result<SqlitePools> {
         .await?;
     let checkpointer = Checkpointer::start(checkpoints.clone(), writer.clone());
     let group = hot_sqlite::GroupCommit::start(writer.clone(), checkpointer.bell());
-    Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, _lock: lock })
+    let dead_letters = tokio::sync::Mutex::new(());
+    Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, dead_letters, _lock: lock })
 }
 
 /// What can't be done with a path, and what may help. Files are made in the folder, which is what must be writable.

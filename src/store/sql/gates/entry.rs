@@ -12,19 +12,11 @@ use crate::domain::message::{FlowControl, Message};
 use crate::domain::time::Timestamp;
 use crate::store::Result;
 use crate::store::gates::RECHECK;
+use crate::store::sql::Backend;
 use crate::store::sql::nodes::now_ms;
-use crate::store::sql::{Backend, Tx};
 
 /// A connection inside a transaction.
 pub(in crate::store::sql) type Conn<'a> = Backend<&'a mut PgConnection, &'a mut SqliteConnection>;
-
-/// The connection of a transaction.
-pub(in crate::store::sql) fn connection(tx: &mut Tx) -> Conn<'_> {
-    match tx {
-        Tx::Postgres(tx) => Conn::Postgres(&mut **tx),
-        Tx::Sqlite(tx) => Conn::Sqlite(&mut **tx),
-    }
-}
 
 /// Where a delivery waits: the columns of its row.
 pub(in crate::store::sql) struct Entry {
