@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::support::wait::pause;
-use crate::support::{Engine, Gate, READ_ONLY_TOKEN, Receiver, Reply, Server, Test, eventually, within};
+use crate::support::{
+    Engine, Gate, READ_ONLY_TOKEN, Receiver, Reply, Server, Test, eventually, open, something_else, within,
+};
 
 engines! {
     a_queue_is_shown_with_all_its_fields,
@@ -58,19 +60,6 @@ fn first_arrivals(receiver: &Receiver) -> Vec<String> {
         }
     }
     ids
-}
-
-async fn open(receiver: &Receiver, count: usize) {
-    eventually(&format!("{count} requests are open"), async || (receiver.open() == count).then_some(()))
-        .await;
-}
-
-/// Waits until a message that has nothing to do with queues has gone through: by then, whatever could go has gone.
-async fn something_else(server: &Server, receiver: &Receiver) {
-    for _ in 0..3 {
-        let id = server.publish(&receiver.url("/else"), &[], "x").await;
-        assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
-    }
 }
 
 async fn a_queue_is_shown_with_all_its_fields(t: Test) {

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 
 use crate::support::{Engine, Receiver, Reply, Server, Test, eventually, hex, within};
 
@@ -53,20 +52,7 @@ fn time(value: &Value) -> i64 {
 
 /// Changes the database behind the server's back.
 async fn execute(t: &Test, sql: &str) {
-    let url = t.database_url();
-    let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
-    let changed = if url.starts_with("sqlite") {
-        let mut connection = SqliteConnection::connect(&url).await.unwrap();
-        let done = sql.execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
-        done.rows_affected()
-    } else {
-        let mut connection = PgConnection::connect(&url).await.unwrap();
-        let done = sql.execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
-        done.rows_affected()
-    };
-    assert!(changed > 0, "nothing was changed");
+    assert!(t.execute(sql).await > 0, "nothing was changed");
 }
 
 /// Stops the server, lets slots have passed three years ago, and starts it again. `which` is a condition in SQL.
