@@ -44,6 +44,9 @@ pub enum StoreError {
     /// Others changed the same rows again and again meanwhile; nothing is stored.
     #[error("others changed the same rows meanwhile")]
     Contended,
+    /// A message's queue would be one more than there may be; nothing is stored.
+    #[error("quota maxQueues exceeded, current limit: {0}")]
+    TooManyQueues(u32),
     /// A row that we can't read: a defect of ours, or a damaged database.
     #[error("{table}.{column} of {id} can't be read")]
     Corrupt { table: &'static str, column: &'static str, id: String },

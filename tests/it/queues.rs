@@ -163,6 +163,26 @@ async fn limits_on_queues_are_quotas(t: Test) {
     let call = server.call("POST", &format!("/v2/publish/{}", receiver.url("/")));
     let text = call.header("Upstash-Queue-Name", "c").send().await.error(412);
     assert_eq!(text, "quota maxQueues exceeded, current limit: 2");
+    // Whatever would make one.
+    receiver.script("/fails", [Reply::status(500)]);
+    let failed = server.publish(&receiver.url("/fails"), &[("Upstash-Retries", "0")], "x").await;
+    let letter = server.dead_letter(&failed).await["dlqId"].as_str().expect("an id").to_owned();
+    for target in [format!("/v2/dlq/retry/{letter}"), "/v2/dlq/retry".to_owned()] {
+        let retry = server.call("POST", &target).header("Upstash-Queue-Name", "c");
+        let text = retry.send().await.error(412);
+        assert_eq!(text, "quota maxQueues exceeded, current limit: 2");
+    }
+    server.dead_letter(&failed).await;
+    let publishes = (0..8).map(|number| {
+        let call = server.call("POST", &format!("/v2/publish/{}", receiver.url("/")));
+        call.header("Upstash-Queue-Name", format!("new{number}")).send()
+    });
+    server.call("DELETE", "/v2/queues/a").send().await.json(200);
+    let answers = futures_util::future::join_all(publishes).await;
+    assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 1, "{answers:?}");
+    let made = answers.iter().position(|answer| answer.status == 200).expect("one");
+    server.call("DELETE", &format!("/v2/queues/new{made}")).send().await.json(200);
+    enqueue(&server, "a", &receiver.url("/"), &[]).await;
     wants(json!({ "queueName": "b", "paused": true })).await.json(200);
     server.call("DELETE", "/v2/queues/a").send().await.json(200);
     wants(json!({ "queueName": "c" })).await.json(200);

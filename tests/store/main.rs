@@ -97,6 +97,7 @@ on_all_stores! { gates:
     repeats_at_gates_store_nothing_twice,
     a_dead_letter_goes_back_through_its_gates,
     queues_are_made_changed_and_listed,
+    messages_make_no_more_queues_than_there_may_be,
     a_removed_queue_takes_its_messages_along,
     a_large_queue_is_removed_in_steps,
     keys_follow_their_messages_and_their_users,

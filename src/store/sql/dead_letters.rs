@@ -236,6 +236,7 @@ pub(super) async fn replace(
     tx: &mut Tx,
     replacements: &[(DeadLetterId, Accept)],
     missing: Missing,
+    max_queues: Option<u32>,
 ) -> Result<Vec<bool>> {
     let ids: Vec<&str> = replacements.iter().map(|(id, _)| id.as_str()).collect();
     let found = lock(tx, &ids).await?;
@@ -246,7 +247,7 @@ pub(super) async fn replace(
     let replaced: Vec<bool> = ids.iter().map(|id| found.contains(*id)).collect();
     let accepts = replacements.iter().zip(&replaced).filter(|(_, replaced)| **replaced);
     let accepts: Vec<Accept> = accepts.map(|((_, accept), _)| accept.clone()).collect();
-    deliveries::insert(tx, &accepts).await?;
+    deliveries::insert(tx, &accepts, max_queues).await?;
     Ok(replaced)
 }
 

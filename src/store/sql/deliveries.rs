@@ -32,11 +32,11 @@ pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
 }
 
 /// Stores messages that wait; all of one transaction at once, so that their gates are locked in order.
-pub(super) async fn insert(tx: &mut Tx, accepts: &[Accept]) -> Result<()> {
+pub(super) async fn insert(tx: &mut Tx, accepts: &[Accept], max_queues: Option<u32>) -> Result<()> {
     let (nobody, first) = (NodeId(0), Repeat::First);
     match tx {
-        Tx::Postgres(tx) => hot_postgres::accept(&mut *tx, nobody, accepts, first).await?,
-        Tx::Sqlite(tx) => hot_sqlite::accept(&mut *tx, nobody, accepts, first).await?,
+        Tx::Postgres(tx) => hot_postgres::accept(&mut *tx, nobody, accepts, first, max_queues).await?,
+        Tx::Sqlite(tx) => hot_sqlite::accept(&mut *tx, nobody, accepts, first, max_queues).await?,
     };
     Ok(())
 }

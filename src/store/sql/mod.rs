@@ -86,6 +86,8 @@ pub struct Options {
     pub connections: u32,
     /// Postgres: connections for accepting, claiming and finishing.
     pub hot_connections: u32,
+    /// Queues that there may be for messages to make another.
+    pub max_queues: Option<u32>,
 }
 
 /// Where the database is.
@@ -127,12 +129,14 @@ struct SqlitePools {
 /// The store on Postgres or SQLite.
 pub struct SqlStore {
     backend: Backend<PostgresPools, SqlitePools>,
+    max_queues: Option<u32>,
 }
 
 impl SqlStore {
     /// Connects without touching the schema.
     pub async fn connect(options: &Options) -> Result<Self> {
-        open::connect(options).await.map(|backend| Self { backend })
+        let backend = open::connect(options).await?;
+        Ok(Self { backend, max_queues: options.max_queues })
     }
 
     /// Brings the schema up to date, under a lock where several nodes may try at once.
@@ -291,7 +295,7 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
-                let step = hot_postgres::accept(&mut conn, node, batch, repeat);
+                let step = hot_postgres::accept(&mut conn, node, batch, repeat, self.max_queues);
                 let result = tokio::time::timeout(DEADLINE, step).await;
                 let unleased = batch.iter().filter(|accept| accept.lease.is_none());
                 if let Some(due) = unleased.map(|accept| accept.message.due_at.as_millis()).min() {
@@ -493,7 +497,7 @@ impl Store for SqlStore {
             let mut replaced = Vec::with_capacity(replacements.len());
             for part in parts {
                 let mut tx = self.begin().await?;
-                replaced.extend(dead_letters::replace(&mut tx, part, missing).await?);
+                replaced.extend(dead_letters::replace(&mut tx, part, missing, self.max_queues).await?);
                 commit(tx).await?;
             }
             Ok(replaced)

@@ -368,7 +368,7 @@ impl Schedules for SqlStore {
                 return Ok(false);
             }
             if let Ok(accepts) = &run.outcome {
-                deliveries::insert(&mut tx, accepts).await?;
+                deliveries::insert(&mut tx, accepts, self.max_queues).await?;
             }
             commit(tx).await?;
             Ok(true)
