@@ -206,7 +206,7 @@ pub(super) fn fitting(sizes: impl Iterator<Item = i64>, count: usize, max_bytes:
         .count()
 }
 
-/// What one transaction may replace at most where others wait for its end: it takes some ten milliseconds.
+/// What one transaction may replace at most where others wait for its end: 35 ms in a debug build.
 const PART: usize = 1000;
 const PART_BYTES: usize = 4 << 20;
 
