@@ -248,7 +248,7 @@ fn step(
 /// hot table the next ones take away, untimed.
 fn store(c: &mut Criterion, runtime: &Runtime, engine: &str, database: Database) {
     let store = runtime.block_on(async {
-        let options = Options { database, connections: 4, hot_connections: 4 };
+        let options = Options { database, connections: 4, hot_connections: 4, max_queues: None };
         let store = SqlStore::connect(&options).await.unwrap();
         store.migrate().await.unwrap();
         store.register(NODE, "bench").await.unwrap();

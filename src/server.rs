@@ -111,6 +111,7 @@ async fn open(config: &Config) -> anyhow::Result<SqlStore> {
         },
         connections: config.postgres_connections,
         hot_connections: hot,
+        max_queues: config.max_queues,
     };
     SqlStore::connect(&options)
         .await

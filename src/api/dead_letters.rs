@@ -175,30 +175,27 @@ impl Api {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let filter = DeadLetterFilter { ids: ids.to_vec(), ..DeadLetterFilter::default() };
+        let store = self.engine.store();
         let mut replacements = HashMap::with_capacity(ids.len());
         let mut bytes = 0;
-        let mut after = None;
-        loop {
-            let page = self.engine.store().dead_letters(
-                &filter,
-                Order::EarliestFirst,
-                after.as_ref(),
-                STEP,
-                PAGE_BYTES,
-            );
-            let page = page.await?;
-            after = page.items.last().map(DeadLetter::place);
-            for letter in page.items {
-                bytes += letter.message.size();
-                let id = letter.id.clone();
-                replacements.insert(id, self.replacement(letter, retry)?);
-            }
-            if bytes > MAX_RETRY {
-                return Err(ApiError::too_large("what these dead letters hold together", MAX_RETRY));
-            }
-            if !page.more || after.is_none() {
-                break;
+        for step in ids.chunks(STEP) {
+            let filter = DeadLetterFilter { ids: step.to_vec(), ..DeadLetterFilter::default() };
+            let mut after = None;
+            loop {
+                let order = Order::EarliestFirst;
+                let page = store.dead_letters(&filter, order, after.as_ref(), STEP, PAGE_BYTES).await?;
+                after = page.items.last().map(DeadLetter::place);
+                for letter in page.items {
+                    bytes += letter.message.size();
+                    let id = letter.id.clone();
+                    replacements.insert(id, self.replacement(letter, retry)?);
+                }
+                if bytes > MAX_RETRY {
+                    return Err(ApiError::too_large("what these dead letters hold together", MAX_RETRY));
+                }
+                if !page.more || after.is_none() {
+                    break;
+                }
             }
         }
         let mut batch = Vec::with_capacity(ids.len());
@@ -206,7 +203,7 @@ impl Api {
             let replacement = replacements.remove(id).ok_or_else(|| unknown(id.as_str()))?;
             batch.push((id.clone(), replacement));
         }
-        let replaced = self.engine.store().retry_dead_letters(&batch, Missing::Refuse).await?;
+        let replaced = store.retry_dead_letters(&batch, Missing::Refuse).await?;
         if replaced.contains(&false) {
             return Err(ApiError::not_found("some of the dead letters are gone; none was retried"));
         }

@@ -156,6 +156,9 @@ impl From<HeaderError> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
+        if let StoreError::TooManyQueues(max) = error {
+            return Self::quota("maxQueues", max);
+        }
         if error.is_transient() {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,

@@ -78,7 +78,8 @@ impl Api {
         json(StatusCode::OK, &json!({}))
     }
 
-    /// Checks that a message may go to a queue, which is made when it is missing.
+    /// Checks that a message may go to a queue, which is made when it is missing. The store looks again when it makes one;
+    /// what it refuses there has held up the others of its batch.
     pub(super) async fn check_queue(&self, name: &str) -> Result<(), ApiError> {
         match self.settings.max_queues {
             Some(max) if !self.engine.store().may_use_queue(name, max).await? => Err(too_many(max)),

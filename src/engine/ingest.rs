@@ -194,11 +194,14 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
             if error.is_transient() {
                 shared.doubt_leases();
             }
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                messages = accepts.len(),
-                "messages could not be stored"
-            );
+            // That is the publisher's affair.
+            if !matches!(error, StoreError::TooManyQueues(_)) {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    messages = accepts.len(),
+                    "messages could not be stored"
+                );
+            }
             let mut error = Some(error);
             for submission in batch {
                 let error = error.take().unwrap_or(StoreError::BatchFailed);

@@ -18,7 +18,7 @@ use crate::domain::template::Target;
 use crate::domain::time::Timestamp;
 use crate::domain::url_group::UrlGroup;
 use crate::store::schedules::{Run, Schedule};
-use crate::store::{Accept, Result, Store};
+use crate::store::{Accept, Result, Store, StoreError};
 
 /// Schedules read at once, and bytes of their bodies.
 const BATCH: usize = 64;
@@ -80,8 +80,12 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
         Ok(destination) => group(&*shared.store, &destination).await?,
         Err(_) => None,
     };
-    let run = plan(schedule, group.as_ref(), now);
-    let fired = shared.store.fire(&run).await;
+    let mut run = plan(schedule, group.as_ref(), now);
+    let mut fired = shared.store.fire(&run).await;
+    if let Err(error @ StoreError::TooManyQueues(_)) = &fired {
+        run.outcome = Err(error.to_string());
+        fired = shared.store.fire(&run).await;
+    }
     // Whether it took effect is unknown after a fault; then it is looked for in vain at worst.
     if !matches!(fired, Ok(false)) {
         for accept in run.outcome.iter().flatten() {

@@ -44,6 +44,9 @@ pub enum StoreError {
     /// Others changed the same rows again and again meanwhile; nothing is stored.
     #[error("others changed the same rows meanwhile")]
     Contended,
+    /// A message's queue would be one more than there may be; nothing is stored.
+    #[error("quota maxQueues exceeded, current limit: {0}")]
+    TooManyQueues(u32),
     /// A row that we can't read: a defect of ours, or a damaged database.
     #[error("{table}.{column} of {id} can't be read")]
     Corrupt { table: &'static str, column: &'static str, id: String },
@@ -475,7 +478,8 @@ pub trait Store:
     ) -> Result<Page<LetterPlace>>;
     /// Deletes those of the dead letters that exist; how many.
     async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64>;
-    /// Replaces dead letters by new messages, unleased; which of them. None is there twice.
+    /// Replaces dead letters by new messages, unleased; which of them. None is there twice. On SQLite more than a thousand
+    /// of them are several steps, and a fault between two of these leaves the rest what it was.
     async fn retry_dead_letters(
         &self,
         replacements: &[(DeadLetterId, Accept)],

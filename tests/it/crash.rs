@@ -17,6 +17,8 @@ use crate::support::http::Answer;
 use crate::support::wait::pause;
 use crate::support::{Received, Receiver, Reply, Server, Test, base64_text, within};
 
+mod slots;
+
 engines! { nothing_acknowledged_is_lost }
 
 const CLIENTS: u64 = 4;

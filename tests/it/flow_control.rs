@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Engine, Gate, READ_ONLY_TOKEN, Received, Receiver, Reply, Server, Test, eventually, within,
+    Engine, Gate, READ_ONLY_TOKEN, Received, Receiver, Reply, Server, Test, eventually, open, something_else,
+    within,
 };
 
 engines! {
@@ -39,19 +40,6 @@ async fn post(server: &Server, target: &str) {
 
 async fn key(server: &Server, key: &str) -> Value {
     server.get_json(&format!("/v2/flowControl/{key}")).await
-}
-
-async fn open(receiver: &Receiver, count: usize) {
-    eventually(&format!("{count} requests are open"), async || (receiver.open() == count).then_some(()))
-        .await;
-}
-
-/// Waits until messages that have nothing to do with keys have gone through: by then, whatever could go has gone.
-async fn something_else(server: &Server, receiver: &Receiver) {
-    for _ in 0..3 {
-        let id = server.publish(&receiver.url("/else"), &[], "x").await;
-        assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
-    }
 }
 
 async fn a_key_is_shown_with_all_its_fields(t: Test) {

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::support::wait::pause;
-use crate::support::{Engine, Gate, READ_ONLY_TOKEN, Receiver, Reply, Server, Test, eventually, within};
+use crate::support::{
+    Engine, Gate, READ_ONLY_TOKEN, Receiver, Reply, Server, Test, eventually, open, something_else, within,
+};
 
 engines! {
     a_queue_is_shown_with_all_its_fields,
@@ -58,19 +60,6 @@ fn first_arrivals(receiver: &Receiver) -> Vec<String> {
         }
     }
     ids
-}
-
-async fn open(receiver: &Receiver, count: usize) {
-    eventually(&format!("{count} requests are open"), async || (receiver.open() == count).then_some(()))
-        .await;
-}
-
-/// Waits until a message that has nothing to do with queues has gone through: by then, whatever could go has gone.
-async fn something_else(server: &Server, receiver: &Receiver) {
-    for _ in 0..3 {
-        let id = server.publish(&receiver.url("/else"), &[], "x").await;
-        assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
-    }
 }
 
 async fn a_queue_is_shown_with_all_its_fields(t: Test) {
@@ -174,6 +163,26 @@ async fn limits_on_queues_are_quotas(t: Test) {
     let call = server.call("POST", &format!("/v2/publish/{}", receiver.url("/")));
     let text = call.header("Upstash-Queue-Name", "c").send().await.error(412);
     assert_eq!(text, "quota maxQueues exceeded, current limit: 2");
+    // Whatever would make one.
+    receiver.script("/fails", [Reply::status(500)]);
+    let failed = server.publish(&receiver.url("/fails"), &[("Upstash-Retries", "0")], "x").await;
+    let letter = server.dead_letter(&failed).await["dlqId"].as_str().expect("an id").to_owned();
+    for target in [format!("/v2/dlq/retry/{letter}"), "/v2/dlq/retry".to_owned()] {
+        let retry = server.call("POST", &target).header("Upstash-Queue-Name", "c");
+        let text = retry.send().await.error(412);
+        assert_eq!(text, "quota maxQueues exceeded, current limit: 2");
+    }
+    server.dead_letter(&failed).await;
+    let publishes = (0..8).map(|number| {
+        let call = server.call("POST", &format!("/v2/publish/{}", receiver.url("/")));
+        call.header("Upstash-Queue-Name", format!("new{number}")).send()
+    });
+    server.call("DELETE", "/v2/queues/a").send().await.json(200);
+    let answers = futures_util::future::join_all(publishes).await;
+    assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 1, "{answers:?}");
+    let made = answers.iter().position(|answer| answer.status == 200).expect("one");
+    server.call("DELETE", &format!("/v2/queues/new{made}")).send().await.json(200);
+    enqueue(&server, "a", &receiver.url("/"), &[]).await;
     wants(json!({ "queueName": "b", "paused": true })).await.json(200);
     server.call("DELETE", "/v2/queues/a").send().await.json(200);
     wants(json!({ "queueName": "c" })).await.json(200);

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 
 use crate::support::{Engine, Receiver, Reply, Server, Test, eventually, hex, within};
 
@@ -28,6 +27,7 @@ engines! {
     messages_of_a_run_have_all_that_was_set,
     a_run_shows_what_became_of_its_messages,
     a_run_that_can_not_publish_tells_why,
+    a_run_that_may_not_make_its_queue_tells_why,
 }
 
 /// Far enough for no test to see its slot.
@@ -53,20 +53,7 @@ fn time(value: &Value) -> i64 {
 
 /// Changes the database behind the server's back.
 async fn execute(t: &Test, sql: &str) {
-    let url = t.database_url();
-    let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
-    let changed = if url.starts_with("sqlite") {
-        let mut connection = SqliteConnection::connect(&url).await.unwrap();
-        let done = sql.execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
-        done.rows_affected()
-    } else {
-        let mut connection = PgConnection::connect(&url).await.unwrap();
-        let done = sql.execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
-        done.rows_affected()
-    };
-    assert!(changed > 0, "nothing was changed");
+    assert!(t.execute(sql).await > 0, "nothing was changed");
 }
 
 /// Stops the server, lets slots have passed three years ago, and starts it again. `which` is a condition in SQL.
@@ -486,6 +473,22 @@ async fn a_run_that_can_not_publish_tells_why(t: Test) {
     receiver.next_request().await;
     let schedule = run_of(&server, "s").await;
     assert_eq!((schedule.get("error"), states(&schedule).len()), (None, 1));
+}
+
+async fn a_run_that_may_not_make_its_queue_tells_why(t: Test) {
+    let (server, receiver) = (t.server_with(&[("HOMING_MAX_QUEUES", "1")]).await, Receiver::start().await);
+    let headers = [("Upstash-Cron", YEARLY), ("Upstash-Schedule-Id", "s"), ("Upstash-Queue-Name", "its-own")];
+    create(&server, &receiver.url("/"), &headers, "").await;
+    let other = server.publish(&receiver.url("/other"), &[("Upstash-Queue-Name", "other")], "").await;
+    server.ended(&other).await;
+    let_slots_pass(&t, &server, "id = 's'").await;
+    let schedule = run_of(&server, "s").await;
+    assert_eq!(schedule["error"], "quota maxQueues exceeded, current limit: 1");
+    assert_eq!(schedule["lastScheduleStates"], json!({}));
+    server.call("DELETE", "/v2/queues/other").send().await.json(200);
+    let_slots_pass(&t, &server, "id = 's'").await;
+    receiver.next_on("/").await;
+    assert_eq!(run_of(&server, "s").await.get("error"), None);
 }
 
 /// On SQLite nothing but its timer makes the server look.

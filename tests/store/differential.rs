@@ -9,6 +9,7 @@ use homing::domain::gate::{FlowChange, Limits, Rate, flow_gate, queue_gate};
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::Message;
 use homing::store::gates::{GateLook, GateStep, Gates as _, Looks, Pass};
+use homing::store::schedules::Schedule;
 use homing::store::{
     Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, Missing, NodeId, Order,
     Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
@@ -19,6 +20,7 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use sqlx::{Connection as _, PgConnection};
 
+use self::resources::{GroupCall, ScheduleCall, group_call, schedule_call};
 use crate::filters::{filters, varied};
 use crate::gates::{decide, queued, under};
 use crate::lists::keys;
@@ -29,7 +31,7 @@ use crate::support::{
 
 const CASES: u32 = 100;
 const STEPS: usize = 40;
-/// Another number tries other calls.
+/// Another number, also as `HOMING_TEST_SEED`, tries other calls.
 const SEED: u64 = 20_240_601;
 
 const LANES: [&str; 4] = ["https://a.example", "https://b.example:8443", "q", "Ä"];
@@ -141,6 +143,8 @@ enum Call {
         set: bool,
     },
     Gate(GateCall),
+    Schedule(ScheduleCall),
+    Group(GroupCall),
 }
 
 #[derive(Clone, Debug)]
@@ -210,17 +214,22 @@ fn gate_call() -> impl Strategy<Value = GateCall> {
     ]
 }
 
+fn key() -> impl Strategy<Value = Key> {
+    (0..KEYS.len(), prop::sample::select(vec![(1, 0), (2, 0), (0, 3), (3, 2)]))
+        .prop_map(|(key, (most, rate))| (key, most, rate))
+}
+
+fn through() -> impl Strategy<Value = Through> {
+    (prop::option::weighted(0.3, 0..QUEUES.len()), prop::option::weighted(0.2, key()))
+        .prop_map(|(queue, key)| Through { queue, key })
+}
+
 fn call() -> impl Strategy<Value = Call> {
     let node = || 0..NAMES.len();
     let lane = || 0..LANES.len();
     let some = || vec(any::<Index>(), 1..4);
-    let of_two = || 0..2_usize;
-    let key = || (of_two(), prop::sample::select(vec![(1, 0), (2, 0), (0, 3), (3, 2)]));
-    let key = move || key().prop_map(|(key, (most, rate))| (key, most, rate));
-    let through = (prop::option::weighted(0.3, of_two()), prop::option::weighted(0.2, key()))
-        .prop_map(|(queue, key)| Through { queue, key });
     let item =
-        (lane(), prop::option::weighted(0.3, 0..4_u8), prop::bool::weighted(0.1), any::<bool>(), through)
+        (lane(), prop::option::weighted(0.3, 0..4_u8), prop::bool::weighted(0.1), any::<bool>(), through())
             .prop_map(|(lane, key, later, leased, through)| Item {
                 lane,
                 key,
@@ -274,6 +283,8 @@ fn call() -> impl Strategy<Value = Call> {
         2 => Just(Call::DueLanes),
         1 => any::<bool>().prop_map(|set| Call::RotateKeys { set }),
         26 => gate_call().prop_map(Call::Gate),
+        16 => schedule_call().prop_map(Call::Schedule),
+        8 => group_call().prop_map(Call::Group),
     ]
 }
 
@@ -292,6 +303,8 @@ macro_rules! same {
         expected
     }};
 }
+
+mod resources;
 
 impl Through {
     fn of(self, message: Message) -> Message {
@@ -360,6 +373,8 @@ struct Run {
     messages: Vec<MessageId>,
     letters: Vec<DeadLetterId>,
     accepted: Option<(NodeId, Vec<Accept>)>,
+    /// Each as it was at some time.
+    schedules: Vec<Schedule>,
 }
 
 impl Run {
@@ -376,6 +391,7 @@ impl Run {
             messages: Vec::new(),
             letters: Vec::new(),
             accepted: None,
+            schedules: Vec::new(),
         };
         for node in 0..NAMES.len() {
             run.register(node).await;
@@ -737,6 +753,8 @@ impl Run {
             }
             Call::RotateKeys { set } => self.rotate_keys(set).await,
             Call::Gate(call) => self.step_at_gate(call).await,
+            Call::Schedule(call) => self.step_of_schedule(call).await,
+            Call::Group(call) => self.step_of_group(call).await,
         }
     }
 
@@ -788,6 +806,8 @@ impl Run {
         for letter in self.letters.clone() {
             same!(self, |store| store.dead_letter(&letter).await.unwrap());
         }
+        self.walk_schedules(1000, ANY_SIZE).await;
+        self.show_groups().await;
         self.keys(&keys("", "")).await;
         same!(self, |store| store.count_nodes().await.unwrap());
         for node in self.nodes {
@@ -826,7 +846,8 @@ async fn empty(fresh: &Fresh) {
     sqlx::raw_sql(
         "DELETE FROM messages; DELETE FROM deliveries; DELETE FROM attempts; DELETE FROM cancellations; \
          DELETE FROM dead_letters; DELETE FROM deduplications; DELETE FROM nodes; DELETE FROM signing_keys; \
-         DELETE FROM tokens; DELETE FROM reserved_messages; DELETE FROM gates; DELETE FROM queue_places",
+         DELETE FROM tokens; DELETE FROM reserved_messages; DELETE FROM gates; DELETE FROM queue_places; \
+         DELETE FROM schedules; DELETE FROM url_groups",
     )
     .execute(&mut connection)
     .await
@@ -836,8 +857,9 @@ async fn empty(fresh: &Fresh) {
 
 fn behaves_like_the_model(engine: Engine) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let number = std::env::var("HOMING_TEST_SEED").map_or(SEED, |text| text.parse().unwrap());
     let mut seed = [0; 32];
-    seed[..8].copy_from_slice(&SEED.to_le_bytes());
+    seed[..8].copy_from_slice(&number.to_le_bytes());
     let config =
         Config { cases: CASES, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
@@ -862,7 +884,7 @@ fn behaves_like_the_model(engine: Engine) {
         runtime.block_on(shared.remove());
     }
     if let Err(failure) = result {
-        panic!("with the seed {SEED}: {failure}");
+        panic!("with the seed {number}: {failure}");
     }
 }
 

@@ -10,9 +10,13 @@ use homing::domain::message::{FlowControl, Message, Options};
 use homing::store::gates::{FlowKey, GateLook, GateStep, Pass, Queue};
 use homing::store::{
     Accepted, Applied, Cancellation, Delivery, Lease, Missing, NodeId, Repeat, Retention, State, Store,
+    StoreError,
 };
 
-use crate::support::{FUTURE, Held, LATEST, NODE, START, World, ids, time, waiting, with_callback};
+use crate::schedules::{run, schedule};
+use crate::support::{
+    FUTURE, Held, LATEST, MAX_QUEUES, NODE, START, World, ids, time, waiting, with_callback,
+};
 
 /// More than any scenario has.
 const MANY: usize = 100;
@@ -448,6 +452,53 @@ pub(crate) async fn queues_are_made_changed_and_listed(world: World) {
     assert_eq!(store.queue("r").await.unwrap(), None);
     assert!(store.may_use_queue("p", 2).await.unwrap() && !store.may_use_queue("r", 2).await.unwrap());
     assert!(upsert("r", None, None, Some(3), 9).await);
+}
+
+pub(crate) async fn messages_make_no_more_queues_than_there_may_be(world: World) {
+    let refused = |error: &StoreError| matches!(error, StoreError::TooManyQueues(MAX_QUEUES));
+    let mut accepts = tokio::task::JoinSet::new();
+    for number in 0..2 * MAX_QUEUES {
+        let (store, message) = (Arc::clone(&world.store), queued(world.message(), &format!("q{number}")));
+        accepts.spawn(async move {
+            let id = message.id.clone();
+            (id, store.accept(NODE, &[waiting(message, "a")], Repeat::First).await)
+        });
+    }
+    let mut stored = 0;
+    for (id, result) in accepts.join_all().await {
+        let found = world.store.message(&id).await.unwrap();
+        assert_eq!(found.is_some(), result.is_ok());
+        stored += u32::from(result.is_ok());
+        assert!(result.as_ref().err().is_none_or(refused), "{result:?}");
+    }
+    assert_eq!(stored, MAX_QUEUES);
+    let queues = world.store.queues().await.unwrap();
+    assert_eq!(queues.len(), MAX_QUEUES as usize);
+
+    // All or none, and what needs no new queue goes.
+    let there = queued(world.message(), &queues[0].name);
+    let both = [waiting(there.clone(), "a"), waiting(queued(world.message(), "new"), "a")];
+    assert!(refused(&world.store.accept(NODE, &both, Repeat::First).await.unwrap_err()));
+    assert_eq!(world.store.message(&there.id).await.unwrap(), None);
+    assert_eq!(world.accept(&both[..1]).await, [Accepted::Stored]);
+
+    let held = world.publish_leased("a", 1).await;
+    assert_eq!(world.finish(held.failed("1-1")).await, Applied::Yes);
+    let letter = DeadLetterId::new("1-1");
+    let retry = [(letter.clone(), waiting(queued(world.message(), "new"), "a"))];
+    for missing in [Missing::Refuse, Missing::Skip] {
+        assert!(refused(&world.store.retry_dead_letters(&retry, missing).await.unwrap_err()));
+    }
+    assert!(world.store.dead_letter(&letter).await.unwrap().is_some());
+    let due = schedule("s", 1);
+    assert!(world.store.put_schedule(&due, None).await.unwrap());
+    let slot = run(&due, FUTURE, &[queued(world.message(), "new")]);
+    assert!(refused(&world.store.fire(&slot).await.unwrap_err()));
+    assert_eq!(world.store.schedule(&due.id).await.unwrap(), Some(due));
+
+    assert!(world.store.remove_queue(&queues[0].name, time(START)).await.unwrap().done);
+    assert_eq!(world.store.retry_dead_letters(&retry, Missing::Refuse).await.unwrap(), [true]);
+    assert!(world.store.fire(&slot).await.unwrap(), "the queue is there");
 }
 
 pub(crate) async fn a_removed_queue_takes_its_messages_along(world: World) {

@@ -8,12 +8,12 @@ use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::Message;
 use homing::domain::time::Timestamp;
 use homing::store::{
-    Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Lease, LogCursor, LogEntry, LogFilter,
-    Missing, Order, Retention, SigningKeyPair, State, StoredKeys,
+    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Lease, LogCursor, LogEntry,
+    LogFilter, Missing, Order, Retention, SigningKeyPair, State, StoredKeys,
 };
 
 use crate::support::{
-    ANY_SIZE, FUTURE, Held, NODE, START, World, keyed, message, time, waiting, with_callback,
+    ANY_SIZE, FUTURE, Held, NODE, START, World, keyed, leased, message, time, waiting, with_callback,
 };
 
 /// The place of an attempt's entries among those of its message.
@@ -354,6 +354,40 @@ pub(crate) async fn dead_letters_are_retried_all_or_none(world: World) {
     let left = walk_letters(&world, &DeadLetterFilter::default(), Order::EarliestFirst, 10).await;
     assert_eq!(left.len(), 3);
     assert!(retry(&[]).await.is_empty());
+}
+
+pub(crate) async fn many_dead_letters_are_retried_all_or_none(world: World) {
+    let mut ids = Vec::new();
+    for part in 0..9 {
+        let batch: Vec<Accept> = (0..250).map(|_| leased(world.message(), "a", 1)).collect();
+        world.accept(&batch).await;
+        let mut ends = Vec::new();
+        for (index, accept) in batch.iter().enumerate() {
+            let id = format!("1-{}", 250 * part + index);
+            let held = Held { id: accept.message.id.clone(), lease: Lease(1), retried: 0, slot: None };
+            ends.push(held.failed(&id));
+            ids.push(DeadLetterId::new(id));
+        }
+        assert!(world.store.finish(NODE, &ends).await.unwrap().iter().all(|it| *it == Applied::Yes));
+    }
+    let replacements = |ids: &[DeadLetterId]| -> Vec<(DeadLetterId, Accept)> {
+        ids.iter().map(|id| (id.clone(), waiting(world.message(), "b"))).collect()
+    };
+    let unknown = [&ids[..], &[DeadLetterId::new("3-3")]].concat();
+    let batch = replacements(&unknown);
+    let retried = world.store.retry_dead_letters(&batch, Missing::Refuse).await.unwrap();
+    assert_eq!(retried, vec![false; 2251]);
+    assert!(world.nothing_waits().await);
+    let retried = world.store.retry_dead_letters(&batch[2000..], Missing::Skip).await.unwrap();
+    assert_eq!(retried, [vec![true; 250], vec![false]].concat());
+
+    // Deleting at once what is being retried: it is one or the other, and never a part.
+    let (named, deleted) = (replacements(&ids[..2000]), [ids[1999].clone()]);
+    let retry = world.store.retry_dead_letters(&named, Missing::Refuse);
+    let (retried, deleted) = tokio::join!(retry, world.store.delete_dead_letters(&deleted));
+    assert_eq!(retried.unwrap(), vec![deleted.unwrap() == 0; 2000]);
+    world.store.retry_dead_letters(&named, Missing::Skip).await.unwrap();
+    assert_eq!(walk_letters(&world, &DeadLetterFilter::default(), Order::EarliestFirst, 100).await.len(), 0);
 }
 
 pub(crate) fn keys(current: &str, next: &str) -> StoredKeys {

@@ -542,7 +542,7 @@ impl Store for Model {
         let leads = |accept: &&Accept| {
             accept.deduplication.as_ref().is_none_or(|wanted| keys.insert(wanted.key.clone()))
         };
-        state.hold(batch.iter().filter(leads).map(|accept| &*accept.message));
+        state.hold(batch.iter().filter(leads).map(|accept| &*accept.message))?;
         Ok(batch.iter().map(|accept| state.accept(node, accept, repeat)).collect())
     }
 
@@ -608,7 +608,7 @@ impl Store for Model {
             return Ok(applied);
         }
         let mut state = self.state();
-        state.hold(batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message));
+        state.hold(batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message))?;
         Ok(batch.iter().map(|ended| state.finish(node, ended)).collect())
     }
 
@@ -749,7 +749,7 @@ impl Store for Model {
             .filter(|(_, there)| **there)
             .map(|(replacement, _)| replacement)
             .collect();
-        state.hold(replaced.iter().map(|(_, accept)| &*accept.message));
+        state.hold(replaced.iter().map(|(_, accept)| &*accept.message))?;
         for (id, accept) in replaced {
             state.dead_letters.remove(id);
             state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None, None);

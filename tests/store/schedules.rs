@@ -32,7 +32,7 @@ pub(crate) fn schedule(id: &str, generation: i64) -> Schedule {
 }
 
 /// One with everything set.
-fn full_schedule(id: &str) -> Schedule {
+pub(crate) fn full_schedule(id: &str) -> Schedule {
     let spec = CallbackSpec { url: "https://example.com/cb".to_owned(), ..CallbackSpec::default() };
     let flow = FlowControl { key: "k/1".to_owned(), parallelism: Some(2), rate: None, period_s: 60 };
     let options = Options {

@@ -26,6 +26,8 @@ pub(crate) const START: i64 = 1_600_000_000_000;
 pub(crate) const FUTURE: i64 = 4_000_000_000_000;
 /// The node that most scenarios are about.
 pub(crate) const NODE: NodeId = NodeId(1);
+/// How many queues messages may make.
+pub(crate) const MAX_QUEUES: u32 = 8;
 /// No limit on bytes.
 pub(crate) const ANY_SIZE: usize = 1 << 40;
 
@@ -78,7 +80,7 @@ impl Fresh {
 }
 
 async fn connect(database: sql::Database) -> SqlStore {
-    let options = sql::Options { database, connections: 8, hot_connections: 8 };
+    let options = sql::Options { database, connections: 8, hot_connections: 8, max_queues: Some(MAX_QUEUES) };
     let store = SqlStore::connect(&options).await.unwrap();
     store.migrate().await.unwrap();
     store

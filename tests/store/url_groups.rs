@@ -9,7 +9,7 @@ use crate::support::{START, World, time};
 
 const LIMITS: UrlGroupLimits = UrlGroupLimits { groups: None, endpoints: 100 };
 
-fn endpoint(name: &str, url: &str) -> Endpoint {
+pub(crate) fn endpoint(name: &str, url: &str) -> Endpoint {
     Endpoint { name: (!name.is_empty()).then(|| name.to_owned()), url: url.to_owned() }
 }
 

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use sqlx::{PgPool, SqlitePool};
 
 use super::query::Query;
-use super::{Backend, Tx, codec, messages};
+use super::{Backend, Tx, codec, deliveries, messages};
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::outcome::Response;
 use crate::domain::time::Timestamp;
-use crate::store::{DeadLetter, DeadLetterFilter, LetterPlace, Order, Page, Result};
+use crate::store::{Accept, DeadLetter, DeadLetterFilter, LetterPlace, Missing, Order, Page, Result};
 
 #[derive(sqlx::FromRow)]
 struct DeadLetterRow {
@@ -206,16 +206,69 @@ pub(super) fn fitting(sizes: impl Iterator<Item = i64>, count: usize, max_bytes:
         .count()
 }
 
-/// Deletes those of the dead letters that exist; which they were. Their rows are locked in one order, so that two that
-/// delete the same ones wait for each other and don't deadlock.
-pub(super) async fn delete(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
+/// What one transaction may replace at most where others wait for its end: 35 ms in a debug build.
+const PART: usize = 1000;
+const PART_BYTES: usize = 4 << 20;
+
+/// Splits a retry.
+pub(super) fn parts(replacements: &[(DeadLetterId, Accept)]) -> Vec<&[(DeadLetterId, Accept)]> {
+    let (mut count, mut bytes) = (1, 0);
+    let parts = replacements.chunk_by(|(_, accept), _| {
+        bytes += accept.message.size();
+        let fits = count < PART && bytes < PART_BYTES;
+        (count, bytes) = if fits { (count + 1, bytes) } else { (1, 0) };
+        fits
+    });
+    parts.collect()
+}
+
+/// Whether there is a dead letter for each of the ids.
+pub(super) async fn all_exist(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&DeadLetterId]) -> Result<bool> {
+    let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+    let mut query = Query::new(pools);
+    query.sql("SELECT l.id FROM dead_letters l WHERE l.id IN ").list(&ids);
+    let found: Vec<IdRow> = query.fetch(pools).await?;
+    Ok(found.len() == ids.len())
+}
+
+/// Replaces dead letters by messages that wait; which of them. Nothing is done where one is missing that must not be.
+pub(super) async fn replace(
+    tx: &mut Tx,
+    replacements: &[(DeadLetterId, Accept)],
+    missing: Missing,
+    max_queues: Option<u32>,
+) -> Result<Vec<bool>> {
+    let ids: Vec<&str> = replacements.iter().map(|(id, _)| id.as_str()).collect();
+    let found = lock(tx, &ids).await?;
+    if missing == Missing::Refuse && found.len() < ids.len() {
+        return Ok(vec![false; ids.len()]);
+    }
+    remove(tx, &found).await?;
+    let replaced: Vec<bool> = ids.iter().map(|id| found.contains(*id)).collect();
+    let accepts = replacements.iter().zip(&replaced).filter(|(_, replaced)| **replaced);
+    let accepts: Vec<Accept> = accepts.map(|((_, accept), _)| accept.clone()).collect();
+    deliveries::insert(tx, &accepts, max_queues).await?;
+    Ok(replaced)
+}
+
+/// Deletes those of the dead letters that exist; how many.
+pub(super) async fn delete(tx: &mut Tx, ids: &[&str]) -> Result<u64> {
+    let found = lock(tx, ids).await?;
+    remove(tx, &found).await
+}
+
+/// Locks those of the dead letters that exist; which they are. In one order, so that two that remove the same ones wait
+/// for each other and don't deadlock.
+async fn lock(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
     let mut lock = Query::new(tx);
     lock.sql("SELECT l.id FROM dead_letters l WHERE l.id IN ").list(ids);
     lock.sql(" ORDER BY l.id").lock(" FOR UPDATE OF l");
     let rows: Vec<IdRow> = lock.fetch_in(tx).await?;
-    let found: HashSet<String> = rows.into_iter().map(|row| row.id).collect();
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+async fn remove(tx: &mut Tx, ids: &HashSet<String>) -> Result<u64> {
     let mut delete = Query::new(tx);
-    delete.sql("DELETE FROM dead_letters WHERE id IN ").list(&found.iter().collect::<Vec<_>>());
-    delete.execute_in(tx).await?;
-    Ok(found)
+    delete.sql("DELETE FROM dead_letters WHERE id IN ").list(&ids.iter().collect::<Vec<_>>());
+    delete.execute_in(tx).await
 }

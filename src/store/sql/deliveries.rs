@@ -4,14 +4,11 @@ use std::collections::HashSet;
 
 use sqlx::{PgPool, SqlitePool};
 
-use super::gates::entry::{connection, enter};
 use super::query::wanted;
-use super::{Backend, Tx};
-use crate::domain::gate::is_gated;
+use super::{Backend, Tx, hot_postgres, hot_sqlite};
 use crate::domain::id::MessageId;
-use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
-use crate::store::{Accept, Cancellation, DueLanes, Lease, NodeId, Result};
+use crate::store::{Accept, Cancellation, DueLanes, Lease, NodeId, Repeat, Result};
 
 /// Lanes looked at after the ones whose deliveries are due first.
 pub(super) const LANES_PER_LOOK: i64 = 64;
@@ -34,31 +31,13 @@ pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
     DueLanes { lanes, after }
 }
 
-/// Inserts the deliveries of messages, unleased; all of one transaction at once, so that their gates are locked in order.
-pub(super) async fn insert(tx: &mut Tx, accepts: &[&Accept]) -> Result<()> {
-    let messages: Vec<&Message> = accepts.iter().map(|accept| &*accept.message).collect();
-    let entries = if messages.iter().any(|message| is_gated(message)) {
-        enter(&mut connection(tx), &messages).await?
-    } else {
-        Vec::new()
+/// Stores messages that wait; all of one transaction at once, so that their gates are locked in order.
+pub(super) async fn insert(tx: &mut Tx, accepts: &[Accept], max_queues: Option<u32>) -> Result<()> {
+    let (nobody, first) = (NodeId(0), Repeat::First);
+    match tx {
+        Tx::Postgres(tx) => hot_postgres::accept(&mut *tx, nobody, accepts, first, max_queues).await?,
+        Tx::Sqlite(tx) => hot_sqlite::accept(&mut *tx, nobody, accepts, first, max_queues).await?,
     };
-    let sql = "INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease, gate, flow, place) \
-               VALUES ($1, $2, $3, $4, 0, 0, 0, 0, $5, $6, $7)";
-    for (index, accept) in accepts.iter().enumerate() {
-        let entry = entries.get(index).and_then(Option::as_ref);
-        on_backend!(&mut *tx, |tx| {
-            sqlx::query(sql)
-                .bind(accept.message.id.as_str())
-                .bind(&*accept.lane)
-                .bind(accept.message.due_at.as_millis())
-                .bind(i64::try_from(accept.message.size()).unwrap_or(i64::MAX))
-                .bind(entry.map(|entry| &*entry.gate))
-                .bind(entry.and_then(|entry| entry.flow.as_deref()))
-                .bind(entry.map(|entry| entry.place))
-                .execute(&mut **tx)
-                .await?;
-        });
-    }
     Ok(())
 }
 

@@ -218,6 +218,7 @@ pub(super) async fn accept(
     node: NodeId,
     batch: &[Accept],
     repeat: Repeat,
+    max_queues: Option<u32>,
 ) -> Result<Vec<Accepted>> {
     let mut bytes = 0;
     let parts = batch.chunk_by(|_, next| {
@@ -237,7 +238,7 @@ pub(super) async fn accept(
     let mut entries = Vec::new();
     if gated {
         let messages: Vec<&Message> = batch.iter().map(|accept| &*accept.message).collect();
-        entries = enter(&mut Conn::Postgres(&mut tx), &messages).await?;
+        entries = enter(&mut Conn::Postgres(&mut tx), &messages, max_queues).await?;
     }
     let mut rest = entries.as_slice();
     let mut results = Vec::with_capacity(batch.len());
@@ -478,7 +479,8 @@ pub(super) async fn finish(conn: &mut PgConnection, node: NodeId, batch: &[Ended
     } else if callbacks().any(is_gated) {
         let mut tx = conn.begin().await?;
         let messages: Vec<&Message> = callbacks().collect();
-        let entries = enter(&mut Conn::Postgres(&mut tx), &messages).await?;
+        // Callbacks are in no queue.
+        let entries = enter(&mut Conn::Postgres(&mut tx), &messages, None).await?;
         let applied = finish_mixed(&mut tx, node, batch, &entries).await?;
         tx.commit().await?;
         applied

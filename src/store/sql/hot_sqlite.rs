@@ -52,9 +52,9 @@ pub(super) struct GroupCommit {
 
 impl GroupCommit {
     /// Starts the task; it rings `written` after each commit.
-    pub(super) fn start(writer: SqlitePool, written: Arc<Notify>) -> Self {
+    pub(super) fn start(writer: SqlitePool, written: Arc<Notify>, max_queues: Option<u32>) -> Self {
         let (steps, waiting) = mpsc::channel(WAITING);
-        let task = tokio::spawn(run(writer, waiting, written));
+        let task = tokio::spawn(run(writer, waiting, written, max_queues));
         Self { steps, task: std::sync::Mutex::new(Some(task)) }
     }
 
@@ -97,10 +97,15 @@ fn gone() -> StoreError {
     StoreError::Unavailable(sqlx::Error::WorkerCrashed)
 }
 
-async fn run(writer: SqlitePool, mut waiting: mpsc::Receiver<Step>, written: Arc<Notify>) {
+async fn run(
+    writer: SqlitePool,
+    mut waiting: mpsc::Receiver<Step>,
+    written: Arc<Notify>,
+    max_queues: Option<u32>,
+) {
     let mut group = Vec::with_capacity(GROUP);
     while waiting.recv_many(&mut group, GROUP).await > 0 {
-        match transaction(&writer, &group).await {
+        match transaction(&writer, &group, max_queues).await {
             Ok(results) => {
                 for (step, result) in group.drain(..).zip(results) {
                     answer(step, Ok(result));
@@ -118,7 +123,7 @@ async fn run(writer: SqlitePool, mut waiting: mpsc::Receiver<Step>, written: Arc
                     if let Step::Accept { repeat, .. } = &mut step {
                         *repeat = Repeat::Again;
                     }
-                    match transaction(&writer, std::slice::from_ref(&step)).await {
+                    match transaction(&writer, std::slice::from_ref(&step), max_queues).await {
                         Ok(mut results) => match results.pop() {
                             Some(result) => answer(step, Ok(result)),
                             None => answer_error(step, gone()),
@@ -155,13 +160,13 @@ fn answer_error(step: Step, error: StoreError) {
     };
 }
 
-async fn transaction(writer: &SqlitePool, group: &[Step]) -> Result<Vec<Done>> {
+async fn transaction(writer: &SqlitePool, group: &[Step], max_queues: Option<u32>) -> Result<Vec<Done>> {
     let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
     let mut results = Vec::with_capacity(group.len());
     for step in group {
         results.push(match step {
             Step::Accept { node, batch, repeat, .. } => {
-                Done::Accept(accept(&mut tx, *node, batch, *repeat).await?)
+                Done::Accept(accept(&mut tx, *node, batch, *repeat, max_queues).await?)
             }
             Step::Finish { node, batch, .. } => Done::Finish(finish(&mut tx, *node, batch).await?),
         });
@@ -207,11 +212,12 @@ macro_rules! plain_columns {
 }
 
 /// Stores messages and their deliveries. No two of the batch have the same deduplication key.
-async fn accept(
+pub(super) async fn accept(
     conn: &mut SqliteConnection,
     node: NodeId,
     batch: &[Accept],
     repeat: Repeat,
+    max_queues: Option<u32>,
 ) -> Result<Vec<Accepted>> {
     let mut results = vec![Accepted::Stored; batch.len()];
     if batch.iter().any(|accept| accept.deduplication.is_some()) {
@@ -221,7 +227,7 @@ async fn accept(
             }
         }
     }
-    let entries = enter_all(conn, batch.iter().map(|accept| &*accept.message)).await?;
+    let entries = enter_all(conn, batch.iter().map(|accept| &*accept.message), max_queues).await?;
     // The delivery of a message that is there already may be finished: it must not come back.
     let present = match repeat {
         Repeat::First => HashSet::new(),
@@ -295,12 +301,13 @@ struct Row<'a> {
 async fn enter_all<'a>(
     conn: &mut SqliteConnection,
     messages: impl Iterator<Item = &'a Message>,
+    max_queues: Option<u32>,
 ) -> Result<Vec<Option<Entry>>> {
     let messages: Vec<&Message> = messages.collect();
     if !messages.iter().any(|message| is_gated(message)) {
         return Ok(Vec::new());
     }
-    enter(&mut Conn::Sqlite(conn), &messages).await
+    enter(&mut Conn::Sqlite(conn), &messages, max_queues).await
 }
 
 async fn insert_messages(conn: &mut SqliteConnection, node: NodeId, rows: &[Row<'_>]) -> Result<()> {
@@ -425,9 +432,9 @@ pub(super) async fn claim(
 
 /// Stores the ends of attempts: removes or changes the deliveries whose lease holds, then writes what follows for these.
 async fn finish(conn: &mut SqliteConnection, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
-    let entries =
-        enter_all(conn, batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message))
-            .await?;
+    let callbacks = batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message);
+    // They are in no queue.
+    let entries = enter_all(conn, callbacks, None).await?;
     let mut applied: HashSet<String> = HashSet::with_capacity(batch.len());
     let of = |wanted: fn(&Next) -> bool| -> Vec<&Ended> {
         batch.iter().filter(|ended| wanted(&ended.finish.next)).collect()

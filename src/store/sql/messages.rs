@@ -4,13 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sqlx::error::BoxDynError;
-use sqlx::postgres::PgArguments;
-use sqlx::sqlite::SqliteArguments;
 use sqlx::{PgPool, SqlitePool};
 
 use super::query::{Query, wanted};
-use super::{Backend, Tx, codec};
+use super::{Backend, codec};
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::message::{Message, Method};
@@ -109,34 +106,6 @@ macro_rules! add_message {
     }};
 }
 pub(super) use add_message;
-
-pub(super) async fn insert(tx: &mut Tx, message: &Message) -> Result<()> {
-    let sql = "INSERT INTO messages \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
-    match tx {
-        Tx::Postgres(tx) => {
-            let arguments = postgres_arguments(message).map_err(sqlx::Error::Encode)?;
-            sqlx::query_with(sql, arguments).execute(&mut **tx).await?;
-        }
-        Tx::Sqlite(tx) => {
-            let arguments = sqlite_arguments(message).map_err(sqlx::Error::Encode)?;
-            sqlx::query_with(sql, arguments).execute(&mut **tx).await?;
-        }
-    }
-    Ok(())
-}
-
-fn postgres_arguments(message: &Message) -> Result<PgArguments, BoxDynError> {
-    let mut arguments = PgArguments::default();
-    add_message!(&mut arguments, message)?;
-    Ok(arguments)
-}
-
-fn sqlite_arguments(message: &Message) -> Result<SqliteArguments, BoxDynError> {
-    let mut arguments = SqliteArguments::default();
-    add_message!(&mut arguments, message)?;
-    Ok(arguments)
-}
 
 pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -> Result<Option<Message>> {
     let sql = concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id = $1");

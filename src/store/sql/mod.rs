@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgListener};
 use sqlx::{ConnectOptions as _, Connection as _, PgPool, Postgres, Sqlite, SqlitePool, Transaction};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended,
@@ -86,6 +86,8 @@ pub struct Options {
     pub connections: u32,
     /// Postgres: connections for accepting, claiming and finishing.
     pub hot_connections: u32,
+    /// Queues that there may be for messages to make another.
+    pub max_queues: Option<u32>,
 }
 
 /// Where the database is.
@@ -119,18 +121,22 @@ struct SqlitePools {
     /// The checkpointer's connection.
     checkpoints: SqlitePool,
     readers: SqlitePool,
+    /// Held by whoever removes dead letters.
+    dead_letters: Mutex<()>,
     _lock: std::fs::File,
 }
 
 /// The store on Postgres or SQLite.
 pub struct SqlStore {
     backend: Backend<PostgresPools, SqlitePools>,
+    max_queues: Option<u32>,
 }
 
 impl SqlStore {
     /// Connects without touching the schema.
     pub async fn connect(options: &Options) -> Result<Self> {
-        open::connect(options).await.map(|backend| Self { backend })
+        let backend = open::connect(options).await?;
+        Ok(Self { backend, max_queues: options.max_queues })
     }
 
     /// Brings the schema up to date, under a lock where several nodes may try at once.
@@ -159,6 +165,14 @@ impl SqlStore {
             // A transaction that begins reading and writes later can fail at once with SQLITE_BUSY.
             Backend::Sqlite(pools) => Backend::Sqlite(pools.writer.begin_with("BEGIN IMMEDIATE").await?),
         })
+    }
+
+    /// SQLite: nobody else removes dead letters until this is dropped. On Postgres their rows are locked.
+    async fn keep_dead_letters(&self) -> Option<MutexGuard<'_, ()>> {
+        match &self.backend {
+            Backend::Postgres(_) => None,
+            Backend::Sqlite(pools) => Some(pools.dead_letters.lock().await),
+        }
     }
 
     /// The pools that reads go to.
@@ -281,7 +295,7 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
-                let step = hot_postgres::accept(&mut conn, node, batch, repeat);
+                let step = hot_postgres::accept(&mut conn, node, batch, repeat, self.max_queues);
                 let result = tokio::time::timeout(DEADLINE, step).await;
                 let unleased = batch.iter().filter(|accept| accept.lease.is_none());
                 if let Some(due) = unleased.map(|accept| accept.message.due_at.as_millis()).min() {
@@ -454,10 +468,11 @@ impl Store for SqlStore {
     async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64> {
         within(LONG_DEADLINE, async {
             let ids: Vec<&str> = ids.iter().map(DeadLetterId::as_str).collect();
+            let _kept = self.keep_dead_letters().await;
             let mut tx = self.begin().await?;
             let deleted = dead_letters::delete(&mut tx, &ids).await?;
             commit(tx).await?;
-            Ok(deleted.len() as u64)
+            Ok(deleted)
         })
         .await
     }
@@ -468,22 +483,24 @@ impl Store for SqlStore {
         missing: Missing,
     ) -> Result<Vec<bool>> {
         within(LONG_DEADLINE, async {
-            let ids: Vec<&str> = replacements.iter().map(|(id, _)| id.as_str()).collect();
-            let mut tx = self.begin().await?;
-            let deleted = dead_letters::delete(&mut tx, &ids).await?;
-            if missing == Missing::Refuse && deleted.len() < ids.len() {
-                return Ok(vec![false; ids.len()]);
-            }
-            let mut accepts = Vec::with_capacity(deleted.len());
-            for (id, accept) in replacements {
-                if deleted.contains(id.as_str()) {
-                    messages::insert(&mut tx, &accept.message).await?;
-                    accepts.push(accept);
+            let _kept = self.keep_dead_letters().await;
+            let parts = match &self.backend {
+                Backend::Postgres(_) => vec![replacements],
+                Backend::Sqlite(_) => dead_letters::parts(replacements),
+            };
+            if parts.len() > 1 && missing == Missing::Refuse {
+                let ids: Vec<&DeadLetterId> = replacements.iter().map(|(id, _)| id).collect();
+                if !dead_letters::all_exist(&self.readers(), &ids).await? {
+                    return Ok(vec![false; replacements.len()]);
                 }
             }
-            deliveries::insert(&mut tx, &accepts).await?;
-            commit(tx).await?;
-            Ok(ids.iter().map(|id| deleted.contains(*id)).collect())
+            let mut replaced = Vec::with_capacity(replacements.len());
+            for part in parts {
+                let mut tx = self.begin().await?;
+                replaced.extend(dead_letters::replace(&mut tx, part, missing, self.max_queues).await?);
+                commit(tx).await?;
+            }
+            Ok(replaced)
         })
         .await
     }
@@ -536,6 +553,7 @@ impl Store for SqlStore {
 
     async fn prune(&self, retention: Retention, now: Timestamp, after: &str) -> Result<Option<String>> {
         within(LONG_DEADLINE, async {
+            let _kept = self.keep_dead_letters().await;
             let mut tx = self.begin().await?;
             let next = retention::prune(&mut tx, retention, now, after).await?;
             commit(tx).await?;

@@ -22,7 +22,7 @@ const SQLITE_READERS: u32 = 4;
 
 pub(super) async fn connect(options: &Options) -> Result<Backend<PostgresPools, SqlitePools>> {
     match &options.database {
-        Database::Sqlite(path) => sqlite(path).await.map(Backend::Sqlite),
+        Database::Sqlite(path) => sqlite(path, options).await.map(Backend::Sqlite),
         Database::Postgres(url) => postgres(url, options).await.map(Backend::Postgres),
     }
 }
@@ -78,7 +78,8 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
     })
 }
 
-async fn sqlite(path: &Path) -> Result<SqlitePools> {
+async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
+    let max_queues = options.max_queues;
     let open = |reason: String| StoreError::Open { reason };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|error| open(folder_help(folder, "made", &error)))?;
@@ -119,8 +120,9 @@ async fn sqlite(path: &Path) -> Result<SqlitePools> {
         .connect_with(options.pragma("cache_size", "-512"))
         .await?;
     let checkpointer = Checkpointer::start(checkpoints.clone(), writer.clone());
-    let group = hot_sqlite::GroupCommit::start(writer.clone(), checkpointer.bell());
-    Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, _lock: lock })
+    let group = hot_sqlite::GroupCommit::start(writer.clone(), checkpointer.bell(), max_queues);
+    let dead_letters = tokio::sync::Mutex::new(());
+    Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, dead_letters, _lock: lock })
 }
 
 /// What can't be done with a path, and what may help. Files are made in the folder, which is what must be writable.

@@ -13,7 +13,7 @@ use crate::domain::message::Method;
 use crate::domain::template::Template;
 use crate::domain::time::Timestamp;
 use crate::store::schedules::{LastRun, Progress, Run, Schedule, Schedules};
-use crate::store::{Accept, NextDue, Page, Result, Store as _, StoreError};
+use crate::store::{NextDue, Page, Result, Store as _, StoreError};
 
 /// Postgres' lock for counting: `hschedul` in ASCII.
 const ADVISORY_LOCK: i64 = 0x6873_6368_6564_756c;
@@ -367,11 +367,9 @@ impl Schedules for SqlStore {
             if !advance(&mut tx, run).await? {
                 return Ok(false);
             }
-            let accepts: Vec<&Accept> = run.outcome.iter().flatten().collect();
-            for accept in &accepts {
-                messages::insert(&mut tx, &accept.message).await?;
+            if let Ok(accepts) = &run.outcome {
+                deliveries::insert(&mut tx, accepts, self.max_queues).await?;
             }
-            deliveries::insert(&mut tx, &accepts).await?;
             commit(tx).await?;
             Ok(true)
         })

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 /// The variable that holds the cluster's base URL, without a database name.
@@ -50,6 +50,25 @@ impl Database {
 
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Changes it behind the server's back; how many rows.
+    pub(crate) async fn execute(&self, sql: String) -> u64 {
+        let sql = sqlx::raw_sql(AssertSqlSafe(sql));
+        match self.engine {
+            Engine::Sqlite => {
+                let mut connection = SqliteConnection::connect(&self.url).await.expect("the database");
+                let done = sql.execute(&mut connection).await.expect("a statement");
+                connection.close().await.expect("closing the connection");
+                done.rows_affected()
+            }
+            Engine::Postgres => {
+                let mut connection = PgConnection::connect(&self.url).await.expect("the database");
+                let done = sql.execute(&mut connection).await.expect("a statement");
+                connection.close().await.expect("closing the connection");
+                done.rows_affected()
+            }
+        }
     }
 
     /// Drops a Postgres database; an SQLite one goes with its directory.

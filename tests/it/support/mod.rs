@@ -17,7 +17,7 @@ pub(crate) use database::Engine;
 pub(crate) use http::Call;
 pub(crate) use receiver::{Gate, Received, Receiver, Reply};
 pub(crate) use server::Server;
-pub(crate) use wait::{eventually, within};
+pub(crate) use wait::{eventually, open, something_else, within};
 
 /// Makes each named `async fn(Test)` two tests, `name::sqlite` and `name::postgres`.
 macro_rules! engines {
@@ -124,6 +124,11 @@ impl Test {
     /// The URL of its database.
     pub(crate) fn database_url(&self) -> String {
         self.shared.database.url().to_owned()
+    }
+
+    /// Changes its database behind the server's back; how many rows.
+    pub(crate) async fn execute(&self, sql: impl Into<String>) -> u64 {
+        self.shared.database.execute(sql.into()).await
     }
 
     /// A server that has not been started yet.

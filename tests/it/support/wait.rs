@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::{Receiver, Server};
+
 /// How long anything that should happen soon may take. Generous: a busy machine is no failure.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
@@ -28,6 +30,21 @@ pub(crate) fn within<T>(
             assert!(start.elapsed() < limit, "{caller}: not within {limit:?}: {what}");
             pause(Duration::from_millis(20)).await;
         }
+    }
+}
+
+/// Waits until that many requests wait for their answers.
+pub(crate) async fn open(receiver: &Receiver, count: usize) {
+    eventually(&format!("{count} requests are open"), async || (receiver.open() == count).then_some(()))
+        .await;
+}
+
+/// Waits until messages that have nothing to do with queues and keys have gone through: by then, whatever could go has
+/// gone.
+pub(crate) async fn something_else(server: &Server, receiver: &Receiver) {
+    for _ in 0..3 {
+        let id = server.publish(&receiver.url("/else"), &[], "x").await;
+        assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
     }
 }
 

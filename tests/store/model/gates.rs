@@ -12,9 +12,10 @@ use homing::domain::time::Timestamp;
 use homing::store::gates::{
     DueGates, FlowKey, GateLook, GateStep, Gates, Looks, Pass, Queue, QueueRemoval, RECHECK, RECHECK_BLOCKED,
 };
-use homing::store::{Cancellation, Delivery, Lease, NodeId, Result, Slot};
+use homing::store::{Cancellation, Delivery, Lease, NodeId, Result, Slot, StoreError};
 
 use super::{Contents, Model};
+use crate::support::MAX_QUEUES;
 
 pub(super) struct GateState {
     created_at: Timestamp,
@@ -64,7 +65,7 @@ fn time(microseconds: i64) -> Timestamp {
 
 impl Contents {
     /// What the messages of one batch do to their gates, whatever becomes of each.
-    pub(super) fn hold<'a>(&mut self, messages: impl Iterator<Item = &'a Message>) {
+    pub(super) fn hold<'a>(&mut self, messages: impl Iterator<Item = &'a Message>) -> Result<()> {
         let mut flows: BTreeMap<Arc<str>, &FlowControl> = BTreeMap::new();
         let mut due: BTreeMap<Arc<str>, Timestamp> = BTreeMap::new();
         let mut accepted_at = Timestamp::default();
@@ -79,6 +80,11 @@ impl Contents {
         }
         let now = self.tick();
         let names: BTreeSet<&Arc<str>> = flows.keys().chain(due.keys()).collect();
+        let queues = self.gates.keys().filter(|name| is_queue(name)).count();
+        let new = names.iter().filter(|name| is_queue(name) && !self.gates.contains_key(&****name)).count();
+        if new > 0 && queues + new > MAX_QUEUES as usize {
+            return Err(StoreError::TooManyQueues(MAX_QUEUES));
+        }
         for name in names {
             let new = !self.gates.contains_key(&**name);
             let parallelism = is_queue(name).then_some(1);
@@ -97,6 +103,7 @@ impl Contents {
                 gate.next_at = Some(gate.next_at.map_or(*due_at, |next_at| next_at.min(*due_at)));
             }
         }
+        Ok(())
     }
 
     /// Where a message waits.

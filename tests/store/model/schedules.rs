@@ -72,18 +72,20 @@ impl Schedules for Model {
 
     async fn fire(&self, run: &Run) -> Result<bool> {
         let mut state = self.state();
-        let found = state.schedules.get_mut(&run.id).filter(|schedule| {
+        let found = state.schedules.get(&run.id).filter(|schedule| {
             schedule.generation == run.generation && schedule.next_at == run.slot && !schedule.paused
         });
         let Some(schedule) = found else { return Ok(false) };
         let accepts = run.outcome.as_deref().unwrap_or_default();
+        let mut schedule = schedule.clone();
         schedule.next_at = run.next_at;
         schedule.last_run = Some(LastRun {
             slot: run.slot,
             messages: accepts.iter().map(|accept| accept.message.id.clone()).collect(),
             error: run.outcome.as_ref().err().cloned(),
         });
-        state.hold(accepts.iter().map(|accept| &*accept.message));
+        state.hold(accepts.iter().map(|accept| &*accept.message))?;
+        state.schedules.insert(run.id.clone(), schedule);
         for accept in accepts {
             state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None, None);
         }

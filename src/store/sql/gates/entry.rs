@@ -10,21 +10,13 @@ use super::{ControlRow, contended, limit_columns};
 use crate::domain::gate::{Control, Limits, Path, is_queue};
 use crate::domain::message::{FlowControl, Message};
 use crate::domain::time::Timestamp;
-use crate::store::Result;
 use crate::store::gates::RECHECK;
+use crate::store::sql::Backend;
 use crate::store::sql::nodes::now_ms;
-use crate::store::sql::{Backend, Tx};
+use crate::store::{Result, StoreError};
 
 /// A connection inside a transaction.
 pub(in crate::store::sql) type Conn<'a> = Backend<&'a mut PgConnection, &'a mut SqliteConnection>;
-
-/// The connection of a transaction.
-pub(in crate::store::sql) fn connection(tx: &mut Tx) -> Conn<'_> {
-    match tx {
-        Tx::Postgres(tx) => Conn::Postgres(&mut **tx),
-        Tx::Sqlite(tx) => Conn::Sqlite(&mut **tx),
-    }
-}
 
 /// Where a delivery waits: the columns of its row.
 pub(in crate::store::sql) struct Entry {
@@ -64,16 +56,20 @@ const INSERT: &str = "INSERT INTO gates (name, created_at, updated_at, used_at, 
                           pinned_parallelism, pinned_rate, version, next_at) \
                       VALUES ($1, $2, $2, $2, $3, $4, $5, FALSE, FALSE, FALSE, 0, $6) ON CONFLICT (name) DO NOTHING";
 
+/// Postgres' lock for counting: `hqueues` in ASCII.
+const ADVISORY_LOCK: i64 = 0x68_7175_6575_6573;
+
 /// Lets messages in. From here to the end of the transaction their gates can't be removed, and nobody else takes places
 /// in their queues. Gates are locked in the order of their names, and before any delivery is.
 pub(in crate::store::sql) async fn enter(
     conn: &mut Conn<'_>,
     messages: &[&Message],
+    max_queues: Option<u32>,
 ) -> Result<Vec<Option<Entry>>> {
     let paths: Vec<Option<Path>> = messages.iter().map(|message| Path::of(message)).collect();
     let wanted = wanted(messages, &paths);
     let accepted_at = messages.iter().map(|message| message.created_at).max().unwrap_or_default();
-    let now = hold(conn, &wanted, accepted_at).await?;
+    let now = hold(conn, &wanted, accepted_at, max_queues).await?;
     let mut places = take_places(conn, &wanted, now).await?;
     let entries = messages.iter().zip(paths).map(|(message, path)| {
         let path = path?;
@@ -118,17 +114,24 @@ async fn hold(
     conn: &mut Conn<'_>,
     wanted: &BTreeMap<Arc<str>, Wanted<'_>>,
     accepted_at: Timestamp,
+    max_queues: Option<u32>,
 ) -> Result<Timestamp> {
     // One that was missing may be made by others, and one that was there may be removed, before it is held.
     for _ in 0..4 {
         let known = known(conn, wanted).await?;
-        let missing = wanted.iter().filter(|(name, _)| !known.iter().any(|row| *row.name == ***name));
-        let mut complete = true;
-        for (name, wanted) in missing {
-            complete = false;
+        let missing: Vec<(&Arc<str>, &Wanted<'_>)> =
+            wanted.iter().filter(|(name, _)| !known.iter().any(|row| *row.name == ***name)).collect();
+        if let Some(max) = max_queues {
+            let queues: Vec<&str> =
+                missing.iter().map(|(name, _)| &***name).filter(|name| is_queue(name)).collect();
+            if !has_room(conn, &queues, max).await? {
+                return Err(StoreError::TooManyQueues(max));
+            }
+        }
+        for (name, wanted) in &missing {
             insert(conn, name, wanted, accepted_at).await?;
         }
-        if complete {
+        if missing.is_empty() {
             let now = known.first().map_or(0, |row| row.now);
             for row in known {
                 update(conn, &wanted[&*row.name], &row).await?;
@@ -137,6 +140,21 @@ async fn hold(
         }
     }
     Err(contended())
+}
+
+/// Whether there may be these queues, by their gates, where there may be `max`: those that are missing fit. No other
+/// transaction that asks goes on before this one's end.
+pub(in crate::store::sql) async fn has_room(conn: &mut Conn<'_>, queues: &[&str], max: u32) -> Result<bool> {
+    if queues.is_empty() {
+        return Ok(true);
+    }
+    if let Conn::Postgres(conn) = &mut *conn {
+        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut **conn).await?;
+    }
+    let sql = "SELECT name FROM gates WHERE name >= 'q:' AND name < 'q;'";
+    let there: Vec<String> = on_backend!(conn, |conn| sqlx::query_scalar(sql).fetch_all(&mut **conn).await?);
+    let missing = queues.iter().filter(|name| !there.iter().any(|have| have == *name)).count();
+    Ok(missing == 0 || there.len() + missing <= max as usize)
 }
 
 async fn known(conn: &mut Conn<'_>, wanted: &BTreeMap<Arc<str>, Wanted<'_>>) -> Result<Vec<KnownRow>> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use sqlx::{Connection as _, PgConnection, PgPool, SqlitePool};
 
+use self::entry::{Conn, has_room};
 use super::deliveries::record;
 use super::nodes::now_ms;
 use super::{Backend, Tx, codec};
@@ -283,9 +284,11 @@ const MAY_USE: &str = "SELECT EXISTS (SELECT 1 FROM gates WHERE name = $1) \
                            OR (SELECT COUNT(*) FROM gates WHERE name >= 'q:' AND name < 'q;') < $2";
 
 async fn may_make(tx: &mut Tx, name: &str, max: u32) -> Result<bool> {
-    Ok(on_backend!(tx, |tx| {
-        sqlx::query_scalar(MAY_USE).bind(queue_gate(name)).bind(i64::from(max)).fetch_one(&mut **tx).await?
-    }))
+    let mut conn = match tx {
+        Tx::Postgres(tx) => Conn::Postgres(&mut **tx),
+        Tx::Sqlite(tx) => Conn::Sqlite(&mut **tx),
+    };
+    has_room(&mut conn, &[&queue_gate(name)], max).await
 }
 
 pub(super) async fn may_use(pools: &Backend<&PgPool, &SqlitePool>, name: &str, max: u32) -> Result<bool> {

@@ -39,7 +39,7 @@ fn ended(message: &Message, number: u8) -> Ended {
 
 async fn filled(folder: &tempfile::TempDir) -> SqlStore {
     let database = Database::Sqlite(folder.path().join("homing.db"));
-    let options = StoreOptions { database, connections: 1, hot_connections: 1 };
+    let options = StoreOptions { database, connections: 1, hot_connections: 1, max_queues: None };
     let store = SqlStore::connect(&options).await.expect("it opens");
     store.migrate().await.expect("its schema");
     let messages: Vec<Arc<Message>> = (0..60).map(message).collect();
