@@ -29,7 +29,7 @@ use crate::support::{
     ANY_SIZE, Engine, FUTURE, Fresh, Held, LATEST, Place, START, keyed, message, time, waiting, with_callback,
 };
 
-const CASES: u32 = 100;
+const CASES: u32 = 85;
 const STEPS: usize = 40;
 /// Another number, also as `HOMING_TEST_SEED`, tries other calls.
 const SEED: u64 = 20_240_601;
@@ -143,7 +143,7 @@ enum Call {
         set: bool,
     },
     Gate(GateCall),
-    Schedule(ScheduleCall),
+    Schedules(Vec<ScheduleCall>),
     Group(GroupCall),
 }
 
@@ -283,8 +283,8 @@ fn call() -> impl Strategy<Value = Call> {
         2 => Just(Call::DueLanes),
         1 => any::<bool>().prop_map(|set| Call::RotateKeys { set }),
         26 => gate_call().prop_map(Call::Gate),
-        16 => schedule_call().prop_map(Call::Schedule),
-        8 => group_call().prop_map(Call::Group),
+        8 => vec(schedule_call(), 1..8).prop_map(Call::Schedules),
+        6 => group_call().prop_map(Call::Group),
     ]
 }
 
@@ -753,7 +753,7 @@ impl Run {
             }
             Call::RotateKeys { set } => self.rotate_keys(set).await,
             Call::Gate(call) => self.step_at_gate(call).await,
-            Call::Schedule(call) => self.step_of_schedule(call).await,
+            Call::Schedules(calls) => self.step_of_schedules(calls).await,
             Call::Group(call) => self.step_of_group(call).await,
         }
     }
