@@ -10,6 +10,7 @@ use super::error::ApiError;
 use super::{Api, json};
 use crate::domain::gate::queue_gate;
 use crate::domain::id::is_name;
+use crate::store::StoreError;
 use crate::store::gates::Queue;
 
 /// Higher numbers don't fit into what SDKs read them into.
@@ -46,7 +47,7 @@ impl Api {
         let (max, now) = (self.settings.max_queues, self.engine.now());
         let store = self.engine.store();
         if !store.upsert_queue(name, parallelism, upsert.paused, max, now).await? {
-            return Err(too_many(max.unwrap_or_default()));
+            return Err(StoreError::TooManyQueues(max.unwrap_or_default()).into());
         }
         self.engine.gate_changed(queue_gate(name));
         json(StatusCode::OK, &json!({}))
@@ -82,7 +83,9 @@ impl Api {
     /// what it refuses there has held up the others of its batch.
     pub(super) async fn check_queue(&self, name: &str) -> Result<(), ApiError> {
         match self.settings.max_queues {
-            Some(max) if !self.engine.store().may_use_queue(name, max).await? => Err(too_many(max)),
+            Some(max) if !self.engine.store().may_use_queue(name, max).await? => {
+                Err(StoreError::TooManyQueues(max).into())
+            }
             _ => Ok(()),
         }
     }
@@ -110,8 +113,4 @@ fn shown(queue: &Queue) -> Value {
 
 fn unknown(name: &str) -> ApiError {
     ApiError::not_found(format!("queue {name} not found"))
-}
-
-fn too_many(max: u32) -> ApiError {
-    ApiError::quota("maxQueues", max)
 }

@@ -55,11 +55,15 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|e| panic!("{name} = {text}: {e}")))
 }
 
-async fn nothing_acknowledged_is_lost(t: Test) {
+/// What the run's choices come from, and how many kills there are unless a setting says.
+fn choices(kills: u64) -> (StdRng, u64) {
     let seed = setting("HOMING_TEST_SEED").unwrap_or_else(rand::random);
-    let rounds = setting("HOMING_TEST_KILLS").unwrap_or(12);
     eprintln!("HOMING_TEST_SEED={seed} repeats this run's choices");
-    let mut rng = StdRng::seed_from_u64(seed);
+    (StdRng::seed_from_u64(seed), setting("HOMING_TEST_KILLS").unwrap_or(kills))
+}
+
+async fn nothing_acknowledged_is_lost(t: Test) {
+    let (mut rng, rounds) = choices(12);
     let server = t.server_with(&[("HOMING_NODE_NAME", "the-only-node")]).await;
     let receiver = Arc::new(Receiver::start().await);
     receiver.script("/ok", [Reply::ok().body("fine").after(Duration::from_millis(3))]);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{AFTER_NO_ANSWER, CLIENT_PAUSE, DRAIN, UNTIL_KILL_MS, UNTIL_READ, check_repeats, setting};
+use super::{AFTER_NO_ANSWER, CLIENT_PAUSE, DRAIN, UNTIL_KILL_MS, UNTIL_READ, check_repeats, choices};
 use crate::support::wait::pause;
 use crate::support::{Received, Receiver, Reply, Server, Test, within};
 
@@ -28,10 +28,7 @@ const ANSWER: Duration = Duration::from_millis(8);
 const PARALLELISM: usize = 2;
 
 async fn slots_queues_and_keys_outlive_kills(t: Test) {
-    let seed = setting("HOMING_TEST_SEED").unwrap_or_else(rand::random);
-    let rounds = setting("HOMING_TEST_KILLS").unwrap_or(8);
-    eprintln!("HOMING_TEST_SEED={seed} repeats this run's choices");
-    let mut rng = StdRng::seed_from_u64(seed);
+    let (mut rng, rounds) = choices(8);
     let server = t.server_with(&[("HOMING_NODE_NAME", "the-only-node")]).await;
     let (slots, queued, keyed) = (Receiver::start().await, Receiver::start().await, Receiver::start().await);
     for receiver in [&queued, &keyed] {

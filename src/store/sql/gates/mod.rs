@@ -279,10 +279,6 @@ pub(super) async fn upsert_queue(
     Ok(true)
 }
 
-/// Whether the queue of the gate `$1` is there, or there are fewer than `$2`.
-const MAY_USE: &str = "SELECT EXISTS (SELECT 1 FROM gates WHERE name = $1) \
-                           OR (SELECT COUNT(*) FROM gates WHERE name >= 'q:' AND name < 'q;') < $2";
-
 async fn may_make(tx: &mut Tx, name: &str, max: u32) -> Result<bool> {
     let mut conn = match tx {
         Tx::Postgres(tx) => Conn::Postgres(&mut **tx),
@@ -291,9 +287,12 @@ async fn may_make(tx: &mut Tx, name: &str, max: u32) -> Result<bool> {
     has_room(&mut conn, &[&queue_gate(name)], max).await
 }
 
+/// Whether the queue is there or there is room for one more, at this moment: [`has_room`] decides.
 pub(super) async fn may_use(pools: &Backend<&PgPool, &SqlitePool>, name: &str, max: u32) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM gates WHERE name = $1) \
+                   OR (SELECT COUNT(*) FROM gates WHERE name >= 'q:' AND name < 'q;') < $2";
     Ok(on_backend!(pools, |pool| {
-        sqlx::query_scalar(MAY_USE).bind(queue_gate(name)).bind(i64::from(max)).fetch_one(*pool).await?
+        sqlx::query_scalar(sql).bind(queue_gate(name)).bind(i64::from(max)).fetch_one(*pool).await?
     }))
 }
 
