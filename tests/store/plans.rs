@@ -1,10 +1,10 @@
 //! Plans on Postgres that are made while nothing waits, and have to hold when much does.
 
-use homing::store::{Repeat, Store as _};
+use homing::store::{Accept, Repeat, Store as _};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::gates::{queued, take};
-use crate::support::{Database, Held, NODE, START, message, waiting};
+use crate::support::{Database, Held, NODE, START, leased, message, waiting};
 
 const WAITING: i64 = 2000;
 const TAKEN: i64 = 20;
@@ -47,4 +47,30 @@ async fn a_long_queue_costs_no_more_than_a_short_one() {
     database.remove().await;
     // Entries of what is gone are among them, a few for each message.
     assert!(read < TAKEN * WAITING / 10, "{read} entries for {TAKEN} messages, with {WAITING} waiting");
+}
+
+#[tokio::test]
+async fn a_long_lane_costs_a_look_no_more_than_a_short_one() {
+    let database = Database::create().await;
+    let store = database.connect().await;
+    store.register(NODE, "node").await.unwrap();
+    let messages =
+        |from: i64| (from..from + WAITING).map(|number| message(u32::try_from(number).unwrap(), START));
+    // The statistics are of a moment when nothing waits. Much is due at the same time, which makes the index of due times,
+    // with many entries alike, the smaller one.
+    let under_way: Vec<Accept> = messages(0).map(|message| leased(message, "a", 1)).collect();
+    store.accept(NODE, &under_way, Repeat::First).await.unwrap();
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    sqlx::raw_sql("ANALYZE deliveries").execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    let waiting: Vec<Accept> = messages(WAITING).map(|message| waiting(message, "a")).collect();
+    store.accept(NODE, &waiting, Repeat::First).await.unwrap();
+    for _ in 0..TAKEN {
+        // A look that finds as many as it may walks the lanes, too.
+        assert_eq!(store.due_lanes(1, "").await.unwrap().lanes, ["a"]);
+    }
+    store.close().await;
+    let read = index_entries_read(&database).await;
+    database.remove().await;
+    assert!(read < TAKEN * WAITING / 10, "{read} entries for {TAKEN} looks, with {WAITING} waiting");
 }

@@ -43,7 +43,7 @@ pub(super) async fn insert(tx: &mut Tx, accepts: &[Accept], max_queues: Option<u
 
 /// The earliest due time from `low` on of what nobody holds.
 pub(super) async fn next_due(pools: &Backend<&PgPool, &SqlitePool>, low: i64) -> Result<Option<Timestamp>> {
-    let sql = "SELECT due_at FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= $1 \
+    let sql = "SELECT due_at FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at >= $1 \
                ORDER BY due_at LIMIT 1";
     let due_at: Option<i64> =
         on_backend!(pools, |pool| sqlx::query_scalar(sql).bind(low).fetch_optional(*pool).await?);

@@ -389,7 +389,7 @@ pub(super) async fn due_lanes(
 ) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let first: Vec<(String, i64)> = sqlx::query_as(concat!(
-        "SELECT lane, due_at FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= $1 AND due_at <= ",
+        "SELECT lane, due_at FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at >= $1 AND due_at <= ",
         now_ms!(),
         " ORDER BY due_at LIMIT $2"
     ))
