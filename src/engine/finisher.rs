@@ -192,17 +192,27 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
             if applied == Applied::No {
                 tracing::debug!(message.id = %job.delivery.message.id, "an outcome was dropped: the lease was gone");
             }
-            finished.push(job.delivery);
+            let last = applied == Applied::Yes && is_last(&job);
+            finished.push((job.delivery, last));
         }
     }
-    shared.dispatcher.forget_all(finished.iter());
-    shared.gates.look_at(finished.iter().flat_map(gates::opened_by));
+    shared.dispatcher.forget_all(finished.iter().map(|(delivery, _)| delivery));
+    shared.gates.ended(finished.iter().map(|(delivery, last)| (delivery, *last)));
     attempt::start(shared, shared.dispatcher.admit(started));
     shared.dispatcher.close_lease(lease);
     if !sure {
         shared.doubt_leases();
     }
     again
+}
+
+/// Whether nothing else can have the delivery's slot, once it is finished: no callback of this attempt or an earlier one.
+fn is_last(job: &Job) -> bool {
+    let holder = job.delivery.slot.as_ref().map(|slot| &slot.holder);
+    matches!(job.finish.next, Next::Delivered)
+        && job.delivery.retried == 0
+        && job.finish.callbacks.is_empty()
+        && holder == Some(&job.delivery.message.id)
 }
 
 /// The batch for the store; callbacks that are due now are leased as far as there is room.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::ahead::{Ahead, Seen};
 use super::{Backoff, Shared, attempt, cancelling, refill};
 use crate::clock::since_boot;
 use crate::domain::gate::{Admission, Gate, Path, Waiting, admit, is_queue};
@@ -20,6 +21,8 @@ use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{GateLook, GateStep, Looks, Pass, RECHECK, RECHECK_BLOCKED};
 use crate::store::{Delivery, Lease, Result};
+
+mod ahead;
 
 /// Gates in one look.
 const GATES: usize = 64;
@@ -51,6 +54,8 @@ struct Told {
     gates: HashSet<Arc<str>>,
     /// Gates at which more waits than before.
     joined: HashSet<Arc<str>>,
+    /// Queues' slots that are free, and the messages that had them.
+    freed: Vec<(Arc<str>, MessageId)>,
     all: bool,
     /// When something is due.
     due_at: Option<Timestamp>,
@@ -67,6 +72,24 @@ impl Signal {
         let before = told.gates.len();
         told.gates.extend(gates);
         if told.gates.len() > before {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Deliveries are no longer under way; beside each, whether it was the last one for its slot.
+    pub(super) fn ended<'a>(&self, deliveries: impl Iterator<Item = (&'a Delivery, bool)>) {
+        let mut told = self.told();
+        let before = (told.gates.len(), told.freed.len());
+        for (delivery, last) in deliveries {
+            match &delivery.slot {
+                Some(slot) if last => {
+                    told.freed.push((Arc::clone(&slot.queue), slot.holder.clone()));
+                    told.gates.extend(delivery.flow.clone());
+                }
+                _ => told.gates.extend(opened_by(delivery)),
+            }
+        }
+        if (told.gates.len(), told.freed.len()) != before {
             self.wake.notify_one();
         }
     }
@@ -112,6 +135,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         closed: HashMap::new(),
         without_room: HashSet::new(),
         behind: HashMap::new(),
+        ahead: Ahead::default(),
         slow: Duration::ZERO,
         shared,
     };
@@ -149,6 +173,8 @@ struct Task {
     without_room: HashSet<Arc<str>>,
     /// Queues whose deliveries wait for a key, by that key.
     behind: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    /// What is known of queues without a look.
+    ahead: Ahead,
     /// How long taking may take.
     slow: Duration,
 }
@@ -206,7 +232,16 @@ impl Task {
         let queues: Vec<Arc<str>> =
             names.iter().filter_map(|name| self.behind.remove(name)).flatten().collect();
         names.extend(queues);
-        let result = self.look_at(&mut names, told.all).await;
+        let (mut known, unknown) = self.ahead.freed(told.freed);
+        names.extend(unknown);
+        known.retain(|seen| !names.contains(&seen.look.name));
+        let result = match self.take_known(&known).await {
+            Ok(()) => self.look_at(&mut names, told.all).await,
+            Err(error) => {
+                names.extend(known.into_iter().map(|seen| seen.look.name));
+                Err(error)
+            }
+        };
         // What was not looked at is looked at the next time.
         self.shared.gates.look_at(names);
         if result.is_err() && told.all {
@@ -251,6 +286,54 @@ impl Task {
         let asked = Instant::now();
         let count = (DELIVERIES / names.len()).max(LEAST);
         let looks = self.shared.store.look_at_gates(names, count).await?;
+        for name in names {
+            self.ahead.forget(name);
+        }
+        let seen = looks.gates.iter().filter(|look| names.contains(&look.name));
+        let seen = seen.map(|look| Seen::new(look.clone(), looks.now, asked)).collect();
+        // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
+        let booted = since_boot();
+        let now = looks.now.after(asked.elapsed());
+        let (mut taking, resting) = self.decide(&looks, names, count, now);
+        taking.seen = seen;
+        self.pass(taking, now, booted).await?;
+        if !resting.is_empty() {
+            self.shared.store.rest_gates(&resting).await?;
+            // It knows when that is over.
+            self.next_look = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Takes what may go through queues that need no look.
+    async fn take_known(&mut self, known: &[Seen]) -> Result<()> {
+        let booted = since_boot();
+        let Some(now) = known.iter().map(|seen| seen.now.after(seen.asked.elapsed())).max() else {
+            return Ok(());
+        };
+        let looks = Looks { now, gates: known.iter().map(Seen::as_of_now).collect() };
+        let names: Vec<Arc<str>> = looks.gates.iter().map(|look| Arc::clone(&look.name)).collect();
+        // Someone goes at each.
+        let (mut taking, _) = self.decide(&looks, &names, DELIVERIES, now);
+        for look in &looks.gates {
+            if taking.admissions.get(&look.name).is_none_or(|admission| !admission.blocked) {
+                // Nothing is left here, but perhaps in the store.
+                self.shared.gates.look_at([Arc::clone(&look.name)]);
+            }
+        }
+        taking.seen = known.to_vec();
+        self.pass(taking, now, booted).await
+    }
+
+    /// Decides what goes through those of the gates that were asked for; which of them may rest, with the time before
+    /// which nothing due can go there.
+    fn decide(
+        &mut self,
+        looks: &Looks,
+        names: &[Arc<str>],
+        count: usize,
+        now: Timestamp,
+    ) -> (Taking, Vec<(Arc<str>, Timestamp)>) {
         let mut taking = Taking::default();
         for look in &looks.gates {
             taking.gates.insert(Arc::clone(&look.name), look.gate.clone());
@@ -260,26 +343,9 @@ impl Task {
             self.remember(look, &admission, count);
             taking.admissions.insert(Arc::clone(&look.name), admission);
         }
-        // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
-        let booted = since_boot();
-        let now = looks.now.after(asked.elapsed());
-        let resting = taking.step(&looks, now, self.slow);
-        self.look_by(&looks, &taking, now);
-        if !taking.steps.is_empty() {
-            let lease = self.shared.dispatcher.open_lease();
-            let passed = self.pass(lease, taking, now, booted).await;
-            self.shared.dispatcher.close_lease(lease);
-            if passed.is_err() {
-                self.shared.doubt_leases();
-            }
-            passed?;
-        }
-        if !resting.is_empty() {
-            self.shared.store.rest_gates(&resting).await?;
-            // It knows when that is over.
-            self.next_look = Instant::now();
-        }
-        Ok(())
+        let resting = taking.step(looks, now, self.slow);
+        self.look_by(looks, &taking, now);
+        (taking, resting)
     }
 
     /// Keeps in mind what a gate waits for that isn't told for it.
@@ -319,9 +385,28 @@ impl Task {
     }
 
     /// Takes what was decided, and starts it.
-    async fn pass(&mut self, lease: Lease, taking: Taking, now: Timestamp, booted: Duration) -> Result<()> {
-        let (shared, began) = (&self.shared, Instant::now());
-        let Taking { steps, passes, mut reserved, .. } = taking;
+    async fn pass(&mut self, taking: Taking, now: Timestamp, booted: Duration) -> Result<()> {
+        if taking.steps.is_empty() {
+            return Ok(());
+        }
+        let lease = self.shared.dispatcher.open_lease();
+        let passed = self.pass_leased(lease, taking, now, booted).await;
+        self.shared.dispatcher.close_lease(lease);
+        if passed.is_err() {
+            self.shared.doubt_leases();
+        }
+        passed
+    }
+
+    async fn pass_leased(
+        &mut self,
+        lease: Lease,
+        taking: Taking,
+        now: Timestamp,
+        booted: Duration,
+    ) -> Result<()> {
+        let (shared, began) = (Arc::clone(&self.shared), Instant::now());
+        let Taking { steps, passes, mut reserved, seen, mut admissions, .. } = taking;
         let passed = shared.store.pass_gates(shared.node(), lease, &steps, &passes, now).await;
         self.slow = (4 * began.elapsed()).max(self.slow * 3 / 4).min(MAX_SLOW);
         let (deliveries, result) = match passed {
@@ -338,14 +423,28 @@ impl Task {
                 live.push((place.number, delivery));
             }
         }
+        for seen in seen {
+            let name = Arc::clone(&seen.look.name);
+            let Some(admission) = admissions.remove(&name).filter(|admission| !admission.taken.is_empty())
+            else {
+                continue;
+            };
+            if reserved.values().all(|place| place.gate != name) {
+                let step = steps.iter().find(|step| step.name == name);
+                let after = seen.after(&admission.taken, step.and_then(|step| step.next_at));
+                if let Some(seen) = after {
+                    self.ahead.keep(seen, MAX_KEPT);
+                }
+            }
+        }
         live.sort_by_key(|(number, _)| *number);
         let live = live.into_iter().map(|(_, delivery)| delivery).collect();
-        attempt::start(shared, shared.dispatcher.admit(live));
+        attempt::start(&shared, shared.dispatcher.admit(live));
         if !cancelled.is_empty() {
-            cancelling::end(shared, &cancelled).await;
+            cancelling::end(&shared, &cancelled).await;
         }
         for place in reserved.into_values() {
-            self.shared.dispatcher.unreserve_passing(&place.lane, place.size);
+            shared.dispatcher.unreserve_passing(&place.lane, place.size);
             self.look_again(place.gate, CONTENDED);
         }
         result
@@ -371,6 +470,8 @@ struct Taking {
     steps: Vec<GateStep>,
     passes: Vec<Pass>,
     reserved: HashMap<MessageId, Place>,
+    /// What was seen of the gates that were asked for.
+    seen: Vec<Seen>,
 }
 
 impl Taking {

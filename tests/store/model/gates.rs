@@ -10,7 +10,8 @@ use homing::domain::gate::{
 use homing::domain::message::{FlowControl, Message};
 use homing::domain::time::Timestamp;
 use homing::store::gates::{
-    DueGates, FlowKey, GateLook, GateStep, Gates, Looks, Pass, Queue, QueueRemoval, RECHECK, RECHECK_BLOCKED,
+    BEHIND, DueGates, FlowKey, GateLook, GateStep, Gates, Looks, Pass, Queue, QueueRemoval, RECHECK,
+    RECHECK_BLOCKED,
 };
 use homing::store::{Cancellation, Delivery, Lease, NodeId, Result, Slot, StoreError};
 
@@ -146,6 +147,8 @@ impl Contents {
             held.truncate(count + 1);
             let mut others = self.waiting(name, false);
             let free = gate.limits.parallelism.map(|most| most.saturating_sub(gate.in_use) as usize);
+            let behind = if is_queue(name) { BEHIND as usize } else { 0 };
+            let free = free.map(|free| if free > 0 { free + behind } else { 0 });
             let rate = gate.limits.rate.map(|rate| rate.count as usize);
             others.truncate([Some(count), free, rate].into_iter().flatten().min().unwrap() + 1);
             waiting.extend(held);

@@ -12,7 +12,7 @@ use super::{GateRow, codec};
 use crate::domain::gate::Waiting;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{GateLook, GateStep, Looks, Pass};
+use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
 use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
 use crate::store::sql::messages::{ClaimedRow, message_columns};
 use crate::store::sql::nodes::now_ms;
@@ -43,7 +43,7 @@ macro_rules! gate_columns {
     };
 }
 
-/// As many as could go at most, and one more, which tells whether more wait.
+/// As many as could go at most, and one more, which tells whether more wait; `$3` more at a queue.
 const LOOK: &str = concat!(
     "WITH g AS MATERIALIZED ( \
          SELECT ",
@@ -57,8 +57,9 @@ const LOOK: &str = concat!(
              UNION ALL \
              (SELECT message_id, lane, size, place / 1000, place, flow, FALSE FROM deliveries \
               WHERE gate = g.name AND node = 0 AND slot IS DISTINCT FROM gate ORDER BY place, message_id \
-              LIMIT LEAST($2, g.rate, CASE WHEN g.parallelism IS NOT NULL \
-                                           THEN GREATEST(g.parallelism - g.in_use, 0) END) + 1) \
+              LIMIT LEAST($2, g.rate, CASE WHEN g.parallelism <= g.in_use THEN 0 \
+                                           WHEN LEFT(g.name, 1) = 'q' THEN g.parallelism - g.in_use + $3 \
+                                           ELSE g.parallelism - g.in_use END) + 1) \
          ) AS d WHERE NOT g.paused), \
      k AS MATERIALIZED ( \
          SELECT ",
@@ -87,6 +88,7 @@ pub(in crate::store::sql) async fn look(
     let rows: Vec<LookRow> = sqlx::query_as(LOOK)
         .bind(wanted)
         .bind(i64::try_from(count).unwrap_or(i64::MAX - 1))
+        .bind(i64::from(BEHIND))
         .fetch_all(conn)
         .await?;
     let now = Timestamp::from_millis(rows.first().map_or(0, |row| row.now));
@@ -119,6 +121,32 @@ pub(in crate::store::sql) async fn look(
     Ok(Looks { now, gates })
 }
 
+/// A queue's slot goes with its message.
+macro_rules! take_slot {
+    () => {
+        "slot = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.gate ELSE d.slot END, \
+         holder = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.message_id ELSE d.holder END"
+    };
+}
+
+macro_rules! taken_columns {
+    () => {
+        "d.message_id, d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
+         d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder, d.flow"
+    };
+}
+
+macro_rules! select_taken {
+    () => {
+        concat!(
+            "SELECT t.lane, t.attempt_due_at, t.retried, t.claims, t.cancel_requested, t.slot, t.holder, \
+                    t.flow AS flow_gate, ",
+            message_columns!(),
+            " FROM taken t JOIN messages m ON m.id = t.message_id"
+        )
+    };
+}
+
 /// First the gates, in the order of their names, and only then deliveries, none of which is waited for: whoever holds one
 /// may want a gate. Of those that go in order, none goes past one that could not be had.
 const PASS: &str = concat!(
@@ -143,16 +171,31 @@ const PASS: &str = concat!(
              FROM locked) AS l \
          WHERE NOT in_order OR number = have), \
      taken AS ( \
-         UPDATE deliveries d SET node = $10, lease = $11, claims = claims + 1, due_at = $12, \
-             slot = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.gate ELSE d.slot END, \
-             holder = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.message_id ELSE d.holder END \
-         FROM passing WHERE d.message_id = passing.id \
-         RETURNING d.message_id, d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
-                   d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder, d.flow) \
-     SELECT t.lane, t.attempt_due_at, t.retried, t.claims, t.cancel_requested, t.slot, t.holder, \
-            t.flow AS flow_gate, ",
-    message_columns!(),
-    " FROM taken t JOIN messages m ON m.id = t.message_id"
+         UPDATE deliveries d SET node = $10, lease = $11, claims = claims + 1, due_at = $12, ",
+    take_slot!(),
+    " FROM passing WHERE d.message_id = passing.id RETURNING ",
+    taken_columns!(),
+    ") ",
+    select_taken!()
+);
+
+/// The same for one delivery at one gate, as a queue of parallelism 1 needs it for each message: setting the other plan up
+/// takes longer than running it.
+const PASS_ONE: &str = concat!(
+    "WITH changed AS MATERIALIZED ( \
+         UPDATE gates SET version = version + 1, starts = $3, next_at = COALESCE($4, next_at), used_at = $8 \
+         WHERE name = $1 AND version = $2 RETURNING name), \
+     locked AS MATERIALIZED ( \
+         SELECT message_id AS id FROM deliveries \
+         WHERE message_id = $5 AND CASE WHEN node = 0 AND gate = $1 THEN EXISTS (SELECT 1 FROM changed) END \
+         FOR UPDATE SKIP LOCKED), \
+     taken AS ( \
+         UPDATE deliveries d SET node = $6, lease = $7, claims = claims + 1, due_at = $8, ",
+    take_slot!(),
+    " FROM locked WHERE d.message_id = locked.id RETURNING ",
+    taken_columns!(),
+    ") ",
+    select_taken!()
 );
 
 /// Takes deliveries from gates that are as they were seen.
@@ -164,7 +207,53 @@ pub(in crate::store::sql) async fn pass(
     passes: &[Pass],
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
-    let rows: Vec<ClaimedRow> = sqlx::query_as(PASS)
+    let rows = match (steps, passes) {
+        ([step], [one]) if one.flow.as_ref().is_none_or(|flow| *flow == step.name) => {
+            pass_one(conn, node, lease, step, one, now).await?
+        }
+        _ => pass_all(conn, node, lease, steps, passes, now).await?,
+    };
+    let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
+    if !unreadable.is_empty() {
+        sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = ANY ($2)"))
+            .bind(SET_ASIDE_MS)
+            .bind(unreadable)
+            .execute(conn)
+            .await?;
+    }
+    Ok(deliveries)
+}
+
+async fn pass_one(
+    conn: &mut PgConnection,
+    node: NodeId,
+    lease: Lease,
+    step: &GateStep,
+    pass: &Pass,
+    now: Timestamp,
+) -> Result<Vec<ClaimedRow>> {
+    Ok(sqlx::query_as(PASS_ONE)
+        .bind(&*step.name)
+        .bind(step.version)
+        .bind(codec::write_starts(&step.starts))
+        .bind(step.next_at.map(Timestamp::as_millis))
+        .bind(pass.id.as_str())
+        .bind(node.0)
+        .bind(lease.0)
+        .bind(now.as_millis())
+        .fetch_all(conn)
+        .await?)
+}
+
+async fn pass_all(
+    conn: &mut PgConnection,
+    node: NodeId,
+    lease: Lease,
+    steps: &[GateStep],
+    passes: &[Pass],
+    now: Timestamp,
+) -> Result<Vec<ClaimedRow>> {
+    Ok(sqlx::query_as(PASS)
         .bind(steps.iter().map(|step| &*step.name).collect::<Vec<&str>>())
         .bind(steps.iter().map(|step| step.version).collect::<Vec<i64>>())
         .bind(steps.iter().map(|step| codec::write_starts(&step.starts)).collect::<Vec<_>>())
@@ -177,17 +266,8 @@ pub(in crate::store::sql) async fn pass(
         .bind(node.0)
         .bind(lease.0)
         .bind(now.as_millis())
-        .fetch_all(&mut *conn)
-        .await?;
-    let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
-    if !unreadable.is_empty() {
-        sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = ANY ($2)"))
-            .bind(SET_ASIDE_MS)
-            .bind(unreadable)
-            .execute(conn)
-            .await?;
-    }
-    Ok(deliveries)
+        .fetch_all(conn)
+        .await?)
 }
 
 /// The number of each among those of its gate that go in order.

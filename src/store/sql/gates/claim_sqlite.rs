@@ -10,7 +10,7 @@ use crate::clock::system_now;
 use crate::domain::gate::{Gate, Waiting, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{GateLook, GateStep, Looks, Pass};
+use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
 use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
 use crate::store::sql::messages::{ClaimedRow, message_columns};
 use crate::store::{Delivery, Lease, NodeId, Result};
@@ -69,7 +69,7 @@ async fn gate(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> Result
     row.map(|row| row.into_look(now)).transpose()
 }
 
-/// As many as could go at most, and one more, which tells whether more wait.
+/// As many as could go at most, and one more, which tells whether more wait; [`BEHIND`] more at a queue.
 async fn waiting(conn: &mut SqliteConnection, name: &str, gate: &Gate, count: usize) -> Result<Vec<Waiting>> {
     let holding: Vec<WaitingRow> = sqlx::query_as(
         "SELECT message_id, lane, size, due_at, flow FROM deliveries \
@@ -80,7 +80,11 @@ async fn waiting(conn: &mut SqliteConnection, name: &str, gate: &Gate, count: us
     .fetch_all(&mut *conn)
     .await?;
     let number = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
-    let free = gate.limits.parallelism.map(|limit| number(limit.saturating_sub(gate.in_use)));
+    let behind = if is_queue(name) { BEHIND } else { 0 };
+    let free = gate.limits.parallelism.map(|limit| match limit.saturating_sub(gate.in_use) {
+        0 => 0,
+        free => number(free.saturating_add(behind)),
+    });
     let rate = gate.limits.rate.map(|rate| number(rate.count));
     let most = [Some(count), free, rate].into_iter().flatten().min().unwrap_or(count);
     let others: Vec<WaitingRow> = sqlx::query_as(
