@@ -19,7 +19,7 @@ use crate::clock::system_now;
 use crate::config::{self, Config, DatabaseUrl, Secret};
 use crate::egress::client::{self, Client};
 use crate::engine::keys::{self, Keys};
-use crate::engine::{self, Engine, LlmAccess};
+use crate::engine::{self, Engine, LlmAccess, ingest};
 use crate::listener::{self, Listener};
 use crate::store::sql::{self, SqlStore};
 use crate::store::url_groups::UrlGroupLimits;
@@ -103,7 +103,9 @@ pub async fn migrate(config: Config) -> anyhow::Result<()> {
 }
 
 async fn open(config: &Config) -> anyhow::Result<SqlStore> {
-    let hot = u32::try_from(config.writers).unwrap_or(u32::MAX).saturating_mul(3).saturating_add(2);
+    // For each set of writers those of accepts, with their helpers, and one of outcomes; and two for claims.
+    let hot = config.writers.saturating_mul(ingest::HELPERS + 2).saturating_add(2);
+    let hot = u32::try_from(hot).unwrap_or(u32::MAX);
     let options = sql::Options {
         database: match &config.database_url {
             DatabaseUrl::Sqlite(path) => sql::Database::Sqlite(path.clone()),

@@ -108,9 +108,10 @@ pub struct Config {
     #[config(default = 10, validate((1..=1000).contains(postgres_connections), "allowed: 1 to 1000"))]
     pub postgres_connections: u32,
 
-    /// Batches of accepted messages that are written to Postgres at once (twice as many
-    /// while full ones wait), and as many of finished ones. One at a time makes the largest
-    /// batches, which is fastest unless the disk is very slow. 1 to 64. SQLite has one writer.
+    /// Batches of accepted messages that are written to Postgres at once (up to four times
+    /// as many while full ones wait or one takes more than 1 ms), and as many of finished
+    /// ones. Few at a time make the largest batches, which is fastest. 1 to 64. SQLite has
+    /// one writer.
     #[config(default = 1, validate((1..=64).contains(writers), "allowed: 1 to 64"))]
     pub writers: usize,
 

@@ -3,8 +3,8 @@
 //! Invariant: an answer follows the commit that holds its messages. What is due now and fits in this node's room is
 //! stored already leased to it and goes on without being claimed.
 //!
-//! Few batches at once are the largest, and cheapest. But when another full batch waits already, it does not wait for the
-//! one before: a second set of writers is there for these alone.
+//! Few batches at once are the largest, and cheapest. But when another full batch waits already, or when the store takes
+//! its time, the next one does not wait for the one before: there are helpers for these alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +24,11 @@ const WAITING: usize = 1024;
 const BATCH: usize = 256;
 /// Bytes of messages in one batch, likewise.
 const BATCH_BYTES: usize = 16 << 20;
+/// Batches at once for each that is written anyway.
+pub const HELPERS: usize = 3;
+/// How long what waits waits for a batch that is being written. On a disk whose syncs are slow, batches that wait for one
+/// together cost no time; elsewhere they end sooner.
+const PATIENCE: Duration = Duration::from_millis(1);
 /// How often a batch is tried while the store is away.
 const TRIES: u32 = 3;
 
@@ -48,8 +53,8 @@ struct Submission {
 struct Backlog {
     waiting: Mutex<mpsc::Receiver<Submission>>,
     messages: AtomicUsize,
-    /// Rung when another full batch waits.
-    full: Notify,
+    /// Rung when another batch should not wait.
+    hurry: Notify,
 }
 
 /// The handle that accepts messages.
@@ -65,11 +70,13 @@ impl Ingest {
         let backlog = Arc::new(Backlog {
             waiting: Mutex::new(waiting),
             messages: AtomicUsize::new(0),
-            full: Notify::new(),
+            hurry: Notify::new(),
         });
         for _ in 0..shared.settings.writers {
             super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&backlog)));
-            super::spawn(shared, tasks, help(Arc::clone(shared), Arc::clone(&backlog)));
+            for _ in 0..HELPERS {
+                super::spawn(shared, tasks, help(Arc::clone(shared), Arc::clone(&backlog)));
+            }
         }
         Self { submissions, backlog }
     }
@@ -102,15 +109,15 @@ async fn run(shared: Arc<Shared>, backlog: Arc<Backlog>) {
         if batch.is_empty() {
             return;
         }
-        write(&shared, batch).await;
+        backlog.write(&shared, batch).await;
     }
 }
 
-/// Writes what would be a full batch while others are written.
+/// Writes a batch while others are written.
 async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
     loop {
         tokio::select! {
-            () = backlog.full.notified() => {}
+            () = backlog.hurry.notified() => {}
             () = shared.stopping.cancelled() => return,
         }
         // Whoever has the receiver waits for the next message: there is none to help with.
@@ -119,12 +126,21 @@ async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
             Err(_) => Vec::new(),
         };
         if !batch.is_empty() {
-            write(&shared, batch).await;
+            backlog.write(&shared, batch).await;
         }
     }
 }
 
 impl Backlog {
+    async fn write(&self, shared: &Arc<Shared>, batch: Vec<Submission>) {
+        let mut written = std::pin::pin!(write(shared, batch));
+        while tokio::time::timeout(PATIENCE, written.as_mut()).await.is_err() {
+            if self.messages.load(Ordering::Relaxed) > 0 {
+                self.hurry.notify_one();
+            }
+        }
+    }
+
     /// A batch that begins with `first`, from what is waiting; none without it.
     fn gather(&self, first: Option<Submission>, waiting: &mut mpsc::Receiver<Submission>) -> Vec<Submission> {
         let Some(first) = first else { return Vec::new() };
@@ -139,7 +155,7 @@ impl Backlog {
         }
         let before = self.messages.fetch_sub(count, Ordering::Relaxed);
         if before.saturating_sub(count) >= BATCH {
-            self.full.notify_one();
+            self.hurry.notify_one();
         }
         batch
     }
