@@ -24,6 +24,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub(crate) messages: Option<u64>,
 
+    /// Connections of the load, where a row doesn't say otherwise.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) connections: u16,
+
     /// How long old-snapshot holds its snapshot.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1440))]
     pub(crate) minutes: u64,

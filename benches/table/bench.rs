@@ -23,9 +23,7 @@ use crate::{http, print_line};
 /// A message that has not come after nothing new came for so long is lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Connections of a load, unless it says otherwise.
-const CONNECTIONS: usize = 64;
-/// Bytes of a body, likewise.
+/// Bytes of a body, unless a load says otherwise.
 pub(crate) const BYTES: usize = 200;
 
 /// From this share of the machine on, what ran besides is worth a warning.
@@ -85,7 +83,7 @@ impl Bench {
             addresses: vec![self.ports.main],
             target: format!("/s/{stream}"),
             headers: Vec::new(),
-            connections: CONNECTIONS,
+            connections: usize::from(self.args.connections),
             messages: None,
             seconds: None,
             rate: None,

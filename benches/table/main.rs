@@ -133,6 +133,7 @@ fn print_machine(args: &Args, place: &Path) -> Result<()> {
     if matches!(file_system.as_str(), "tmpfs" | "ramfs") {
         print_line("WARNING  that is memory: its syncs cost nothing. Let TMPDIR name a directory on a disk")?;
     }
+    print_line(&format!("load     {} connections", args.connections))?;
     for (name, value) in std::env::vars().filter(|(name, _)| name.starts_with("HOMING_")) {
         print_line(&format!("setting  {name}={value}"))?;
     }

@@ -131,23 +131,28 @@ pub(super) fn two_nodes(bench: &Bench, engine: Engine) -> Result<()> {
     let one = closed(&world, messages)?;
     one.print("one node", bench)?;
     let other = world.another_server()?;
-    let both = |messages| -> Result<Sample> {
+    let both = |messages, times| -> Result<Sample> {
         let watched = world.watched();
         let watched = Watched { servers: [watched.servers, vec![other.pid()]].concat(), ..watched };
         let mut publish = world.publish()?;
         publish.load.addresses.push(other.address);
         publish.load.messages = Some(messages);
+        publish.load.connections *= times;
         Ok(bench.measure(&watched, &[publish])?.remove(0))
     };
-    both(bench.or_quick(2000, 200))?;
-    let two = both(messages)?;
+    both(bench.or_quick(2000, 200), 1)?;
+    let two = both(messages, 1)?;
     two.print("two nodes", bench)?;
+    let busy = both(messages, 2)?;
+    busy.print("twice the load", bench)?;
     other.stop()?;
     let sum = |sample: &Sample| sample.cpu.server + sample.cpu.database;
     note(&format!(
-        "server and database take {:.1} µs a message on two nodes, {:.1} on one: {:.2} times as much",
-        sum(&two),
+        "server and database take {:.1} µs a message on one node, {:.1} on two: {:.2} times as much; and {:.2} times \
+         with as many connections to each as to the one, which make as large batches",
         sum(&one),
-        sum(&two) / sum(&one)
+        sum(&two),
+        sum(&two) / sum(&one),
+        sum(&busy) / sum(&one)
     ))
 }

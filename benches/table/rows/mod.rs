@@ -29,7 +29,7 @@ const BOTH: &[Engine] = &Engine::ALL;
 pub(crate) const ROWS: &[Row] = &[
     Row {
         name: "throughput",
-        about: "50,000 messages over 64 connections as fast as they are answered, the median of some runs",
+        about: "50,000 messages over the connections as fast as they are answered, the median of some runs",
         engines: BOTH,
         run: basic::throughput,
     },
