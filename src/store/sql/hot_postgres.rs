@@ -92,6 +92,16 @@ macro_rules! insert_deliveries {
     };
 }
 
+/// Likewise where no gate is concerned: without the last five arrays.
+macro_rules! insert_plain_deliveries {
+    () => {
+        "INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
+         SELECT id, lane, due_at, size, 0, claims, node, lease \
+         FROM unnest($1::text[], $19::text[], $3::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[]) \
+             AS d (id, lane, due_at, size, claims, node, lease)"
+    };
+}
+
 /// A message to insert with its delivery.
 struct Row<'a> {
     message: &'a Message,
@@ -179,36 +189,43 @@ impl<'a> Arrays<'a> {
 macro_rules! bind_arrays {
     ($query:expr, $arrays:expr) => {{
         let arrays: Arrays<'_> = $arrays;
-        $query
-            .bind(arrays.ids)
-            .bind(arrays.created_at)
-            .bind(arrays.due_at)
-            .bind(arrays.methods)
-            .bind(arrays.urls)
-            .bind(arrays.headers)
-            .bind(arrays.bodies)
-            .bind(arrays.hashes)
-            .bind(arrays.max_retries)
-            .bind(arrays.caller_ips)
-            .bind(arrays.labels)
-            .bind(arrays.queues)
-            .bind(arrays.url_groups)
-            .bind(arrays.endpoints)
-            .bind(arrays.schedule_ids)
-            .bind(arrays.flow_keys)
-            .bind(arrays.source_ids)
-            .bind(arrays.options)
-            .bind(arrays.lanes)
-            .bind(arrays.sizes)
-            .bind(arrays.claims)
-            .bind(arrays.nodes)
-            .bind(arrays.leases)
+        bind_plain_arrays!($query, arrays)
             .bind(arrays.gates)
             .bind(arrays.flows)
             .bind(arrays.places)
             .bind(arrays.slots)
             .bind(arrays.holders)
     }};
+}
+
+/// Those that have nothing to do with gates, to `$1` to `$23`.
+macro_rules! bind_plain_arrays {
+    ($query:expr, $arrays:ident) => {
+        $query
+            .bind($arrays.ids)
+            .bind($arrays.created_at)
+            .bind($arrays.due_at)
+            .bind($arrays.methods)
+            .bind($arrays.urls)
+            .bind($arrays.headers)
+            .bind($arrays.bodies)
+            .bind($arrays.hashes)
+            .bind($arrays.max_retries)
+            .bind($arrays.caller_ips)
+            .bind($arrays.labels)
+            .bind($arrays.queues)
+            .bind($arrays.url_groups)
+            .bind($arrays.endpoints)
+            .bind($arrays.schedule_ids)
+            .bind($arrays.flow_keys)
+            .bind($arrays.source_ids)
+            .bind($arrays.options)
+            .bind($arrays.lanes)
+            .bind($arrays.sizes)
+            .bind($arrays.claims)
+            .bind($arrays.nodes)
+            .bind($arrays.leases)
+    };
 }
 
 /// Stores messages and their deliveries: in one statement, or in one transaction when they are too large for that. No two
@@ -262,6 +279,19 @@ async fn store(
     if batch.iter().any(|accept| accept.deduplication.is_some()) {
         return accept_deduplicated(conn, node, batch, entries).await;
     }
+    let rows: Vec<Row<'_>> =
+        batch.iter().enumerate().map(|(index, accept)| row(accept, entries.get(index))).collect();
+    let arrays = Arrays::new(node, &rows);
+    if repeat == Repeat::First && entries.is_empty() {
+        let sql = concat!(
+            "WITH m AS (INSERT INTO messages SELECT * FROM unnest(",
+            message_arrays!(),
+            ")) ",
+            insert_plain_deliveries!()
+        );
+        bind_plain_arrays!(sqlx::query(sql), arrays).execute(conn).await?;
+        return Ok(vec![Accepted::Stored; batch.len()]);
+    }
     let sql = match repeat {
         Repeat::First => concat!(
             "WITH m AS (INSERT INTO messages SELECT * FROM unnest(",
@@ -278,9 +308,7 @@ async fn store(
             " WHERE CASE WHEN id IN (SELECT id FROM m) THEN TRUE END"
         ),
     };
-    let rows: Vec<Row<'_>> =
-        batch.iter().enumerate().map(|(index, accept)| row(accept, entries.get(index))).collect();
-    bind_arrays!(sqlx::query(sql), Arrays::new(node, &rows)).execute(conn).await?;
+    bind_arrays!(sqlx::query(sql), arrays).execute(conn).await?;
     Ok(vec![Accepted::Stored; batch.len()])
 }
 
