@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::ids::FreshIds;
 use super::{Shared, attempt, gates};
+use crate::clock::since_boot;
 use crate::domain::destination::validate_url;
 use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
@@ -159,6 +160,7 @@ async fn finish_singly(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool)
 async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
     let lease = shared.dispatcher.open_lease();
     let ended = lease_callbacks(shared, &jobs, lease);
+    let held_at = since_boot();
     let (applied, sure) = finish(shared, &ended).await;
     let mut started = Vec::new();
     let mut again = Vec::new();
@@ -197,7 +199,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
         }
     }
     shared.dispatcher.forget_all(finished.iter().map(|(delivery, _)| delivery));
-    shared.gates.ended(finished.iter().map(|(delivery, last)| (delivery, *last)));
+    shared.gates.ended(finished.iter().map(|(delivery, last)| (delivery, *last)), held_at);
     attempt::start(shared, shared.dispatcher.admit(started));
     shared.dispatcher.close_lease(lease);
     if !sure {

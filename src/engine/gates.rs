@@ -2,8 +2,9 @@
 //!
 //! A task of its own beside `refill`, so that neither waits for the other. It looks at a gate when something is told that
 //! may let someone through: a message was accepted, something ended, a limit has changed; when the store says that it is
-//! time; and, as other nodes tell nothing, now and then. What may go is decided by `domain::gate`, and takes effect only
-//! if the gate is still as it was seen. A gate with nothing to do is put to rest, so that it costs nothing.
+//! time; and, as other nodes tell nothing, now and then. A queue that was looked at lately may need no look ([`ahead`]).
+//! What may go is decided by `domain::gate`, and takes effect only if the gate is still as it was seen. A gate with nothing
+//! to do is put to rest, so that it costs nothing.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::ahead::{Ahead, Seen};
+use self::ahead::{Ahead, Freed, Seen};
 use super::{Backoff, Shared, attempt, cancelling, refill};
 use crate::clock::since_boot;
 use crate::domain::gate::{Admission, Gate, Path, Waiting, admit, is_queue};
@@ -54,8 +55,7 @@ struct Told {
     gates: HashSet<Arc<str>>,
     /// Gates at which more waits than before.
     joined: HashSet<Arc<str>>,
-    /// Queues' slots that are free, and the messages that had them.
-    freed: Vec<(Arc<str>, MessageId)>,
+    freed: Vec<Freed>,
     all: bool,
     /// When something is due.
     due_at: Option<Timestamp>,
@@ -76,14 +76,20 @@ impl Signal {
         }
     }
 
-    /// Deliveries are no longer under way; beside each, whether it was the last one for its slot.
-    pub(super) fn ended<'a>(&self, deliveries: impl Iterator<Item = (&'a Delivery, bool)>) {
+    /// Deliveries are no longer under way, that were `held_at` that time since boot; beside each, whether it was the last
+    /// one for its slot.
+    pub(super) fn ended<'a>(
+        &self,
+        deliveries: impl Iterator<Item = (&'a Delivery, bool)>,
+        held_at: Duration,
+    ) {
         let mut told = self.told();
         let before = (told.gates.len(), told.freed.len());
         for (delivery, last) in deliveries {
             match &delivery.slot {
                 Some(slot) if last => {
-                    told.freed.push((Arc::clone(&slot.queue), slot.holder.clone()));
+                    let (queue, holder) = (Arc::clone(&slot.queue), slot.holder.clone());
+                    told.freed.push(Freed { queue, holder, held_at });
                     told.gates.extend(delivery.flow.clone());
                 }
                 _ => told.gates.extend(opened_by(delivery)),
@@ -232,21 +238,18 @@ impl Task {
         let queues: Vec<Arc<str>> =
             names.iter().filter_map(|name| self.behind.remove(name)).flatten().collect();
         names.extend(queues);
-        let (mut known, unknown) = self.ahead.freed(told.freed);
+        let (known, unknown) = self.ahead.freed(told.freed);
         names.extend(unknown);
-        known.retain(|seen| !names.contains(&seen.look.name));
-        let result = match self.take_known(&known).await {
-            Ok(()) => self.look_at(&mut names, told.all).await,
-            Err(error) => {
-                names.extend(known.into_iter().map(|seen| seen.look.name));
-                Err(error)
+        let known_names: Vec<Arc<str>> = known.iter().map(|seen| Arc::clone(seen.name())).collect();
+        let result = self.look_at(&mut names, told.all, known).await;
+        if result.is_err() {
+            names.extend(known_names);
+            if told.all {
+                self.shared.gates.look_at_all();
             }
-        };
+        }
         // What was not looked at is looked at the next time.
         self.shared.gates.look_at(names);
-        if result.is_err() && told.all {
-            self.shared.gates.look_at_all();
-        }
         result
     }
 
@@ -256,8 +259,13 @@ impl Task {
         self.again.insert(name);
     }
 
-    /// Looks at some of the gates, and takes these out of `names`.
-    async fn look_at(&mut self, names: &mut HashSet<Arc<str>>, all: bool) -> Result<()> {
+    /// Looks at some of the gates, and takes these out of `names`; the `known` ones need no look.
+    async fn look_at(
+        &mut self,
+        names: &mut HashSet<Arc<str>>,
+        all: bool,
+        mut known: Vec<Seen>,
+    ) -> Result<()> {
         let now = Instant::now();
         if all {
             self.shared.store.wake_gates().await?;
@@ -272,8 +280,9 @@ impl Task {
             names.extend(due.gates);
         }
         let some: Vec<Arc<str>> = names.iter().take(GATES).cloned().collect();
-        if !some.is_empty() {
-            self.take(&some).await?;
+        known.retain(|seen| !names.contains(seen.name()));
+        if !some.is_empty() || !known.is_empty() {
+            self.take(&some, known).await?;
             for name in &some {
                 names.remove(name);
             }
@@ -281,22 +290,34 @@ impl Task {
         Ok(())
     }
 
-    /// Takes what may go through these gates.
-    async fn take(&mut self, names: &[Arc<str>]) -> Result<()> {
+    /// Takes what may go through these gates, and through those that are known.
+    async fn take(&mut self, names: &[Arc<str>], known: Vec<Seen>) -> Result<()> {
+        let count = (DELIVERIES / names.len().max(1)).max(LEAST);
         let asked = Instant::now();
-        let count = (DELIVERIES / names.len()).max(LEAST);
-        let looks = self.shared.store.look_at_gates(names, count).await?;
-        for name in names {
-            self.ahead.forget(name);
-        }
-        let seen = looks.gates.iter().filter(|look| names.contains(&look.name));
-        let seen = seen.map(|look| Seen::new(look.clone(), looks.now, asked)).collect();
+        let mut looks = if names.is_empty() {
+            Looks { now: self.shared.clock.now(), gates: Vec::new() }
+        } else {
+            self.shared.store.look_at_gates(names, count).await?
+        };
         // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
         let booted = since_boot();
         let now = looks.now.after(asked.elapsed());
-        let (mut taking, resting) = self.decide(&looks, names, count, now);
-        taking.seen = seen;
-        self.pass(taking, now, booted).await?;
+        for name in names {
+            self.ahead.forget(name);
+        }
+        let mut seen = known;
+        looks.gates.extend(seen.iter().map(Seen::as_of_now));
+        let wanted: HashSet<Arc<str>> = seen.iter().map(Seen::name).chain(names).map(Arc::clone).collect();
+        let (taking, resting) = self.decide(&looks, &wanted, count, now);
+        for name in seen.iter().map(Seen::name) {
+            if taking.admissions.get(name).is_some_and(|admission| !admission.blocked) {
+                // All that was known has gone, but there may be more.
+                self.shared.gates.look_at([Arc::clone(name)]);
+            }
+        }
+        let looked_at = looks.gates.iter().filter(|look| names.contains(&look.name));
+        seen.extend(looked_at.filter_map(|look| Seen::new(look, looks.now, booted)));
+        self.pass(taking, seen, names, now, booted).await?;
         if !resting.is_empty() {
             self.shared.store.rest_gates(&resting).await?;
             // It knows when that is over.
@@ -305,32 +326,12 @@ impl Task {
         Ok(())
     }
 
-    /// Takes what may go through queues that need no look.
-    async fn take_known(&mut self, known: &[Seen]) -> Result<()> {
-        let booted = since_boot();
-        let Some(now) = known.iter().map(|seen| seen.now.after(seen.asked.elapsed())).max() else {
-            return Ok(());
-        };
-        let looks = Looks { now, gates: known.iter().map(Seen::as_of_now).collect() };
-        let names: Vec<Arc<str>> = looks.gates.iter().map(|look| Arc::clone(&look.name)).collect();
-        // Someone goes at each.
-        let (mut taking, _) = self.decide(&looks, &names, DELIVERIES, now);
-        for look in &looks.gates {
-            if taking.admissions.get(&look.name).is_none_or(|admission| !admission.blocked) {
-                // Nothing is left here, but perhaps in the store.
-                self.shared.gates.look_at([Arc::clone(&look.name)]);
-            }
-        }
-        taking.seen = known.to_vec();
-        self.pass(taking, now, booted).await
-    }
-
-    /// Decides what goes through those of the gates that were asked for; which of them may rest, with the time before
-    /// which nothing due can go there.
+    /// Decides what goes through the wanted ones of these gates; which of them may rest, with the time before which
+    /// nothing due can go there.
     fn decide(
         &mut self,
         looks: &Looks,
-        names: &[Arc<str>],
+        wanted: &HashSet<Arc<str>>,
         count: usize,
         now: Timestamp,
     ) -> (Taking, Vec<(Arc<str>, Timestamp)>) {
@@ -338,7 +339,7 @@ impl Task {
         for look in &looks.gates {
             taking.gates.insert(Arc::clone(&look.name), look.gate.clone());
         }
-        for look in looks.gates.iter().filter(|look| names.contains(&look.name)) {
+        for look in looks.gates.iter().filter(|look| wanted.contains(&look.name)) {
             let admission = taking.admit(&self.shared, look, looks.now);
             self.remember(look, &admission, count);
             taking.admissions.insert(Arc::clone(&look.name), admission);
@@ -384,70 +385,78 @@ impl Task {
         }
     }
 
-    /// Takes what was decided, and starts it.
-    async fn pass(&mut self, taking: Taking, now: Timestamp, booted: Duration) -> Result<()> {
-        if taking.steps.is_empty() {
-            return Ok(());
-        }
-        let lease = self.shared.dispatcher.open_lease();
-        let passed = self.pass_leased(lease, taking, now, booted).await;
-        self.shared.dispatcher.close_lease(lease);
-        if passed.is_err() {
-            self.shared.doubt_leases();
-        }
-        passed
-    }
-
-    async fn pass_leased(
+    /// Takes what was decided, starts it, and keeps what was seen beyond it. The gates with these names were looked at just
+    /// now.
+    async fn pass(
         &mut self,
-        lease: Lease,
-        taking: Taking,
+        mut taking: Taking,
+        seen: Vec<Seen>,
+        names: &[Arc<str>],
         now: Timestamp,
         booted: Duration,
     ) -> Result<()> {
-        let (shared, began) = (Arc::clone(&self.shared), Instant::now());
-        let Taking { steps, passes, mut reserved, seen, mut admissions, .. } = taking;
-        let passed = shared.store.pass_gates(shared.node(), lease, &steps, &passes, now).await;
+        let mut passed = Ok(());
+        if !taking.steps.is_empty() {
+            let lease = self.shared.dispatcher.open_lease();
+            passed = self.pass_leased(lease, &mut taking, now, booted).await;
+            self.shared.dispatcher.close_lease(lease);
+            if passed.is_err() {
+                self.shared.doubt_leases();
+            }
+        }
+        let mut missed = HashSet::new();
+        for place in taking.reserved.into_values() {
+            self.shared.dispatcher.unreserve_passing(&place.lane, place.size);
+            if names.contains(&place.gate) {
+                self.look_again(Arc::clone(&place.gate), CONTENDED);
+            } else {
+                self.shared.gates.look_at([Arc::clone(&place.gate)]);
+            }
+            missed.insert(place.gate);
+        }
+        passed?;
+        for seen in seen.into_iter().filter(|seen| !missed.contains(seen.name())) {
+            let Some(admission) = taking.admissions.get(seen.name()) else { continue };
+            let step = taking.steps.iter().find(|step| step.name == *seen.name());
+            if let Some(rest) = seen.after(&admission.taken) {
+                self.ahead.keep(match step {
+                    Some(step) => rest.stepped(step.next_at),
+                    None => rest,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What was not taken stays reserved.
+    async fn pass_leased(
+        &mut self,
+        lease: Lease,
+        taking: &mut Taking,
+        now: Timestamp,
+        booted: Duration,
+    ) -> Result<()> {
+        let (shared, began) = (&self.shared, Instant::now());
+        let passed = shared.store.pass_gates(shared.node(), lease, &taking.steps, &taking.passes, now).await;
         self.slow = (4 * began.elapsed()).max(self.slow * 3 / 4).min(MAX_SLOW);
-        let (deliveries, result) = match passed {
-            Ok(deliveries) => (deliveries, Ok(())),
-            Err(error) => (Vec::new(), Err(error)),
-        };
+        let deliveries = passed?;
         let mut live = Vec::with_capacity(deliveries.len());
         let mut cancelled = Vec::new();
         for mut delivery in deliveries {
             if delivery.cancel_requested {
                 cancelled.push(delivery);
-            } else if let Some(place) = reserved.remove(&delivery.message.id) {
+            } else if let Some(place) = taking.reserved.remove(&delivery.message.id) {
                 delivery.start_by = place.start_within.map(|within| booted + within);
                 live.push((place.number, delivery));
             }
         }
-        for seen in seen {
-            let name = Arc::clone(&seen.look.name);
-            let Some(admission) = admissions.remove(&name).filter(|admission| !admission.taken.is_empty())
-            else {
-                continue;
-            };
-            if reserved.values().all(|place| place.gate != name) {
-                let step = steps.iter().find(|step| step.name == name);
-                let after = seen.after(&admission.taken, step.and_then(|step| step.next_at));
-                if let Some(seen) = after {
-                    self.ahead.keep(seen, MAX_KEPT);
-                }
-            }
-        }
         live.sort_by_key(|(number, _)| *number);
         let live = live.into_iter().map(|(_, delivery)| delivery).collect();
-        attempt::start(&shared, shared.dispatcher.admit(live));
+        attempt::start(shared, shared.dispatcher.admit(live));
         if !cancelled.is_empty() {
-            cancelling::end(&shared, &cancelled).await;
+            cancelling::end(shared, &cancelled).await;
         }
-        for place in reserved.into_values() {
-            shared.dispatcher.unreserve_passing(&place.lane, place.size);
-            self.look_again(place.gate, CONTENDED);
-        }
-        result
+        Ok(())
     }
 }
 
@@ -470,8 +479,6 @@ struct Taking {
     steps: Vec<GateStep>,
     passes: Vec<Pass>,
     reserved: HashMap<MessageId, Place>,
-    /// What was seen of the gates that were asked for.
-    seen: Vec<Seen>,
 }
 
 impl Taking {

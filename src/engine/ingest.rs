@@ -24,10 +24,10 @@ const WAITING: usize = 1024;
 const BATCH: usize = 256;
 /// Bytes of messages in one batch, likewise.
 const BATCH_BYTES: usize = 16 << 20;
-/// Batches at once for each that is written anyway.
+/// Helpers for each writer.
 pub const HELPERS: usize = 3;
 /// How long what waits waits for a batch that is being written. On a disk whose syncs are slow, batches that wait for one
-/// together cost no time; elsewhere they end sooner.
+/// together cost no time; elsewhere only large ones take longer.
 const PATIENCE: Duration = Duration::from_millis(1);
 /// How often a batch is tried while the store is away.
 const TRIES: u32 = 3;
@@ -109,7 +109,7 @@ async fn run(shared: Arc<Shared>, backlog: Arc<Backlog>) {
         if batch.is_empty() {
             return;
         }
-        backlog.write(&shared, batch).await;
+        backlog.write_on(&shared, batch).await;
     }
 }
 
@@ -126,14 +126,21 @@ async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
             Err(_) => Vec::new(),
         };
         if !batch.is_empty() {
-            backlog.write(&shared, batch).await;
+            backlog.write_on(&shared, batch).await;
         }
     }
 }
 
 impl Backlog {
-    async fn write(&self, shared: &Arc<Shared>, batch: Vec<Submission>) {
+    /// Writes a batch, and calls for help when that takes long. Not where the batch is in a queue: the next one may have to
+    /// wait for the end of its transaction.
+    async fn write_on(&self, shared: &Arc<Shared>, batch: Vec<Submission>) {
+        let mut messages = batch.iter().flat_map(|submission| &submission.messages);
+        let queued = messages.any(|new| new.message.queue.is_some());
         let mut written = std::pin::pin!(write(shared, batch));
+        if queued {
+            return written.await;
+        }
         while tokio::time::timeout(PATIENCE, written.as_mut()).await.is_err() {
             if self.messages.load(Ordering::Relaxed) > 0 {
                 self.hurry.notify_one();

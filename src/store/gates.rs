@@ -21,7 +21,7 @@ pub const RECHECK: Duration = Duration::from_secs(5);
 /// The same where something waits that can't go, or is in flight: its end is told, or found after that time.
 pub const RECHECK_BLOCKED: Duration = Duration::from_mins(1);
 
-/// Deliveries that a look at a queue with a free slot tells beyond what could go: they may go later without another look.
+/// Deliveries that a look at a queue tells beyond those that could go: they may go later without another look.
 pub const BEHIND: u32 = 32;
 
 /// A queue's slot, as a delivery has it: its message's own one, or, for a callback, its source's.
@@ -126,7 +126,7 @@ pub struct QueueRemoval {
 #[async_trait]
 pub trait Gates {
     /// Looks at these gates; of each, `count` deliveries more than the one that can't go, at most. Less than that, if its
-    /// limits let fewer go: these, [`BEHIND`] at a queue with a free slot, and one.
+    /// limits let fewer go: these, [`BEHIND`] at a queue, and one.
     async fn look_at_gates(&self, names: &[Arc<str>], count: usize) -> Result<Looks>;
     /// Applies the steps whose gate is as it was seen, and leases the deliveries all of whose gates are; they are due at
     /// `now`. Deliveries that are not returned wait on.

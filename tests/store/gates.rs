@@ -156,11 +156,7 @@ pub(crate) async fn a_queue_has_one_slot_unless_told_otherwise(world: World) {
     assert_eq!(waiting_ids(&look), expected, "the next one and some behind it");
     let first = world.take_one("q:q", 1).await;
     assert_eq!(first.id, expected[0]);
-    assert_eq!(
-        waiting_ids(&world.look("q:q").await),
-        expected[1..2],
-        "without a slot, only that there is one"
-    );
+    assert_eq!(waiting_ids(&world.look("q:q").await), expected[1..]);
     let slot = first.slot.clone().expect("it has a slot");
     assert_eq!((&*slot.queue, &slot.holder), ("q:q", &first.id));
     assert!(world.take("q:q", 2).await.is_empty());

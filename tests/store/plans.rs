@@ -1,10 +1,10 @@
 //! Plans on Postgres that are made while nothing waits, and have to hold when much does.
 
-use homing::store::{Accept, Repeat, Store as _};
+use homing::store::{Accept, Gates as _, Repeat, Store as _};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::gates::{queued, take};
-use crate::support::{Database, Held, NODE, START, leased, message, waiting};
+use crate::support::{Database, Held, NODE, START, leased, message, time, waiting};
 
 const WAITING: i64 = 2000;
 const TAKEN: i64 = 20;
@@ -23,24 +23,39 @@ async fn index_entries_read(database: &Database) -> i64 {
     read
 }
 
+/// One at a time goes by a statement of its own.
 #[tokio::test]
 async fn a_long_queue_costs_no_more_than_a_short_one() {
+    a_long_queue(1).await;
+}
+
+#[tokio::test]
+async fn nor_does_one_that_lets_several_go_at_once() {
+    a_long_queue(2).await;
+}
+
+async fn a_long_queue(parallelism: u32) {
     let database = Database::create().await;
     let store = database.connect().await;
     store.register(NODE, "node").await.unwrap();
+    store.upsert_queue("q", Some(parallelism), None, None, time(START)).await.unwrap();
+    let take = async |lease: i64| {
+        let taken = take(&store, NODE, "q:q", lease).await;
+        assert!(!taken.is_empty());
+        let ended: Vec<_> = taken.iter().map(|delivery| Held::from(delivery).delivered()).collect();
+        store.finish(NODE, &ended).await.unwrap();
+    };
     for number in 0..WAITING {
         let number = u32::try_from(number).unwrap();
         let accept = waiting(queued(message(number, START + i64::from(number)), "q"), "a");
         store.accept(NODE, &[accept], Repeat::First).await.unwrap();
         // Each connection has made its plans before much waits.
-        if number < 20 {
-            let taken = take(&store, NODE, "q:q", 1 + i64::from(number)).await;
-            store.finish(NODE, &[Held::from(&taken[0]).delivered()]).await.unwrap();
+        if number < 40 && (number + 1) % parallelism == 0 {
+            take(1 + i64::from(number)).await;
         }
     }
     for lease in 100..100 + TAKEN {
-        let taken = take(&store, NODE, "q:q", lease).await;
-        store.finish(NODE, &[Held::from(&taken[0]).delivered()]).await.unwrap();
+        take(lease).await;
     }
     store.close().await;
     let read = index_entries_read(&database).await;

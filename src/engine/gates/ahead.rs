@@ -1,50 +1,68 @@
-//! What a look at a queue saw behind those that went, kept for the next slots that become free.
+//! What a look at a queue saw behind those that could go, kept for the next slots that become free.
 //!
 //! Without it, a queue of parallelism 1 is looked at for each of its messages. What was seen stays true while the gate's
 //! version does, but for what leaves: a message that is cancelled can't be taken, and then nothing behind it is; a slot
-//! that becomes free counts here only when it is the slot of a message that went since the look. What comes has a place
-//! behind all that was due when the look was made, and no more than that is kept.
+//! that becomes free counts here only when the look has surely counted it as taken. What comes has a place behind all that
+//! was due when the look was made, and no more than that is kept. (A delayed message that was stored only after it was
+//! due may have a place among these. It waits for the next look, behind messages that were accepted before it.)
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-
-use tokio::time::Instant;
+use std::time::Duration;
 
 use crate::domain::gate::is_queue;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::GateLook;
+use crate::store::gates::{BEHIND, GateLook};
+
+/// Queues in memory; beyond, all are forgotten, which costs looks.
+const QUEUES: usize = 512;
+
+/// A queue's slot that is free.
+#[derive(Clone, Debug)]
+pub(super) struct Freed {
+    pub(super) queue: Arc<str>,
+    /// The message that had it.
+    pub(super) holder: MessageId,
+    /// It had it at that time since boot, and was finished in the store after it.
+    pub(super) held_at: Duration,
+}
 
 /// A look at a queue, as it would be now.
 #[derive(Clone)]
 pub(super) struct Seen {
-    /// In use is what was in use when the look was made.
-    pub(super) look: GateLook,
-    /// When that was, by the store's clock; it was asked for at that instant.
-    pub(super) now: Timestamp,
-    pub(super) asked: Instant,
+    /// In use is what was in use when the look was made, without the slots that have become free.
+    look: GateLook,
+    /// When the look was made, by the store's clock, and when its answer came, since boot.
+    now: Timestamp,
+    answered: Duration,
     /// Messages that went since and have their slots.
     went: HashSet<MessageId>,
 }
 
 impl Seen {
-    pub(super) fn new(look: GateLook, now: Timestamp, asked: Instant) -> Self {
-        Self { look, now, asked, went: HashSet::new() }
+    /// `None`: nothing can be kept of it.
+    pub(super) fn new(look: &GateLook, now: Timestamp, answered: Duration) -> Option<Self> {
+        is_queue(&look.name).then(|| Self { look: look.clone(), now, answered, went: HashSet::new() })
+    }
+
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.look.name
     }
 
     /// The look with what is in use now at most.
     pub(super) fn as_of_now(&self) -> GateLook {
         let mut look = self.look.clone();
-        look.gate.in_use =
-            look.gate.in_use.saturating_add(u32::try_from(self.went.len()).unwrap_or(u32::MAX));
+        let went = u32::try_from(self.went.len()).unwrap_or(u32::MAX);
+        look.gate.in_use = look.gate.in_use.saturating_add(went);
         look
     }
 
-    /// What is left of it after these went, by their places in the list, and the gate was changed for it; `None` unless
-    /// someone can go without another look as soon as a slot is free.
-    pub(super) fn after(mut self, taken: &[usize], next_at: Option<Timestamp>) -> Option<Self> {
+    /// What is left of it after these went, by their places in the list; `None` unless someone can go without another
+    /// look as soon as a slot is free.
+    pub(super) fn after(mut self, taken: &[usize]) -> Option<Self> {
         let taken: HashSet<usize> = taken.iter().copied().collect();
-        let mut rest = Vec::with_capacity(self.look.waiting.len() - taken.len());
+        let mut rest = Vec::with_capacity(BEHIND as usize);
         for (index, one) in std::mem::take(&mut self.look.waiting).into_iter().enumerate() {
             if taken.contains(&index) {
                 if !one.holds_slot {
@@ -52,21 +70,38 @@ impl Seen {
                 }
             } else if one.holds_slot || one.flow.is_some() {
                 return None;
-            } else if one.due_at > self.now {
+            } else if one.due_at > self.now || rest.len() == BEHIND as usize {
                 break;
             } else {
                 rest.push(one);
             }
         }
         self.look.waiting = rest;
+        (!self.look.gate.paused && !self.look.waiting.is_empty()).then_some(self)
+    }
+
+    /// The same once the gate was changed by this node.
+    pub(super) fn stepped(mut self, next_at: Option<Timestamp>) -> Self {
         self.look.version += 1;
         self.look.next_at = next_at.or(self.look.next_at);
-        (is_queue(&self.look.name) && !self.look.waiting.is_empty()).then_some(self)
+        self
+    }
+
+    /// Takes note of a free slot; false: the look may have seen it free.
+    fn free(&mut self, freed: &Freed) -> bool {
+        if self.went.remove(&freed.holder) {
+            return true;
+        }
+        if freed.held_at < self.answered {
+            return false;
+        }
+        self.look.gate.in_use = self.look.gate.in_use.saturating_sub(1);
+        true
     }
 
     fn has_room(&self) -> bool {
-        let look = self.as_of_now();
-        look.gate.limits.parallelism.is_some_and(|most| look.gate.in_use < most)
+        let gate = self.as_of_now().gate;
+        gate.limits.parallelism.is_some_and(|most| gate.in_use < most)
     }
 }
 
@@ -75,34 +110,36 @@ impl Seen {
 pub(super) struct Ahead(HashMap<Arc<str>, Seen>);
 
 impl Ahead {
-    pub(super) fn keep(&mut self, seen: Seen, most: usize) {
-        if self.0.len() >= most {
+    pub(super) fn keep(&mut self, seen: Seen) {
+        if self.0.len() >= QUEUES {
             self.0.clear();
         }
-        self.0.insert(Arc::clone(&seen.look.name), seen);
+        self.0.insert(Arc::clone(seen.name()), seen);
     }
 
     pub(super) fn forget(&mut self, gate: &str) {
         self.0.remove(gate);
     }
 
-    /// Takes out what is known of the queues in which the slots of these messages became free; the others have to be
-    /// looked at.
-    pub(super) fn freed(&mut self, freed: Vec<(Arc<str>, MessageId)>) -> (Vec<Seen>, HashSet<Arc<str>>) {
-        let mut unknown = HashSet::new();
-        let mut gates = HashSet::new();
-        for (gate, message) in freed {
-            if !self.0.get_mut(&gate).is_some_and(|seen| seen.went.remove(&message)) {
-                unknown.insert(Arc::clone(&gate));
+    /// Takes out what is known of the queues in which these slots became free, if someone can go; the other queues have
+    /// to be looked at.
+    pub(super) fn freed(&mut self, all: Vec<Freed>) -> (Vec<Seen>, HashSet<Arc<str>>) {
+        let mut queues = HashSet::new();
+        for freed in all {
+            if !self.0.get_mut(&freed.queue).is_some_and(|seen| seen.free(&freed)) {
+                self.0.remove(&freed.queue);
             }
-            gates.insert(gate);
+            queues.insert(freed.queue);
         }
         let mut known = Vec::new();
-        for gate in gates.difference(&unknown) {
-            known.extend(self.0.remove(gate).filter(Seen::has_room));
-        }
-        unknown.extend(gates.into_iter().filter(|gate| !known.iter().any(|seen| seen.look.name == *gate)));
-        (known, unknown)
+        queues.retain(|queue| match self.0.remove(queue) {
+            Some(seen) if seen.has_room() => {
+                known.push(seen);
+                false
+            }
+            _ => true,
+        });
+        (known, queues)
     }
 }
 
@@ -113,6 +150,9 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
     const LATER: Timestamp = Timestamp::from_millis(1_700_000_005_000);
+    /// Since boot: before a look's answer came, and when it did.
+    const BEFORE: Duration = Duration::from_secs(99);
+    const ANSWERED: Duration = Duration::from_secs(100);
 
     fn waiting(id: &str) -> Waiting {
         Waiting {
@@ -125,8 +165,8 @@ mod tests {
         }
     }
 
-    /// What a look saw of a gate with this parallelism.
-    fn seen(name: &str, parallelism: u32, in_use: u32, waiting: Vec<Waiting>) -> Seen {
+    /// What a look saw of a queue with this parallelism.
+    fn seen(parallelism: u32, in_use: u32, waiting: Vec<Waiting>) -> Seen {
         let gate = Gate {
             limits: Limits { parallelism: Some(parallelism), rate: None },
             paused: false,
@@ -134,65 +174,57 @@ mod tests {
             starts: Starts::default(),
             passed: 0,
         };
-        let look = GateLook { name: Arc::from(name), version: 7, gate, next_at: Some(NOW), waiting };
-        Seen::new(look, NOW, Instant::now())
+        let look = GateLook { name: Arc::from("q:a"), version: 7, gate, next_at: Some(NOW), waiting };
+        Seen::new(&look, NOW, ANSWERED).unwrap()
     }
 
     fn three() -> Vec<Waiting> {
         ["a", "b", "c"].map(waiting).into()
     }
 
-    fn ids(seen: &Seen) -> Vec<&str> {
-        seen.look.waiting.iter().map(|one| one.id.as_str()).collect()
+    /// Those that wait, and what is in use.
+    fn state(seen: &Seen) -> (Vec<&str>, u32) {
+        (seen.look.waiting.iter().map(|one| one.id.as_str()).collect(), seen.as_of_now().gate.in_use)
     }
 
-    /// What is known once these messages have given their slots back, by the ids of those that wait; and the rest.
-    fn freed(ahead: &mut Ahead, messages: &[(&str, &str)]) -> (Vec<Seen>, Vec<String>) {
-        let messages = messages.iter().map(|(gate, id)| (Arc::from(*gate), MessageId::new((*id).to_owned())));
-        let (known, unknown) = ahead.freed(messages.collect());
-        (known, unknown.iter().map(ToString::to_string).collect())
+    /// What is known of the queue once these messages' slots are free.
+    fn freed(seen: Seen, slots: &[(&str, Duration)]) -> Option<Seen> {
+        let mut ahead = Ahead::default();
+        ahead.keep(seen);
+        let slot = |&(holder, held_at): &(&str, Duration)| Freed {
+            queue: Arc::from("q:a"),
+            holder: MessageId::new(holder.to_owned()),
+            held_at,
+        };
+        let (mut known, unknown) = ahead.freed(slots.iter().map(slot).collect());
+        assert!(ahead.0.is_empty(), "nobody goes twice");
+        assert_eq!(known.len() + unknown.len(), 1);
+        known.pop()
     }
 
     #[test]
     fn the_next_one_goes_when_the_slot_of_the_last_is_free() {
-        let mut ahead = Ahead::default();
-        let after = seen("q:a", 1, 0, three()).after(&[0], Some(LATER)).unwrap();
-        assert_eq!((ids(&after), after.look.version, after.look.next_at), (vec!["b", "c"], 8, Some(LATER)));
-        assert_eq!(after.as_of_now().gate.in_use, 1);
-        ahead.keep(after, 9);
-        let (known, unknown) = freed(&mut ahead, &[("q:a", "a")]);
-        assert_eq!((ids(&known[0]), unknown.len()), (vec!["b", "c"], 0));
-        assert_eq!(known[0].as_of_now().gate.in_use, 0);
-        // It is taken out, so that nobody goes twice.
-        let (known, unknown) = freed(&mut ahead, &[("q:a", "a")]);
-        assert_eq!((known.len(), unknown), (0, vec!["q:a".to_owned()]));
+        let after = seen(1, 0, three()).after(&[0]).unwrap().stepped(Some(LATER));
+        assert_eq!((state(&after), after.look.version), ((vec!["b", "c"], 1), 8));
+        assert_eq!(after.look.next_at, Some(LATER));
+        assert_eq!(state(&freed(after, &[("a", BEFORE)]).unwrap()), (vec!["b", "c"], 0));
     }
 
     #[test]
-    fn a_slot_of_before_the_look_does_not_count() {
-        let mut ahead = Ahead::default();
-        ahead.keep(seen("q:a", 2, 1, three()).after(&[0], None).unwrap(), 9);
-        let (known, unknown) = freed(&mut ahead, &[("q:a", "before")]);
-        assert_eq!((known.len(), unknown), (0, vec!["q:a".to_owned()]));
-        // Nor with one that does: the look that is needed now sees both.
-        let (known, unknown) = freed(&mut ahead, &[("q:a", "a"), ("q:a", "before")]);
-        assert_eq!((known.len(), unknown), (0, vec!["q:a".to_owned()]));
+    fn a_slot_counts_that_the_look_saw_taken() {
+        let full = || seen(1, 1, three()).after(&[]).unwrap();
+        assert_eq!(state(&freed(full(), &[("before", ANSWERED)]).unwrap()), (vec!["a", "b", "c"], 0));
+        assert!(freed(full(), &[("before", BEFORE)]).is_none(), "the look may have seen it free");
+        let both = seen(2, 1, three()).after(&[0]).unwrap();
+        assert!(freed(both, &[("a", ANSWERED), ("before", BEFORE)]).is_none());
     }
 
     #[test]
     fn slots_are_counted() {
-        let mut ahead = Ahead::default();
-        ahead.keep(seen("q:a", 2, 0, three()).after(&[0, 1], None).unwrap(), 9);
-        let (known, _) = freed(&mut ahead, &[("q:a", "b")]);
-        assert_eq!((ids(&known[0]), known[0].as_of_now().gate.in_use), (vec!["c"], 1));
+        let after = seen(2, 0, three()).after(&[0, 1]).unwrap();
+        assert_eq!(state(&freed(after, &[("b", ANSWERED)]).unwrap()), (vec!["c"], 1));
         // The limit may be lower than what is in use.
-        let mut all = three();
-        all.push(waiting("d"));
-        let mut low = seen("q:a", 3, 0, all).after(&[0, 1, 2], None).unwrap();
-        low.look.gate.limits.parallelism = Some(2);
-        ahead.keep(low, 9);
-        let (known, unknown) = freed(&mut ahead, &[("q:a", "b")]);
-        assert_eq!((known.len(), unknown), (0, vec!["q:a".to_owned()]));
+        assert!(freed(seen(2, 3, three()).after(&[]).unwrap(), &[("x", ANSWERED)]).is_none());
     }
 
     #[test]
@@ -200,20 +232,23 @@ mod tests {
         let with = |change: fn(&mut Waiting)| {
             let mut all = three();
             change(&mut all[1]);
-            seen("q:a", 1, 0, all).after(&[0], None)
+            seen(1, 0, all).after(&[0])
         };
         assert!(with(|one| one.holds_slot = true).is_none(), "a retry to come has a time of its own");
         assert!(with(|one| one.flow = Some(Arc::from("f:k"))).is_none(), "its key has to be looked at");
         assert!(with(|one| one.due_at = LATER).is_none(), "others may come before it");
-        assert!(seen("q:a", 1, 0, vec![waiting("a")]).after(&[0], None).is_none(), "nobody is left");
-        assert!(seen("f:k", 1, 0, three()).after(&[0], None).is_none(), "a key lets others past");
+        assert!(seen(1, 0, vec![waiting("a")]).after(&[0]).is_none(), "nobody is left");
+        let mut paused = seen(1, 0, three());
+        paused.look.gate.paused = true;
+        assert!(paused.after(&[]).is_none());
+        let key = GateLook { name: Arc::from("f:k"), ..seen(1, 0, three()).look };
+        assert!(Seen::new(&key, NOW, ANSWERED).is_none(), "a key lets others past");
     }
 
     #[test]
     fn a_holder_that_goes_on_needs_no_other_slot() {
         let mut all = three();
         all[0].holds_slot = true;
-        let after = seen("q:a", 1, 1, all).after(&[0], None).unwrap();
-        assert_eq!(after.as_of_now().gate.in_use, 1);
+        assert_eq!(state(&seen(1, 1, all).after(&[0]).unwrap()), (vec!["b", "c"], 1));
     }
 }

@@ -148,7 +148,7 @@ impl Contents {
             let mut others = self.waiting(name, false);
             let free = gate.limits.parallelism.map(|most| most.saturating_sub(gate.in_use) as usize);
             let behind = if is_queue(name) { BEHIND as usize } else { 0 };
-            let free = free.map(|free| if free > 0 { free + behind } else { 0 });
+            let free = free.map(|free| free + behind);
             let rate = gate.limits.rate.map(|rate| rate.count as usize);
             others.truncate([Some(count), free, rate].into_iter().flatten().min().unwrap() + 1);
             waiting.extend(held);

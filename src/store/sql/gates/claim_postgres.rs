@@ -57,9 +57,9 @@ const LOOK: &str = concat!(
              UNION ALL \
              (SELECT message_id, lane, size, place / 1000, place, flow, FALSE FROM deliveries \
               WHERE gate = g.name AND node = 0 AND slot IS DISTINCT FROM gate ORDER BY place, message_id \
-              LIMIT LEAST($2, g.rate, CASE WHEN g.parallelism <= g.in_use THEN 0 \
-                                           WHEN LEFT(g.name, 1) = 'q' THEN g.parallelism - g.in_use + $3 \
-                                           ELSE g.parallelism - g.in_use END) + 1) \
+              LIMIT LEAST($2, g.rate, CASE WHEN g.parallelism IS NOT NULL \
+                                           THEN GREATEST(g.parallelism - g.in_use, 0) END \
+                                      + CASE WHEN LEFT(g.name, 1) = 'q' THEN $3 ELSE 0 END) + 1) \
          ) AS d WHERE NOT g.paused), \
      k AS MATERIALIZED ( \
          SELECT ",
@@ -192,10 +192,11 @@ const PASS_ONE: &str = concat!(
      taken AS ( \
          UPDATE deliveries d SET node = $6, lease = $7, claims = claims + 1, due_at = $8, ",
     take_slot!(),
-    " FROM locked WHERE d.message_id = locked.id RETURNING ",
+    " WHERE d.message_id = $5 AND EXISTS (SELECT 1 FROM locked) RETURNING ",
     taken_columns!(),
     ") ",
-    select_taken!()
+    select_taken!(),
+    " WHERE m.id = $5"
 );
 
 /// Takes deliveries from gates that are as they were seen.

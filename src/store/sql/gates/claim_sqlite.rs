@@ -81,10 +81,8 @@ async fn waiting(conn: &mut SqliteConnection, name: &str, gate: &Gate, count: us
     .await?;
     let number = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
     let behind = if is_queue(name) { BEHIND } else { 0 };
-    let free = gate.limits.parallelism.map(|limit| match limit.saturating_sub(gate.in_use) {
-        0 => 0,
-        free => number(free.saturating_add(behind)),
-    });
+    let free = gate.limits.parallelism.map(|limit| limit.saturating_sub(gate.in_use));
+    let free = free.map(|free| number(free.saturating_add(behind)));
     let rate = gate.limits.rate.map(|rate| number(rate.count));
     let most = [Some(count), free, rate].into_iter().flatten().min().unwrap_or(count);
     let others: Vec<WaitingRow> = sqlx::query_as(
