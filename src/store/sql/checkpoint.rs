@@ -4,11 +4,15 @@
 //! still for the sync of the database file: 300 ms were seen. Here a connection of its own does most of it while the
 //! writer goes on. As long as the writer goes on, though, the log can't start anew, so that past a size the rest is done
 //! on the writer's own connection, when little is left to do.
+//!
+//! Another program's transaction that stays open keeps the log from starting anew, and it grows. There is nothing to do
+//! about that but to say so.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{SqliteConnection, SqlitePool};
+use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -21,6 +25,12 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const LONG: i64 = 8192;
 /// Pages left from which on the writer is not held up for them.
 const MANY: i64 = 2048;
+/// Bytes that the log's file keeps when it starts anew.
+pub(super) const KEPT: u64 = 64 << 20;
+/// Bytes by which a file that has grown is shortened at once: the writer waits for it, 8 s for 25 GiB.
+const CUT: u64 = 256 << 20;
+/// Bytes from which on a log that can't start anew is worth a warning, and again whenever it has doubled.
+const HUGE: u64 = 1 << 30;
 
 /// The task that makes the checkpoints.
 pub(super) struct Checkpointer {
@@ -31,9 +41,10 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     /// Starts with `own`, a pool of one connection for nothing else.
-    pub(super) fn start(own: SqlitePool, writer: SqlitePool) -> Self {
+    pub(super) fn start(own: SqlitePool, writer: SqlitePool, database: &Path) -> Self {
         let written = Arc::new(Notify::new());
-        let task = tokio::spawn(run(own, writer, Arc::clone(&written)));
+        let state = State { own, writer, database: database.to_owned(), limit: KEPT, warn_at: HUGE };
+        let task = tokio::spawn(run(state, Arc::clone(&written)));
         Self { written, task }
     }
 
@@ -48,25 +59,70 @@ impl Checkpointer {
     }
 }
 
-async fn run(own: SqlitePool, writer: SqlitePool, written: Arc<Notify>) {
+struct State {
+    own: SqlitePool,
+    writer: SqlitePool,
+    /// The file; the log's is beside it.
+    database: PathBuf,
+    /// Bytes that the writer leaves of it when it starts anew.
+    limit: u64,
+    /// Bytes from which on to warn.
+    warn_at: u64,
+}
+
+async fn run(mut state: State, written: Arc<Notify>) {
     loop {
         written.notified().await;
         pause(INTERVAL).await;
-        if let Err(error) = checkpoint(&own, &writer).await {
+        if let Err(error) = state.checkpoint().await {
             tracing::warn!(error = &error as &dyn std::error::Error, "a checkpoint failed; the log grows");
         }
     }
 }
 
-async fn checkpoint(own: &SqlitePool, writer: &SqlitePool) -> Result<()> {
-    let mut connection = own.acquire().await?;
-    let (log, done) = passive(&mut connection).await?;
-    if log < LONG || log - done > MANY {
-        return Ok(());
+impl State {
+    async fn checkpoint(&mut self) -> Result<()> {
+        let mut connection = self.own.acquire().await?;
+        let (log, done) = passive(&mut connection).await?;
+        let size = self.log_size();
+        if log < LONG || log - done > MANY {
+            self.warn(size);
+            return Ok(());
+        }
+        self.warn_at = HUGE;
+        let mut connection = self.writer.acquire().await?;
+        let limit = shortened(size);
+        if limit != self.limit {
+            let sql = format!("PRAGMA journal_size_limit = {limit}");
+            sqlx::query(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+            self.limit = limit;
+        }
+        passive(&mut connection).await?;
+        Ok(())
     }
-    let mut connection = writer.acquire().await?;
-    passive(&mut connection).await?;
-    Ok(())
+
+    /// Bytes of the log's file.
+    fn log_size(&self) -> u64 {
+        let mut log = self.database.as_os_str().to_owned();
+        log.push("-wal");
+        std::fs::metadata(log).map_or(0, |file| file.len())
+    }
+
+    fn warn(&mut self, size: u64) {
+        if size >= self.warn_at {
+            tracing::warn!(
+                mib = size >> 20,
+                "the database's write-ahead log can't start anew: another program has a transaction open on {}",
+                self.database.display()
+            );
+            self.warn_at = size.saturating_mul(2);
+        }
+    }
+}
+
+/// Bytes that a log's file of this size keeps when it starts anew.
+fn shortened(size: u64) -> u64 {
+    size.saturating_sub(CUT).max(KEPT)
 }
 
 /// Moves what can be moved without waiting for anybody. Pages in the log, and how many of them are moved.
@@ -74,4 +130,23 @@ async fn passive(connection: &mut SqliteConnection) -> Result<(i64, i64)> {
     let (_, log, done): (i64, i64, i64) =
         sqlx::query_as("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(connection).await?;
     Ok((log, done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_has_grown_is_shortened_step_by_step() {
+        assert_eq!(shortened(0), KEPT);
+        assert_eq!(shortened(KEPT + CUT), KEPT);
+        let mut size = 25 << 30;
+        let mut steps = 0;
+        while shortened(size) < size {
+            assert!(size - shortened(size) <= CUT);
+            size = shortened(size);
+            steps += 1;
+        }
+        assert_eq!((size, steps), (KEPT, 100));
+    }
 }

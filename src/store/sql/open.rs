@@ -13,7 +13,7 @@ use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
 
-use super::checkpoint::Checkpointer;
+use super::checkpoint::{self, Checkpointer};
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
 use crate::store::{Result, StoreError};
 
@@ -97,7 +97,7 @@ async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
         .foreign_keys(false)
         .pragma("cache_size", "-16384")
         .pragma("temp_store", "memory")
-        .pragma("journal_size_limit", "67108864")
+        .pragma("journal_size_limit", checkpoint::KEPT.to_string())
         .pragma("wal_autocheckpoint", "0");
     let writer = SqlitePoolOptions::new()
         .max_connections(1)
@@ -119,7 +119,7 @@ async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
         .test_before_acquire(false)
         .connect_with(options.pragma("cache_size", "-512"))
         .await?;
-    let checkpointer = Checkpointer::start(checkpoints.clone(), writer.clone());
+    let checkpointer = Checkpointer::start(checkpoints.clone(), writer.clone(), path);
     let group = hot_sqlite::GroupCommit::start(writer.clone(), checkpointer.bell(), max_queues);
     let dead_letters = tokio::sync::Mutex::new(());
     Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, dead_letters, _lock: lock })
