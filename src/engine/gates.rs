@@ -315,7 +315,7 @@ impl Task {
                 self.shared.gates.look_at([Arc::clone(name)]);
             }
         }
-        let looked_at = looks.gates.iter().filter(|look| names.contains(&look.name));
+        let looked_at = looks.gates.into_iter().filter(|look| names.contains(&look.name));
         seen.extend(looked_at.filter_map(|look| Seen::new(look, looks.now, booted)));
         self.pass(taking, seen, names, now, booted).await?;
         if !resting.is_empty() {

@@ -19,7 +19,6 @@ use crate::store::gates::{BEHIND, GateLook};
 const QUEUES: usize = 512;
 
 /// A queue's slot that is free.
-#[derive(Clone, Debug)]
 pub(super) struct Freed {
     pub(super) queue: Arc<str>,
     /// The message that had it.
@@ -29,7 +28,6 @@ pub(super) struct Freed {
 }
 
 /// A look at a queue, as it would be now.
-#[derive(Clone)]
 pub(super) struct Seen {
     /// In use is what was in use when the look was made, without the slots that have become free.
     look: GateLook,
@@ -42,8 +40,8 @@ pub(super) struct Seen {
 
 impl Seen {
     /// `None`: nothing can be kept of it.
-    pub(super) fn new(look: &GateLook, now: Timestamp, answered: Duration) -> Option<Self> {
-        is_queue(&look.name).then(|| Self { look: look.clone(), now, answered, went: HashSet::new() })
+    pub(super) fn new(look: GateLook, now: Timestamp, answered: Duration) -> Option<Self> {
+        is_queue(&look.name).then(|| Self { look, now, answered, went: HashSet::new() })
     }
 
     pub(super) fn name(&self) -> &Arc<str> {
@@ -53,9 +51,13 @@ impl Seen {
     /// The look with what is in use now at most.
     pub(super) fn as_of_now(&self) -> GateLook {
         let mut look = self.look.clone();
-        let went = u32::try_from(self.went.len()).unwrap_or(u32::MAX);
-        look.gate.in_use = look.gate.in_use.saturating_add(went);
+        look.gate.in_use = self.in_use();
         look
+    }
+
+    fn in_use(&self) -> u32 {
+        let went = u32::try_from(self.went.len()).unwrap_or(u32::MAX);
+        self.look.gate.in_use.saturating_add(went)
     }
 
     /// What is left of it after these went, by their places in the list; `None` unless someone can go without another
@@ -100,8 +102,7 @@ impl Seen {
     }
 
     fn has_room(&self) -> bool {
-        let gate = self.as_of_now().gate;
-        gate.limits.parallelism.is_some_and(|most| gate.in_use < most)
+        self.look.gate.limits.parallelism.is_some_and(|most| self.in_use() < most)
     }
 }
 
@@ -175,7 +176,7 @@ mod tests {
             passed: 0,
         };
         let look = GateLook { name: Arc::from("q:a"), version: 7, gate, next_at: Some(NOW), waiting };
-        Seen::new(&look, NOW, ANSWERED).unwrap()
+        Seen::new(look, NOW, ANSWERED).unwrap()
     }
 
     fn three() -> Vec<Waiting> {
@@ -184,7 +185,7 @@ mod tests {
 
     /// Those that wait, and what is in use.
     fn state(seen: &Seen) -> (Vec<&str>, u32) {
-        (seen.look.waiting.iter().map(|one| one.id.as_str()).collect(), seen.as_of_now().gate.in_use)
+        (seen.look.waiting.iter().map(|one| one.id.as_str()).collect(), seen.in_use())
     }
 
     /// What is known of the queue once these messages' slots are free.
@@ -242,7 +243,7 @@ mod tests {
         paused.look.gate.paused = true;
         assert!(paused.after(&[]).is_none());
         let key = GateLook { name: Arc::from("f:k"), ..seen(1, 0, three()).look };
-        assert!(Seen::new(&key, NOW, ANSWERED).is_none(), "a key lets others past");
+        assert!(Seen::new(key, NOW, ANSWERED).is_none(), "a key lets others past");
     }
 
     #[test]

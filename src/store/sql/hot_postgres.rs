@@ -72,6 +72,13 @@ macro_rules! message_arrays {
     };
 }
 
+/// Inserts messages from these.
+macro_rules! insert_messages {
+    () => {
+        concat!("INSERT INTO messages SELECT * FROM unnest(", message_arrays!(), ")")
+    };
+}
+
 /// Inserts deliveries, whose columns are arrays too; id and due time are the message's. The last five are empty where no
 /// gate is concerned, and then give NULLs.
 macro_rules! insert_deliveries {
@@ -97,8 +104,8 @@ macro_rules! insert_plain_deliveries {
     () => {
         "INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
          SELECT id, lane, due_at, size, 0, claims, node, lease \
-         FROM unnest($1::text[], $19::text[], $3::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[]) \
-             AS d (id, lane, due_at, size, claims, node, lease)"
+         FROM unnest($1::text[], $19::text[], $3::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], \
+             $23::bigint[]) AS d (id, lane, due_at, size, claims, node, lease)"
     };
 }
 
@@ -282,33 +289,28 @@ async fn store(
     let rows: Vec<Row<'_>> =
         batch.iter().enumerate().map(|(index, accept)| row(accept, entries.get(index))).collect();
     let arrays = Arrays::new(node, &rows);
-    if repeat == Repeat::First && entries.is_empty() {
-        let sql = concat!(
-            "WITH m AS (INSERT INTO messages SELECT * FROM unnest(",
-            message_arrays!(),
-            ")) ",
-            insert_plain_deliveries!()
-        );
-        bind_plain_arrays!(sqlx::query(sql), arrays).execute(conn).await?;
-        return Ok(vec![Accepted::Stored; batch.len()]);
-    }
-    let sql = match repeat {
-        Repeat::First => concat!(
-            "WITH m AS (INSERT INTO messages SELECT * FROM unnest(",
-            message_arrays!(),
-            ")) ",
-            insert_deliveries!()
-        ),
+    let query = match repeat {
+        Repeat::First if entries.is_empty() => {
+            let sql = concat!("WITH m AS (", insert_messages!(), ") ", insert_plain_deliveries!());
+            bind_plain_arrays!(sqlx::query(sql), arrays)
+        }
+        Repeat::First => {
+            let sql = concat!("WITH m AS (", insert_messages!(), ") ", insert_deliveries!());
+            bind_arrays!(sqlx::query(sql), arrays)
+        }
         // The delivery of a message that is there already may be finished: it must not come back.
-        Repeat::Again => concat!(
-            "WITH m AS (INSERT INTO messages SELECT * FROM unnest(",
-            message_arrays!(),
-            ") ON CONFLICT (id) DO NOTHING RETURNING id) ",
-            insert_deliveries!(),
-            " WHERE CASE WHEN id IN (SELECT id FROM m) THEN TRUE END"
-        ),
+        Repeat::Again => {
+            let sql = concat!(
+                "WITH m AS (",
+                insert_messages!(),
+                " ON CONFLICT (id) DO NOTHING RETURNING id) ",
+                insert_deliveries!(),
+                " WHERE CASE WHEN id IN (SELECT id FROM m) THEN TRUE END"
+            );
+            bind_arrays!(sqlx::query(sql), arrays)
+        }
     };
-    bind_arrays!(sqlx::query(sql), arrays).execute(conn).await?;
+    query.execute(conn).await?;
     Ok(vec![Accepted::Stored; batch.len()])
 }
 
@@ -417,7 +419,8 @@ pub(super) async fn due_lanes(
 ) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let first: Vec<(String, i64)> = sqlx::query_as(concat!(
-        "SELECT lane, due_at FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at >= $1 AND due_at <= ",
+        "SELECT lane, due_at FROM deliveries \
+         WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at >= $1 AND due_at <= ",
         now_ms!(),
         " ORDER BY due_at LIMIT $2"
     ))

@@ -344,7 +344,8 @@ async fn insert_messages(conn: &mut SqliteConnection, node: NodeId, rows: &[Row<
 pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let first: Vec<String> = sqlx::query_scalar(
-        "SELECT lane FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at <= $1 ORDER BY due_at LIMIT $2",
+        "SELECT lane FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at <= $1 \
+         ORDER BY due_at LIMIT $2",
     )
     .bind(system_now().as_millis())
     .bind(limit)

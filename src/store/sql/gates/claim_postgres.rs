@@ -208,12 +208,28 @@ pub(in crate::store::sql) async fn pass(
     passes: &[Pass],
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
-    let rows = match (steps, passes) {
+    let query = match (steps, passes) {
         ([step], [one]) if one.flow.as_ref().is_none_or(|flow| *flow == step.name) => {
-            pass_one(conn, node, lease, step, one, now).await?
+            sqlx::query_as(PASS_ONE)
+                .bind(&*step.name)
+                .bind(step.version)
+                .bind(codec::write_starts(&step.starts))
+                .bind(step.next_at.map(Timestamp::as_millis))
+                .bind(one.id.as_str())
         }
-        _ => pass_all(conn, node, lease, steps, passes, now).await?,
+        _ => sqlx::query_as(PASS)
+            .bind(steps.iter().map(|step| &*step.name).collect::<Vec<&str>>())
+            .bind(steps.iter().map(|step| step.version).collect::<Vec<i64>>())
+            .bind(steps.iter().map(|step| codec::write_starts(&step.starts)).collect::<Vec<_>>())
+            .bind(steps.iter().map(|step| step.next_at.map(Timestamp::as_millis)).collect::<Vec<_>>())
+            .bind(passes.iter().map(|pass| pass.id.as_str()).collect::<Vec<&str>>())
+            .bind(passes.iter().map(|pass| &*pass.gate).collect::<Vec<&str>>())
+            .bind(passes.iter().map(|pass| pass.flow.as_deref()).collect::<Vec<_>>())
+            .bind(numbers(passes))
+            .bind(passes.iter().map(|pass| pass.in_order).collect::<Vec<bool>>()),
     };
+    let rows: Vec<ClaimedRow> =
+        query.bind(node.0).bind(lease.0).bind(now.as_millis()).fetch_all(&mut *conn).await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
     if !unreadable.is_empty() {
         sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = ANY ($2)"))
@@ -223,52 +239,6 @@ pub(in crate::store::sql) async fn pass(
             .await?;
     }
     Ok(deliveries)
-}
-
-async fn pass_one(
-    conn: &mut PgConnection,
-    node: NodeId,
-    lease: Lease,
-    step: &GateStep,
-    pass: &Pass,
-    now: Timestamp,
-) -> Result<Vec<ClaimedRow>> {
-    Ok(sqlx::query_as(PASS_ONE)
-        .bind(&*step.name)
-        .bind(step.version)
-        .bind(codec::write_starts(&step.starts))
-        .bind(step.next_at.map(Timestamp::as_millis))
-        .bind(pass.id.as_str())
-        .bind(node.0)
-        .bind(lease.0)
-        .bind(now.as_millis())
-        .fetch_all(conn)
-        .await?)
-}
-
-async fn pass_all(
-    conn: &mut PgConnection,
-    node: NodeId,
-    lease: Lease,
-    steps: &[GateStep],
-    passes: &[Pass],
-    now: Timestamp,
-) -> Result<Vec<ClaimedRow>> {
-    Ok(sqlx::query_as(PASS)
-        .bind(steps.iter().map(|step| &*step.name).collect::<Vec<&str>>())
-        .bind(steps.iter().map(|step| step.version).collect::<Vec<i64>>())
-        .bind(steps.iter().map(|step| codec::write_starts(&step.starts)).collect::<Vec<_>>())
-        .bind(steps.iter().map(|step| step.next_at.map(Timestamp::as_millis)).collect::<Vec<_>>())
-        .bind(passes.iter().map(|pass| pass.id.as_str()).collect::<Vec<&str>>())
-        .bind(passes.iter().map(|pass| &*pass.gate).collect::<Vec<&str>>())
-        .bind(passes.iter().map(|pass| pass.flow.as_deref()).collect::<Vec<_>>())
-        .bind(numbers(passes))
-        .bind(passes.iter().map(|pass| pass.in_order).collect::<Vec<bool>>())
-        .bind(node.0)
-        .bind(lease.0)
-        .bind(now.as_millis())
-        .fetch_all(conn)
-        .await?)
 }
 
 /// The number of each among those of its gate that go in order.
