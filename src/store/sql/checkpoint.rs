@@ -29,8 +29,8 @@ const MANY: i64 = 2048;
 pub(super) const KEPT: u64 = 64 << 20;
 /// Bytes by which a file that has grown is shortened at once: the writer waits for it, 8 s for 25 GiB.
 const CUT: u64 = 256 << 20;
-/// Bytes from which on a log that can't start anew is worth a warning, and again whenever it has doubled.
-const HUGE: u64 = 1 << 30;
+/// Pages from which on a log that can't start anew is worth a warning, and again whenever it has doubled: 1 GiB.
+const HUGE: i64 = 1 << 18;
 
 /// The task that makes the checkpoints.
 pub(super) struct Checkpointer {
@@ -66,8 +66,8 @@ struct State {
     database: PathBuf,
     /// Bytes that the writer leaves of it when it starts anew.
     limit: u64,
-    /// Bytes from which on to warn.
-    warn_at: u64,
+    /// Pages in the log from which on to warn. Not bytes of its file, which stays large for a while.
+    warn_at: i64,
 }
 
 async fn run(mut state: State, written: Arc<Notify>) {
@@ -84,14 +84,13 @@ impl State {
     async fn checkpoint(&mut self) -> Result<()> {
         let mut connection = self.own.acquire().await?;
         let (log, done) = passive(&mut connection).await?;
-        let size = self.log_size();
         if log < LONG || log - done > MANY {
-            self.warn(size);
+            self.warn(log);
             return Ok(());
         }
         self.warn_at = HUGE;
         let mut connection = self.writer.acquire().await?;
-        let limit = shortened(size);
+        let limit = shortened(self.log_size());
         if limit != self.limit {
             let sql = format!("PRAGMA journal_size_limit = {limit}");
             sqlx::query(AssertSqlSafe(sql)).execute(&mut *connection).await?;
@@ -108,14 +107,14 @@ impl State {
         std::fs::metadata(log).map_or(0, |file| file.len())
     }
 
-    fn warn(&mut self, size: u64) {
-        if size >= self.warn_at {
+    fn warn(&mut self, log: i64) {
+        if log >= self.warn_at {
             tracing::warn!(
-                mib = size >> 20,
+                mib = log >> 8,
                 "the database's write-ahead log can't start anew: another program has a transaction open on {}",
                 self.database.display()
             );
-            self.warn_at = size.saturating_mul(2);
+            self.warn_at = log.saturating_mul(2);
         }
     }
 }
