@@ -214,10 +214,11 @@ async fn publish_at_once(
                 if rand::rng().random_ratio(1, 4) {
                     receiver.script(&path, [Reply::status(500), Reply::ok()]);
                 }
-                let mut headers = vec![("Upstash-Retry-Delay", "20"), ("Upstash-Retries", "2")];
-                if !callback.is_empty() {
-                    headers.push(("Upstash-Callback", callback.as_str()));
-                }
+                let headers = [
+                    ("Upstash-Retry-Delay", "20"),
+                    ("Upstash-Retries", "2"),
+                    ("Upstash-Callback", &callback),
+                ];
                 let sent = Instant::now();
                 let id = enqueue(&server, "q", &receiver.url(&path), &headers).await;
                 published.push(Published { id, sent, answered: Instant::now() });
@@ -247,8 +248,8 @@ async fn a_queue_goes_in_order_whatever_happens(t: Test) {
     let (receiver, callbacks) = (Arc::new(Receiver::start().await), Receiver::start().await);
     callbacks.script("/", [Reply::ok().after(CALLBACK_TAKES)]);
     let published =
-        publish_at_once(std::slice::from_ref(&server), 8, 8, &receiver, &callbacks.url("/")).await;
-    eventually("the queue is empty", async || {
+        publish_at_once(std::slice::from_ref(&server), 8, 125, &receiver, &callbacks.url("/")).await;
+    within(Duration::from_mins(2), "the queue is empty", async || {
         (server.get_json("/v2/queues/q").await["lag"] == 0).then_some(())
     })
     .await;
@@ -556,10 +557,11 @@ async fn three_nodes_keep_one_queue_in_order() {
         for name in ["a", "b", "c"] {
             nodes.push(t.server_with(&[("HOMING_NODE_NAME", name)]).await);
         }
-        let receiver = Arc::new(Receiver::start().await);
+        let (receiver, callbacks) = (Arc::new(Receiver::start().await), Receiver::start().await);
         let clients = tokio::spawn({
             let (nodes, receiver) = (nodes[1..].to_vec(), Arc::clone(&receiver));
-            async move { publish_at_once(&nodes, 8, EACH, &receiver, "").await }
+            let callback = callbacks.url("/");
+            async move { publish_at_once(&nodes, 8, EACH, &receiver, &callback).await }
         });
         // The queue goes through the node that has a message out: so each of them gets some.
         let mut own = Vec::new();
