@@ -14,8 +14,9 @@ impl Api {
     }
 
     pub(super) async fn rotate_keys(&self) -> Result<Response, ApiError> {
-        let pair = self.engine.store().rotate_signing_keys(&keys::fresh(), self.engine.now()).await?;
-        self.engine.keys().replace(pair.clone());
+        let fresh = keys::fresh();
+        let rotation = self.engine.store().rotate_signing_keys(&fresh, self.engine.now());
+        let pair = self.engine.keys().follow(rotation).await?;
         tracing::warn!("the signing keys were rotated: receivers must learn of the new next key");
         answer(&pair)
     }

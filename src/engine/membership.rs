@@ -65,8 +65,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 /// Another node may have rotated the keys.
 async fn read_keys(shared: &Shared) -> Result<()> {
-    let stored = shared.store.signing_keys(&super::keys::fresh_pair(), shared.clock.now()).await?;
-    shared.keys.replace(stored.pair);
+    let fresh = super::keys::fresh_pair();
+    let stored = shared.store.signing_keys(&fresh, shared.clock.now());
+    shared.keys.follow(async { Ok(stored.await?.pair) }).await?;
     Ok(())
 }
 
