@@ -114,6 +114,7 @@ async fn open(config: &Config) -> anyhow::Result<SqlStore> {
         connections: config.postgres_connections,
         hot_connections: hot,
         max_queues: config.max_queues,
+        vacuum_after: sql::VACUUM_AFTER,
     };
     SqlStore::connect(&options)
         .await

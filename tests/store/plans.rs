@@ -1,26 +1,127 @@
 //! Plans on Postgres that are made while nothing waits, and have to hold when much does.
 
-use homing::store::{Accept, Gates as _, Repeat, Store as _};
+use homing::store::{Accept, Applied, Ended, Gates as _, Lease, Repeat, Store as _};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::gates::{queued, take};
-use crate::support::{Database, Held, NODE, START, leased, message, time, waiting};
+use crate::support::{
+    Database, FUTURE, Held, NODE, START, VACUUM_AFTER, leased, message, time, waiting, want, with_callback,
+};
 
 const WAITING: i64 = 2000;
 const TAKEN: i64 = 20;
 
-/// Entries of the indices on deliveries that the database has read so far. Its processes tell it when they end.
-async fn index_entries_read(database: &Database) -> i64 {
+/// Entries of the indices on deliveries and messages that the database has read so far, and rows where it went without an
+/// index. Its processes tell it when they end.
+async fn entries_read(database: &Database) -> i64 {
     let mut connection = PgConnection::connect(&database.url()).await.unwrap();
     let others = "SELECT COUNT(*) FROM pg_stat_activity \
                   WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
     while sqlx::query_scalar::<_, i64>(others).fetch_one(&mut connection).await.unwrap() > 0 {
         tokio::task::yield_now().await;
     }
-    let read = "SELECT SUM(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'deliveries'";
+    let read = "SELECT SUM(read)::bigint FROM ( \
+                    SELECT relname, idx_tup_read AS read FROM pg_stat_user_indexes \
+                    UNION ALL SELECT relname, seq_tup_read FROM pg_stat_user_tables) AS r \
+                WHERE relname IN ('messages', 'deliveries')";
     let read = sqlx::query_scalar(read).fetch_one(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     read
+}
+
+/// A database with the statistics of a vacuum that came while nothing was there, no rows on many pages; and what was read
+/// for that.
+async fn vacuumed_empty() -> (Database, i64) {
+    let database = Database::create().await;
+    database.connect().await.close().await;
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    // Autovacuum would give the pages back.
+    let fill = "ALTER TABLE messages SET (autovacuum_enabled = off); \
+                ALTER TABLE deliveries SET (autovacuum_enabled = off); \
+                INSERT INTO messages (id, created_at, due_at, method, url, body, body_sha256, max_retries) \
+                SELECT 'm' || n, 0, 0, 'POST', 'https://example.com', '', '', 0 FROM generate_series(1, 10000) AS n; \
+                INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
+                SELECT id, 'a', 0, 0, 0, 0, 0, 0 FROM messages; \
+                DELETE FROM messages; DELETE FROM deliveries";
+    sqlx::raw_sql(fill).execute(&mut connection).await.unwrap();
+    for table in ["messages", "deliveries"] {
+        let vacuum = format!("VACUUM (TRUNCATE FALSE) {table}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(vacuum)).execute(&mut connection).await.unwrap();
+        let seen = "SELECT reltuples = 0 AND relpages > 50 FROM pg_class WHERE relname = $1";
+        assert!(sqlx::query_scalar::<_, bool>(seen).bind(table).fetch_one(&mut connection).await.unwrap());
+    }
+    connection.close().await.unwrap();
+    let read = entries_read(&database).await;
+    (database, read)
+}
+
+/// What is found by its id must be, however few rows the statistics tell of.
+#[tokio::test]
+async fn a_vacuum_of_an_empty_table_makes_no_step_slow() {
+    let (database, before) = vacuumed_empty().await;
+    let store = database.connect().await;
+    store.register(NODE, "node").await.unwrap();
+    let count = usize::try_from(WAITING).unwrap();
+    let messages =
+        |from: i64| (from..from + WAITING).map(|number| message(u32::try_from(number).unwrap(), START));
+    let under_way: Vec<Accept> = messages(0).map(|message| leased(message, "a", 1)).collect();
+    store.accept(NODE, &under_way, Repeat::First).await.unwrap();
+    let due: Vec<Accept> = messages(WAITING).map(|message| waiting(message, "a")).collect();
+    store.accept(NODE, &due, Repeat::First).await.unwrap();
+    let mut held = under_way.iter().map(held);
+    let finish = async |batch: Vec<Ended>| {
+        assert_eq!(store.finish(NODE, &batch).await.unwrap(), vec![Applied::Yes; batch.len()]);
+    };
+    let mut callbacks = messages(2 * WAITING);
+    for number in 0..TAKEN {
+        let mut next = || held.next().unwrap();
+        finish(vec![next().delivered(), next().delivered()]).await;
+        let callback = with_callback(next().delivered(), callbacks.next().unwrap(), "cb", None);
+        finish(vec![callback, next().retry_at(FUTURE), next().failed(&number.to_string())]).await;
+        let claimed = store.claim(NODE, Lease(2 + number), &[want("a", 1)], count).await.unwrap();
+        assert_eq!(claimed.len(), 1);
+        let back = (claimed[0].message.id.clone(), claimed[0].lease);
+        assert_eq!(store.release(NODE, &[back]).await.unwrap(), 1);
+    }
+    store.close().await;
+    let read = entries_read(&database).await - before;
+    database.remove().await;
+    assert!(read < TAKEN * WAITING / 10, "{read} entries for {TAKEN} of each step, with {WAITING} waiting");
+}
+
+#[tokio::test]
+async fn what_finished_deliveries_leave_is_cleared_up() {
+    let database = Database::create().await;
+    let store = database.connect().await;
+    store.register(NODE, "node").await.unwrap();
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    sqlx::raw_sql("ALTER TABLE deliveries SET (autovacuum_enabled = off)")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let mut vacuums = async || {
+        let vacuums = "SELECT vacuum_count FROM pg_stat_user_tables WHERE relname = 'deliveries'";
+        sqlx::query_scalar::<_, i64>(vacuums).fetch_one(&mut connection).await.unwrap()
+    };
+    for (lease, count) in [(1, VACUUM_AFTER - 1), (2, 1)] {
+        assert_eq!(vacuums().await, 0);
+        let messages = (0..count).map(|number| message(u32::try_from(number).unwrap(), START + lease));
+        let accepts: Vec<Accept> = messages.map(|message| leased(message, "a", lease)).collect();
+        store.accept(NODE, &accepts, Repeat::First).await.unwrap();
+        let ended: Vec<Ended> = accepts.iter().map(|accept| held(accept).delivered()).collect();
+        store.finish(NODE, &ended).await.unwrap();
+    }
+    while vacuums().await == 0 {
+        tokio::task::yield_now().await;
+    }
+    store.close().await;
+    drop(connection);
+    database.remove().await;
+}
+
+/// The lease that a message was accepted with.
+fn held(accept: &Accept) -> Held {
+    Held { id: accept.message.id.clone(), lease: accept.lease.unwrap(), retried: 0, slot: None }
 }
 
 /// One at a time goes by a statement of its own.
@@ -35,7 +136,7 @@ async fn nor_does_one_that_lets_several_go_at_once() {
 }
 
 async fn a_long_queue(parallelism: u32) {
-    let database = Database::create().await;
+    let (database, before) = vacuumed_empty().await;
     let store = database.connect().await;
     store.register(NODE, "node").await.unwrap();
     store.upsert_queue("q", Some(parallelism), None, None, time(START)).await.unwrap();
@@ -58,7 +159,7 @@ async fn a_long_queue(parallelism: u32) {
         take(lease).await;
     }
     store.close().await;
-    let read = index_entries_read(&database).await;
+    let read = entries_read(&database).await - before;
     database.remove().await;
     // Entries of what is gone are among them, a few for each message.
     assert!(read < TAKEN * WAITING / 10, "{read} entries for {TAKEN} messages, with {WAITING} waiting");
@@ -85,7 +186,7 @@ async fn a_long_lane_costs_a_look_no_more_than_a_short_one() {
         assert_eq!(store.due_lanes(1, "").await.unwrap().lanes, ["a"]);
     }
     store.close().await;
-    let read = index_entries_read(&database).await;
+    let read = entries_read(&database).await;
     database.remove().await;
     assert!(read < TAKEN * WAITING / 10, "{read} entries for {TAKEN} looks, with {WAITING} waiting");
 }

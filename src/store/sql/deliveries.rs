@@ -158,7 +158,7 @@ pub(super) async fn release(tx: &mut Tx, node: NodeId, held: &[(MessageId, Lease
             Ok(sqlx::query(
                 "UPDATE deliveries d SET node = 0, lease = 0, claims = claims - 1 \
                  FROM unnest($1::text[], $2::bigint[]) AS h (id, lease) \
-                 WHERE d.message_id = h.id AND d.node = $3 AND d.lease = h.lease",
+                 WHERE d.message_id = ANY (ARRAY[h.id]) AND d.node = $3 AND d.lease = h.lease",
             )
             .bind(ids)
             .bind(leases)

@@ -2,7 +2,9 @@
 //!
 //! Each is one statement that commits by itself, over arrays. They run on connections whose plans are pinned (see
 //! `open`): the nested loop over the batch, through the index that serves the step. Set membership is written as
-//! `CASE WHEN … IN (SELECT …)`, which Postgres answers from a hash table whatever joins are allowed.
+//! `CASE WHEN … IN (SELECT …)`, which Postgres answers from a hash table whatever joins are allowed. A row is joined by
+//! its id as `= ANY (ARRAY[id])`, for which the only plan is to look it up: for `= id` Postgres may also read the whole
+//! index in its order, and does where a vacuum found the table empty and so tells it of no rows.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -468,13 +470,13 @@ pub(super) async fn claim(
              WHERE total <= $3 OR total = size), \
          taken AS ( \
              UPDATE deliveries d SET node = $4, lease = $5, claims = claims + 1 FROM fit \
-             WHERE d.message_id = fit.message_id \
+             WHERE d.message_id = ANY (ARRAY[fit.message_id]) \
              RETURNING d.message_id, d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
                        d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder) \
          SELECT t.lane, t.attempt_due_at, t.retried, t.claims, t.cancel_requested, t.slot, t.holder, \
                 NULL AS flow_gate, ",
         message_columns!(),
-        " FROM taken t JOIN messages m ON m.id = t.message_id"
+        " FROM taken t JOIN messages m ON m.id = ANY (ARRAY[t.message_id])"
     );
     let lanes: Vec<&str> = wants.iter().map(|want| &*want.lane).collect();
     let counts: Vec<i64> = wants.iter().map(|want| i64::try_from(want.count).unwrap_or(i64::MAX)).collect();
@@ -567,7 +569,7 @@ async fn finish_delivered(conn: &mut PgConnection, node: NodeId, batch: &[Ended]
              DELETE FROM deliveries d USING unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], \
                  $6::bigint[], $7::text[], $8::bigint[], $9::text[], $10::bigint[], $11::text[], $12::bytea[]) \
                  AS f (id, lease, retried, started_at, ended_at, result, status, error, next_due_at, headers, body) \
-             WHERE d.message_id = f.id AND d.node = $1 AND d.lease = f.lease \
+             WHERE d.message_id = ANY (ARRAY[f.id]) AND d.node = $1 AND d.lease = f.lease \
              RETURNING f.id, f.retried, f.started_at, f.ended_at, f.result, f.status, f.error, f.next_due_at, \
                        f.headers, f.body) \
          INSERT INTO attempts SELECT * FROM gone RETURNING message_id";
@@ -598,7 +600,7 @@ const FINISH_MIXED: &str = concat!(
          AS f (id, lease, retried, started_at, ended_at, result, status, error, next_due_at, headers, body, dlq_id)), \
      gone AS ( \
          DELETE FROM deliveries d USING f \
-         WHERE f.result <> 'retry' AND d.message_id = f.id AND d.node = $42 AND d.lease = f.lease \
+         WHERE f.result <> 'retry' AND d.message_id = ANY (ARRAY[f.id]) AND d.node = $42 AND d.lease = f.lease \
            AND CASE f.result WHEN 'delivered' THEN TRUE \
                    WHEN 'cancelled' THEN d.cancel_requested_at IS NOT NULL \
                    ELSE d.cancel_requested_at IS NULL END \
@@ -607,7 +609,7 @@ const FINISH_MIXED: &str = concat!(
          UPDATE deliveries d SET node = 0, lease = 0, claims = 0, starts = 0, retried = f.retried + 1, due_at = f.next_due_at, \
              place = CASE WHEN LEFT(d.gate, 1) = 'f' THEN f.next_due_at * 1000 ELSE d.place END \
          FROM f \
-         WHERE f.result = 'retry' AND d.message_id = f.id AND d.node = $42 AND d.lease = f.lease \
+         WHERE f.result = 'retry' AND d.message_id = ANY (ARRAY[f.id]) AND d.node = $42 AND d.lease = f.lease \
            AND d.cancel_requested_at IS NULL \
          RETURNING f.*), \
      ended AS (SELECT * FROM gone UNION ALL SELECT * FROM again), \
@@ -619,7 +621,7 @@ const FINISH_MIXED: &str = concat!(
          FROM gone WHERE dlq_id IS NOT NULL), \
      c AS ( \
          UPDATE cancellations SET cancelled_at = gone.ended_at FROM gone \
-         WHERE gone.result = 'cancelled' AND cancellations.message_id = gone.id), \
+         WHERE gone.result = 'cancelled' AND cancellations.message_id = ANY (ARRAY[gone.id])), \
      m AS ( \
          INSERT INTO messages SELECT ",
     "m.id, m.created_at, m.due_at, m.method, m.url, m.headers, m.body, m.body_sha256, m.max_retries, m.caller_ip, \

@@ -54,6 +54,9 @@ mod retention;
 mod schedules;
 mod secrets;
 mod url_groups;
+mod vacuum;
+
+pub use vacuum::VACUUM_AFTER;
 
 /// A value that exists once per engine: a pool, a transaction.
 pub enum Backend<P, S> {
@@ -88,6 +91,8 @@ pub struct Options {
     pub hot_connections: u32,
     /// Queues that there may be for messages to make another.
     pub max_queues: Option<u32>,
+    /// Postgres: deliveries that are finished between two vacuums of their table.
+    pub vacuum_after: u64,
 }
 
 /// Where the database is.
@@ -109,6 +114,7 @@ struct PostgresPools {
     listening: PgPool,
     listener: Mutex<Option<PgListener>>,
     low_water: low_water::LowWater,
+    vacuum: vacuum::Vacuum,
     /// For migrations, which may wait and take long.
     unlimited: PgConnectOptions,
 }
@@ -370,6 +376,7 @@ impl Store for SqlStore {
                 if let Some(due) = batch.iter().filter_map(attempts::due_again).min() {
                     pools.low_water.lower(due);
                 }
+                pools.vacuum.count_ended(batch.len());
                 hot_postgres::give_back(conn, DEADLINE, result)
             }
             Backend::Sqlite(pools) => pools.group.finish(node, batch.to_vec()).await,
@@ -600,6 +607,7 @@ impl Store for SqlStore {
     async fn close(&self) {
         match &self.backend {
             Backend::Postgres(pools) => {
+                pools.vacuum.stop();
                 pools.hot.close().await;
                 pools.rest.close().await;
                 pools.heartbeat.close().await;

@@ -74,6 +74,7 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
         listening: PgPoolOptions::new().max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
         low_water: super::low_water::LowWater::new(),
+        vacuum: super::vacuum::Vacuum::start(unlimited.clone(), options.vacuum_after),
         unlimited,
     })
 }

@@ -142,7 +142,7 @@ macro_rules! select_taken {
             "SELECT t.lane, t.attempt_due_at, t.retried, t.claims, t.cancel_requested, t.slot, t.holder, \
                     t.flow AS flow_gate, ",
             message_columns!(),
-            " FROM taken t JOIN messages m ON m.id = t.message_id"
+            " FROM taken t JOIN messages m ON m.id = ANY (ARRAY[t.message_id])"
         )
     };
 }
@@ -163,7 +163,7 @@ const PASS: &str = concat!(
          WHERE CASE WHEN gate IN (SELECT name FROM changed) THEN TRUE END \
            AND CASE WHEN flow IS NULL THEN TRUE WHEN flow IN (SELECT name FROM changed) THEN TRUE END), \
      locked AS MATERIALIZED ( \
-         SELECT w.id, w.gate, w.number, w.in_order FROM wanted w JOIN deliveries d ON d.message_id = w.id \
+         SELECT w.id, w.gate, w.number, w.in_order FROM wanted w JOIN deliveries d ON d.message_id = ANY (ARRAY[w.id]) \
          WHERE CASE WHEN d.node = 0 AND d.gate = w.gate THEN TRUE END FOR UPDATE OF d SKIP LOCKED), \
      passing AS MATERIALIZED ( \
          SELECT id FROM ( \
@@ -173,7 +173,7 @@ const PASS: &str = concat!(
      taken AS ( \
          UPDATE deliveries d SET node = $10, lease = $11, claims = claims + 1, due_at = $12, ",
     take_slot!(),
-    " FROM passing WHERE d.message_id = passing.id RETURNING ",
+    " FROM passing WHERE d.message_id = ANY (ARRAY[passing.id]) RETURNING ",
     taken_columns!(),
     ") ",
     select_taken!()
