@@ -7,7 +7,7 @@
 //! index in its order, and does where a vacuum found the table empty and so tells it of no rows.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection as _, PgConnection, PgExecutor, PgPool, Postgres};
@@ -16,7 +16,7 @@ use super::attempts::AttemptColumns;
 use super::codec;
 use super::deliveries::set_aside;
 use super::gates::entry::{Conn, Entry, enter};
-use super::low_water::LowWater;
+use super::low_water::{Look, LowWater};
 use super::messages::{ClaimedRow, message_columns, write_labels};
 use super::nodes::now_ms;
 use crate::domain::gate::is_gated;
@@ -418,18 +418,27 @@ pub(super) async fn due_lanes(
     limit: usize,
     after: &str,
     low_water: &LowWater,
+    look: Look,
 ) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let low = match look {
+        Look::From(low) | Look::FromAndBeside(low) => low,
+        Look::Whole => i64::MIN,
+    };
+    let began = Instant::now();
     let first: Vec<(String, i64)> = sqlx::query_as(concat!(
         "SELECT lane, due_at FROM deliveries \
          WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at >= $1 AND due_at <= ",
         now_ms!(),
         " ORDER BY due_at LIMIT $2"
     ))
-    .bind(low_water.for_look())
+    .bind(low)
     .bind(limit)
     .fetch_all(&mut *conn)
     .await?;
+    if look == Look::Whole {
+        low_water.looked(began.elapsed());
+    }
     if let Some((_, due_ms)) = first.first() {
         low_water.saw(*due_ms);
     }

@@ -3,13 +3,24 @@
 //! A delivery that is gone stays in the indexes until no transaction can see it any more, and while one is old, looks and
 //! claims would step over ever more of them. They lie before the earliest delivery that is still there, so a bound on the
 //! due time leaves them out. What comes back with an earlier due time lowers the bound; what another node has brought
-//! back is found by a look without it, from time to time.
+//! back is found by a look without it, from time to time: as part of an ordinary look, unless it has become slow. Then it
+//! is made beside the others, and lowers the bound for them.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+
+use super::{Backend, deliveries};
 
 /// Between looks without the bound: how much later than others something may be found that came back.
 const WHOLE: Duration = Duration::from_secs(1);
+/// The same where they take long.
+const WHOLE_MOST: Duration = Duration::from_secs(5);
+/// How long one may hold others up.
+const SLOW: Duration = Duration::from_millis(3);
+/// How many times as long as a slow one took the next one waits.
+const REST: u32 = 20;
 /// How far below the earliest delivery seen the bound lies, in milliseconds: one that was accepted at the same time may
 /// have been stored a little later.
 const MARGIN_MS: i64 = 1000;
@@ -19,39 +30,121 @@ pub(super) struct LowWater(Mutex<State>);
 
 struct State {
     due_ms: i64,
-    /// When the last look without the bound was.
-    whole: Option<Instant>,
+    /// The lowest that it was lowered to since the last look began, which may not have seen what it was lowered for.
+    since_ms: i64,
+    /// When the next look without the bound is due.
+    whole_at: Option<Instant>,
+    /// Whether the last one was.
+    slow: bool,
+}
+
+/// How to look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Look {
+    /// From this due time on, in Unix milliseconds.
+    From(i64),
+    /// The same, and beside it at all that waits.
+    FromAndBeside(i64),
+    /// At all that waits.
+    Whole,
 }
 
 impl LowWater {
     pub(super) const fn new() -> Self {
-        Self(Mutex::new(State { due_ms: i64::MIN, whole: None }))
+        Self(Mutex::new(State { due_ms: i64::MIN, since_ms: i64::MAX, whole_at: None, slow: false }))
     }
 
-    /// The bound for a look, in Unix milliseconds.
-    pub(super) fn for_look(&self) -> i64 {
-        let mut state = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if state.whole.is_some_and(|whole| whole.elapsed() < WHOLE) {
-            return state.due_ms;
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn for_look(&self) -> Look {
+        let mut state = self.state();
+        state.since_ms = i64::MAX;
+        let now = Instant::now();
+        if state.whole_at.is_some_and(|at| now < at) {
+            return Look::From(state.due_ms);
         }
-        state.whole = Some(Instant::now());
-        i64::MIN
+        state.whole_at = Some(now + WHOLE);
+        if state.slow { Look::FromAndBeside(state.due_ms) } else { Look::Whole }
     }
 
     /// The bound for what the last look has seen.
     pub(super) fn for_claim(&self) -> i64 {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).due_ms
+        self.state().due_ms
     }
 
     /// Lets the bound be no higher than what was stored with this due time; `i64::MIN` for anything at all.
     pub(super) fn lower(&self, due_ms: i64) {
-        let mut state = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.state();
         state.due_ms = state.due_ms.min(due_ms);
+        state.since_ms = state.since_ms.min(due_ms);
     }
 
-    /// Takes note of the earliest due time that a look has seen.
+    /// Takes note of the earliest due time that the last look has seen.
     pub(super) fn saw(&self, due_ms: i64) {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).due_ms =
-            due_ms.saturating_sub(MARGIN_MS);
+        let mut state = self.state();
+        state.due_ms = due_ms.saturating_sub(MARGIN_MS).min(state.since_ms);
+    }
+
+    /// Takes note of how long a look without the bound took.
+    pub(super) fn looked(&self, took: Duration) {
+        let mut state = self.state();
+        state.slow = took > SLOW;
+        state.whole_at = Some(Instant::now() + (took * REST).clamp(WHOLE, WHOLE_MOST));
+    }
+
+    /// Looks at all that waits.
+    pub(super) async fn look_beside(&self, pool: &PgPool) {
+        let began = Instant::now();
+        match deliveries::next_due(&Backend::Postgres(pool), i64::MIN).await {
+            Ok(due_at) => {
+                if let Some(due_at) = due_at {
+                    self.lower(due_at.as_millis());
+                }
+                self.looked(began.elapsed());
+            }
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "looking at all that waits failed");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_looked_at_follows_what_was_seen() {
+        let low = LowWater::new();
+        assert_eq!(low.for_look(), Look::Whole);
+        low.saw(5000);
+        low.looked(Duration::ZERO);
+        assert_eq!((low.for_look(), low.for_claim()), (Look::From(4000), 4000));
+        low.lower(4500);
+        assert_eq!(low.for_look(), Look::From(4000));
+        low.lower(3000);
+        low.saw(5000);
+        assert_eq!(low.for_look(), Look::From(3000), "the look may have begun before it was lowered");
+        low.saw(5000);
+        assert_eq!(low.for_look(), Look::From(4000));
+        low.lower(i64::MIN);
+        assert_eq!(low.for_look(), Look::From(i64::MIN));
+    }
+
+    #[test]
+    fn a_slow_look_at_all_is_made_beside_the_others() {
+        let low = LowWater::new();
+        let due = |low: &LowWater| low.state().whole_at = None;
+        low.saw(5000);
+        low.looked(SLOW);
+        due(&low);
+        assert_eq!(low.for_look(), Look::Whole);
+        low.looked(SLOW * 2);
+        assert_eq!(low.for_look(), Look::From(4000));
+        due(&low);
+        assert_eq!(low.for_look(), Look::FromAndBeside(4000));
+        assert_eq!(low.for_look(), Look::From(4000), "only one of them");
     }
 }

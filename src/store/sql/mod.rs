@@ -56,7 +56,8 @@ mod secrets;
 mod url_groups;
 mod vacuum;
 
-pub use vacuum::VACUUM_AFTER;
+use self::low_water::{Look, LowWater};
+pub use self::vacuum::VACUUM_AFTER;
 
 /// A value that exists once per engine: a pool, a transaction.
 pub enum Backend<P, S> {
@@ -113,7 +114,7 @@ struct PostgresPools {
     /// One connection, which hears what other nodes have changed.
     listening: PgPool,
     listener: Mutex<Option<PgListener>>,
-    low_water: low_water::LowWater,
+    low_water: Arc<LowWater>,
     vacuum: vacuum::Vacuum,
     /// For migrations, which may wait and take long.
     unlimited: PgConnectOptions,
@@ -316,8 +317,13 @@ impl Store for SqlStore {
     async fn due_lanes(&self, limit: usize, after: &str) -> Result<DueLanes> {
         match &self.backend {
             Backend::Postgres(pools) => {
+                let look = pools.low_water.for_look();
+                if let Look::FromAndBeside(_) = look {
+                    let (low_water, pool) = (Arc::clone(&pools.low_water), pools.rest.clone());
+                    tokio::spawn(async move { low_water.look_beside(&pool).await });
+                }
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
-                let step = hot_postgres::due_lanes(&mut conn, limit, after, &pools.low_water);
+                let step = hot_postgres::due_lanes(&mut conn, limit, after, &pools.low_water, look);
                 let result = tokio::time::timeout(DEADLINE, step).await;
                 hot_postgres::give_back(conn, DEADLINE, result)
             }

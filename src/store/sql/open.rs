@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Row as _;
@@ -14,6 +15,7 @@ use sqlx::sqlite::{
 };
 
 use super::checkpoint::{self, Checkpointer};
+use super::low_water::LowWater;
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
 use crate::store::{Result, StoreError};
 
@@ -73,7 +75,7 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
         rest: clean().max_connections(options.connections).connect_with(rest).await?,
         listening: PgPoolOptions::new().max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
-        low_water: super::low_water::LowWater::new(),
+        low_water: Arc::new(LowWater::new()),
         vacuum: super::vacuum::Vacuum::start(unlimited.clone(), options.vacuum_after),
         unlimited,
     })
