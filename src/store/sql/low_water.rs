@@ -20,7 +20,7 @@ const WHOLE_MOST: Duration = Duration::from_secs(5);
 /// How long one may hold others up.
 const SLOW: Duration = Duration::from_millis(3);
 /// How many times as long as a slow one took the next one waits.
-const REST: u32 = 20;
+const REST: u32 = 50;
 /// How far below the earliest delivery seen the bound lies, in milliseconds: one that was accepted at the same time may
 /// have been stored a little later.
 const MARGIN_MS: i64 = 1000;
