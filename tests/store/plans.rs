@@ -1,6 +1,9 @@
 //! Plans on Postgres that are made while nothing waits, and have to hold when much does.
 
-use homing::store::{Accept, Applied, Ended, Gates as _, Lease, Repeat, Store as _};
+use homing::domain::id::MessageId;
+use homing::store::{
+    Accept, Applied, Cancellation, Cancelling as _, Ended, Gates as _, Lease, Repeat, Store as _,
+};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::gates::{queued, take};
@@ -66,7 +69,7 @@ async fn a_vacuum_of_an_empty_table_makes_no_step_slow() {
         |from: i64| (from..from + WAITING).map(|number| message(u32::try_from(number).unwrap(), START));
     let under_way: Vec<Accept> = messages(0).map(|message| leased(message, "a", 1)).collect();
     store.accept(NODE, &under_way, Repeat::First).await.unwrap();
-    let due: Vec<Accept> = messages(WAITING).map(|message| waiting(message, "a")).collect();
+    let mut due: Vec<Accept> = messages(WAITING).map(|message| waiting(message, "a")).collect();
     store.accept(NODE, &due, Repeat::First).await.unwrap();
     let mut held = under_way.iter().map(held);
     let finish = async |batch: Vec<Ended>| {
@@ -82,6 +85,11 @@ async fn a_vacuum_of_an_empty_table_makes_no_step_slow() {
         assert_eq!(claimed.len(), 1);
         let back = (claimed[0].message.id.clone(), claimed[0].lease);
         assert_eq!(store.release(NODE, &[back]).await.unwrap(), 1);
+        let unwanted: Vec<MessageId> =
+            due.iter().rev().take(2).map(|accept| accept.message.id.clone()).collect();
+        due.truncate(due.len() - 2);
+        let cancelled = store.cancel_many(&unwanted, time(START)).await.unwrap();
+        assert_eq!(cancelled, [Cancellation::Cancelled; 2]);
     }
     store.close().await;
     let read = entries_read(&database).await - before;

@@ -61,8 +61,10 @@ impl Cancelling for SqlStore {
         within(DEADLINE, async {
             let mut query = Query::new(&self.readers());
             query
-                .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND message_id IN ")
-                .list(&ids.iter().map(MessageId::as_str).collect::<Vec<_>>());
+                .sql(
+                    "SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND message_id ",
+                )
+                .one_of(&ids.iter().map(MessageId::as_str).collect::<Vec<_>>());
             let rows: Vec<IdRow> = query.fetch(&self.readers()).await?;
             Ok(rows.into_iter().map(|row| MessageId::new(row.message_id)).collect())
         })
@@ -115,8 +117,8 @@ async fn unfinished(
 async fn not_cancelled(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<IdRow>> {
     let mut query = Query::new(pools);
     query
-        .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NULL AND message_id IN ")
-        .list(ids);
+        .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NULL AND message_id ")
+        .one_of(ids);
     query.fetch(pools).await
 }
 
@@ -131,9 +133,9 @@ async fn cancel(
     query
         .sql(
             "SELECT d.message_id, d.node <> 0 AS leased FROM deliveries d \
-             WHERE d.cancel_requested_at IS NULL AND d.message_id IN ",
+             WHERE d.cancel_requested_at IS NULL AND d.message_id ",
         )
-        .list(ids)
+        .one_of(ids)
         .lock(match locked {
             Locked::Skip => " FOR UPDATE OF d SKIP LOCKED",
             Locked::Wait => " FOR UPDATE OF d",
@@ -150,19 +152,19 @@ async fn cancel(
         .number(now.as_millis())
         .sql(", CASE WHEN d.node = 0 THEN ")
         .number(now.as_millis())
-        .sql(" END FROM deliveries d WHERE d.message_id IN ")
-        .list(&[&waiting[..], &leased[..]].concat())
+        .sql(" END FROM deliveries d WHERE d.message_id ")
+        .one_of(&[&waiting[..], &leased[..]].concat())
         .sql(
             " ON CONFLICT (message_id) DO UPDATE \
              SET cancelled_at = COALESCE(cancellations.cancelled_at, excluded.cancelled_at)",
         );
     record.execute_in(tx).await?;
     let mut remove = Query::new(tx);
-    remove.sql("DELETE FROM deliveries WHERE message_id IN ").list(&waiting);
+    remove.sql("DELETE FROM deliveries WHERE message_id ").one_of(&waiting);
     remove.execute_in(tx).await?;
     let mut mark = Query::new(tx);
     mark.sql("UPDATE deliveries SET cancel_requested_at = ").number(now.as_millis());
-    mark.sql(" WHERE message_id IN ").list(&leased);
+    mark.sql(" WHERE message_id ").one_of(&leased);
     mark.execute_in(tx).await?;
 
     let cancellation = |leased| if leased { Cancellation::Requested } else { Cancellation::Cancelled };

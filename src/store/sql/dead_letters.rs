@@ -71,8 +71,8 @@ pub(super) async fn get(
 async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<DeadLetter>> {
     let mut query = Query::new(pools);
     query
-        .sql("SELECT id, message_id, created_at, status, error, response_headers, response_body FROM dead_letters WHERE id IN ")
-        .list(ids);
+        .sql("SELECT id, message_id, created_at, status, error, response_headers, response_body FROM dead_letters WHERE id ")
+        .one_of(ids);
     let rows: Vec<DeadLetterRow> = query.fetch(pools).await?;
     let message_ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
     let mut messages: HashMap<String, _> = messages::get_many(pools, &message_ids)
@@ -169,15 +169,15 @@ async fn select(
         query.number(time.as_millis()).sql(", ").text(id.as_str()).sql(")");
     }
     if !filter.ids.is_empty() {
-        query.sql(" AND l.id IN ").list(&filter.ids.iter().map(DeadLetterId::as_str).collect::<Vec<_>>());
+        query.sql(" AND l.id ").one_of(&filter.ids.iter().map(DeadLetterId::as_str).collect::<Vec<_>>());
     }
     if !filter.messages.is_empty() {
         let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
-        query.sql(" AND l.message_id IN ").list(&ids);
+        query.sql(" AND l.message_id ").one_of(&ids);
     }
     if !filter.statuses.is_empty() {
         let texts: Vec<String> = filter.statuses.iter().map(ToString::to_string).collect();
-        query.sql(" AND CAST(l.status AS TEXT) IN ").list(&texts);
+        query.sql(" AND CAST(l.status AS TEXT) ").one_of(&texts);
     }
     if let Some(from) = filter.from {
         query.sql(" AND l.created_at >= ").number(from.as_millis());
@@ -226,7 +226,7 @@ pub(super) fn parts(replacements: &[(DeadLetterId, Accept)]) -> Vec<&[(DeadLette
 pub(super) async fn all_exist(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&DeadLetterId]) -> Result<bool> {
     let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
     let mut query = Query::new(pools);
-    query.sql("SELECT l.id FROM dead_letters l WHERE l.id IN ").list(&ids);
+    query.sql("SELECT l.id FROM dead_letters l WHERE l.id ").one_of(&ids);
     let found: Vec<IdRow> = query.fetch(pools).await?;
     Ok(found.len() == ids.len())
 }
@@ -261,7 +261,7 @@ pub(super) async fn delete(tx: &mut Tx, ids: &[&str]) -> Result<u64> {
 /// for each other and don't deadlock.
 async fn lock(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
     let mut lock = Query::new(tx);
-    lock.sql("SELECT l.id FROM dead_letters l WHERE l.id IN ").list(ids);
+    lock.sql("SELECT l.id FROM dead_letters l WHERE l.id ").one_of(ids);
     lock.sql(" ORDER BY l.id").lock(" FOR UPDATE OF l");
     let rows: Vec<IdRow> = lock.fetch_in(tx).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
@@ -269,6 +269,6 @@ async fn lock(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
 
 async fn remove(tx: &mut Tx, ids: &HashSet<String>) -> Result<u64> {
     let mut delete = Query::new(tx);
-    delete.sql("DELETE FROM dead_letters WHERE id IN ").list(&ids.iter().collect::<Vec<_>>());
+    delete.sql("DELETE FROM dead_letters WHERE id ").one_of(&ids.iter().collect::<Vec<_>>());
     delete.execute_in(tx).await
 }

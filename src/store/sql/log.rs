@@ -391,7 +391,7 @@ impl Walk<'_> {
         }
         if !filter.messages.is_empty() {
             let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
-            query.sql(&format!(" AND {message_id} IN ")).list(&ids);
+            query.sql(&format!(" AND {message_id} ")).one_of(&ids);
         }
         if source.states.contains(&State::Created) {
             // Messages have no index on the time of their acceptance but their ids, which begin with it.
@@ -441,8 +441,8 @@ async fn sizes(pools: &Backend<&PgPool, &SqlitePool>, entries: &[Entry]) -> Resu
     let mut query = Query::new(pools);
     query
         .sql("SELECT m.id, CAST(LENGTH(m.body) + COALESCE((SELECT SUM(LENGTH(a.response_body)) FROM attempts a \
-              WHERE a.message_id = m.id), 0) AS BIGINT) AS size FROM messages m WHERE m.id IN ")
-        .list(&distinct(entries));
+              WHERE a.message_id = m.id), 0) AS BIGINT) AS size FROM messages m WHERE m.id ")
+        .one_of(&distinct(entries));
     let mut sizes = HashMap::new();
     for row in query.fetch::<SizeRow>(pools).await? {
         sizes.insert(row.id, row.size);
@@ -480,12 +480,12 @@ async fn details(pools: &Backend<&PgPool, &SqlitePool>, entries: &[Entry]) -> Re
         .collect();
     let mut query = Query::new(pools);
     query
-        .sql("SELECT message_id, retried, status, error, next_due_at, response_headers, response_body FROM attempts WHERE message_id IN ")
-        .list(&ids);
+        .sql("SELECT message_id, retried, status, error, next_due_at, response_headers, response_body FROM attempts WHERE message_id ")
+        .one_of(&ids);
     // Only the attempts that the page shows: a message may have many, with large answers.
     let shown = attempts_of(entries);
     let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
-    query.sql(" AND message_id || ' ' || CAST(retried AS TEXT) IN ").list(&shown);
+    query.sql(" AND message_id || ' ' || CAST(retried AS TEXT) ").one_of(&shown);
     let mut attempts = HashMap::new();
     for row in query.fetch::<AttemptRow>(pools).await? {
         attempts.insert((row.message_id.clone(), row.retried), row);

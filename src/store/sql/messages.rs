@@ -156,7 +156,7 @@ pub(super) async fn matching(
     filter: &MessageFilter,
 ) -> Result<HashSet<String>> {
     let mut query = Query::new(pools);
-    query.sql("SELECT m.id, m.url FROM messages m WHERE m.id IN ").list(ids).matching(filter);
+    query.sql("SELECT m.id, m.url FROM messages m WHERE m.id ").one_of(ids).matching(filter);
     let rows: Vec<PartsRow> = query.fetch(pools).await?;
     Ok(rows.into_iter().filter(|row| filter.matches_parts(&row.url)).map(|row| row.id).collect())
 }

@@ -80,13 +80,16 @@ impl Query {
         self.placeholder(Value::Number(value))
     }
 
-    /// Appends a list of texts, for `IN`.
-    pub(super) fn list<T: AsRef<str>>(&mut self, values: &[T]) -> &mut Self {
+    /// Appends that what stands before is one of these texts. On Postgres not as `IN (SELECT …)`, which it may answer by
+    /// comparing each row of the table with each of the list, where the statistics tell of few rows.
+    pub(super) fn one_of<T: AsRef<str>>(&mut self, values: &[T]) -> &mut Self {
         let values: Vec<Cow<'_, str>> = values.iter().map(|value| wanted(value.as_ref())).collect();
         let json = serde_json::to_string(&values).expect("text is valid JSON");
         match self.engine {
-            Engine::Postgres => self.sql("(SELECT jsonb_array_elements_text(").text(&json).sql("::jsonb))"),
-            Engine::Sqlite => self.sql("(SELECT value FROM json_each(").text(&json).sql("))"),
+            Engine::Postgres => {
+                self.sql("= ANY (ARRAY(SELECT jsonb_array_elements_text(").text(&json).sql("::jsonb)))")
+            }
+            Engine::Sqlite => self.sql("IN (SELECT value FROM json_each(").text(&json).sql("))"),
         }
     }
 
@@ -94,15 +97,15 @@ impl Query {
     /// [`MessageFilter::matches_parts`] has them, for what this finds.
     pub(super) fn matching(&mut self, filter: &MessageFilter) -> &mut Self {
         for (column, values) in [
-            (" AND m.url IN ", &filter.urls),
-            (" AND m.url_group IN ", &filter.url_groups),
-            (" AND m.queue IN ", &filter.queues),
-            (" AND m.schedule_id IN ", &filter.schedule_ids),
-            (" AND m.flow_key IN ", &filter.flow_keys),
-            (" AND m.caller_ip IN ", &filter.caller_ips),
+            (" AND m.url ", &filter.urls),
+            (" AND m.url_group ", &filter.url_groups),
+            (" AND m.queue ", &filter.queues),
+            (" AND m.schedule_id ", &filter.schedule_ids),
+            (" AND m.flow_key ", &filter.flow_keys),
+            (" AND m.caller_ip ", &filter.caller_ips),
         ] {
             if !values.is_empty() {
-                self.sql(column).list(values);
+                self.sql(column).one_of(values);
             }
         }
         // Labels are one text, joined by commas.

@@ -198,7 +198,7 @@ impl SqlStore {
     async fn schedules_of(&self, ids: &[&str]) -> Result<Vec<(String, Result<Schedule>)>> {
         let readers = self.readers();
         let mut query = Query::new(&readers);
-        query.sql(concat!("SELECT ", columns!(), " FROM schedules WHERE id IN ")).list(ids);
+        query.sql(concat!("SELECT ", columns!(), " FROM schedules WHERE id ")).one_of(ids);
         let rows: Vec<ScheduleRow> = query.fetch(&readers).await?;
         let place = |id: &str| ids.iter().position(|wanted| *wanted == id);
         let mut schedules: Vec<_> =
@@ -387,9 +387,9 @@ impl Schedules for SqlStore {
                      EXISTS (SELECT 1 FROM deliveries d WHERE d.message_id = m.id) AS waiting, \
                      EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.result = 'delivered') \
                          AS delivered \
-                     FROM messages m WHERE m.id IN ",
+                     FROM messages m WHERE m.id ",
                 )
-                .list(&ids);
+                .one_of(&ids);
             let rows: Vec<ProgressRow> = query.fetch(&readers).await?;
             let progress = |row: &ProgressRow| match (row.waiting, row.delivered) {
                 (true, _) => Progress::Waiting,
