@@ -37,7 +37,7 @@ impl Keys {
     }
 
     /// Signs from now on with what the store answers to `ask`. One asks at a time: the old pair, read just before a
-    /// rotation, must not come into use after the new one.
+    /// rotation, must not come into use after the new one. Dropped, it leaves the pair as it is.
     pub async fn follow(&self, ask: impl Future<Output = Result<SigningKeyPair>>) -> Result<SigningKeyPair> {
         let _asking = self.asking.lock().await;
         let pair = ask.await?;

@@ -29,7 +29,7 @@ pub(crate) const NODE: NodeId = NodeId(1);
 /// How many queues messages may make.
 pub(crate) const MAX_QUEUES: u32 = 8;
 /// After how many finished deliveries Postgres is told to clear up.
-pub(crate) const VACUUM_AFTER: u64 = 100;
+pub(crate) const VACUUM_AFTER: u64 = 500;
 /// No limit on bytes.
 pub(crate) const ANY_SIZE: usize = 1 << 40;
 

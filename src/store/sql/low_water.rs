@@ -4,22 +4,25 @@
 //! claims would step over ever more of them. They lie before the earliest delivery that is still there, so a bound on the
 //! due time leaves them out. What comes back with an earlier due time lowers the bound; what another node has brought
 //! back is found by a look without it, from time to time: as part of an ordinary look, unless it has become slow. Then it
-//! is made beside the others, and lowers the bound for them.
+//! is made beside the others, and lowers the bound for the next one.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
-use super::{Backend, deliveries};
+use tokio::task::AbortHandle;
 
-/// Between looks without the bound: how much later than others something may be found that came back.
+use super::{Backend, DEADLINE, deliveries, within};
+
+/// Between looks without the bound. What another node has brought back may be found that much later than others, and where
+/// these looks are slow, so much more as they take and as the next ordinary look needs to come.
 const WHOLE: Duration = Duration::from_secs(1);
 /// The same where they take long.
 const WHOLE_MOST: Duration = Duration::from_secs(5);
-/// How long one may hold others up.
+/// How long one may hold others up, the way to the database included.
 const SLOW: Duration = Duration::from_millis(3);
-/// How many times as long as a slow one took the next one waits.
+/// How many times as long as a slow one took the next one waits, within those bounds.
 const REST: u32 = 50;
 /// How far below the earliest delivery seen the bound lies, in milliseconds: one that was accepted at the same time may
 /// have been stored a little later.
@@ -34,8 +37,10 @@ struct State {
     since_ms: i64,
     /// When the next look without the bound is due.
     whole_at: Option<Instant>,
-    /// Whether the last one was.
+    /// Whether the last one was, or has not ended.
     slow: bool,
+    /// The one that is or was made beside the others.
+    beside: Option<AbortHandle>,
 }
 
 /// How to look.
@@ -51,7 +56,13 @@ pub(super) enum Look {
 
 impl LowWater {
     pub(super) const fn new() -> Self {
-        Self(Mutex::new(State { due_ms: i64::MIN, since_ms: i64::MAX, whole_at: None, slow: false }))
+        Self(Mutex::new(State {
+            due_ms: i64::MIN,
+            since_ms: i64::MAX,
+            whole_at: None,
+            slow: false,
+            beside: None,
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -62,11 +73,17 @@ impl LowWater {
         let mut state = self.state();
         state.since_ms = i64::MAX;
         let now = Instant::now();
-        if state.whole_at.is_some_and(|at| now < at) {
+        let bounded = state.due_ms > i64::MIN;
+        let under_way = state.beside.as_ref().is_some_and(|look| !look.is_finished());
+        if bounded && (under_way || state.whole_at.is_some_and(|at| now < at)) {
             return Look::From(state.due_ms);
         }
         state.whole_at = Some(now + WHOLE);
-        if state.slow { Look::FromAndBeside(state.due_ms) } else { Look::Whole }
+        if bounded && state.slow {
+            return Look::FromAndBeside(state.due_ms);
+        }
+        state.slow = true;
+        Look::Whole
     }
 
     /// The bound for what the last look has seen.
@@ -94,20 +111,45 @@ impl LowWater {
         state.whole_at = Some(Instant::now() + (took * REST).clamp(WHOLE, WHOLE_MOST));
     }
 
-    /// Looks at all that waits.
-    pub(super) async fn look_beside(&self, pool: &PgPool) {
-        let began = Instant::now();
-        match deliveries::next_due(&Backend::Postgres(pool), i64::MIN).await {
-            Ok(due_at) => {
-                if let Some(due_at) = due_at {
-                    self.lower(due_at.as_millis());
+    /// Looks at all that waits, in a task.
+    pub(super) fn look_beside(self: &Arc<Self>, pool: PgPool) {
+        let low_water = Arc::clone(self);
+        let look = tokio::spawn(async move {
+            let began = Instant::now();
+            let backend = Backend::Postgres(&pool);
+            match within(DEADLINE, deliveries::next_due(&backend, i64::MIN)).await {
+                Ok(Some(due_at)) => low_water.lower(due_at.as_millis()),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "looking at all that waits failed"
+                    );
                 }
-                self.looked(began.elapsed());
             }
-            Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "looking at all that waits failed");
-            }
+            low_water.looked(began.elapsed());
+        });
+        self.state().beside = Some(look.abort_handle());
+    }
+
+    /// Ends a look beside the others.
+    pub(super) fn stop(&self) {
+        if let Some(look) = self.state().beside.take() {
+            look.abort();
         }
+    }
+}
+
+/// Lowers the bound when it is dropped.
+pub(super) struct LowerAtEnd<'a> {
+    pub(super) low_water: &'a LowWater,
+    /// Unix milliseconds; `i64::MIN` for anything at all.
+    pub(super) due_ms: i64,
+}
+
+impl Drop for LowerAtEnd<'_> {
+    fn drop(&mut self) {
+        self.low_water.lower(self.due_ms);
     }
 }
 
@@ -129,22 +171,29 @@ mod tests {
         assert_eq!(low.for_look(), Look::From(3000), "the look may have begun before it was lowered");
         low.saw(5000);
         assert_eq!(low.for_look(), Look::From(4000));
-        low.lower(i64::MIN);
-        assert_eq!(low.for_look(), Look::From(i64::MIN));
+        drop(LowerAtEnd { low_water: &low, due_ms: i64::MIN });
+        assert_eq!(low.for_look(), Look::Whole);
     }
 
-    #[test]
-    fn a_slow_look_at_all_is_made_beside_the_others() {
+    #[tokio::test]
+    async fn a_slow_look_at_all_is_made_beside_the_others() {
         let low = LowWater::new();
         let due = |low: &LowWater| low.state().whole_at = None;
         low.saw(5000);
         low.looked(SLOW);
         due(&low);
         assert_eq!(low.for_look(), Look::Whole);
+        due(&low);
+        assert_eq!(low.for_look(), Look::FromAndBeside(4000), "the last one has not ended");
         low.looked(SLOW * 2);
         assert_eq!(low.for_look(), Look::From(4000));
         due(&low);
         assert_eq!(low.for_look(), Look::FromAndBeside(4000));
-        assert_eq!(low.for_look(), Look::From(4000), "only one of them");
+        let look = tokio::spawn(std::future::pending::<()>());
+        low.state().beside = Some(look.abort_handle());
+        due(&low);
+        assert_eq!(low.for_look(), Look::From(4000), "only one at a time");
+        low.stop();
+        assert!(look.await.is_err_and(|error| error.is_cancelled()));
     }
 }

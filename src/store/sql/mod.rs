@@ -56,7 +56,7 @@ mod secrets;
 mod url_groups;
 mod vacuum;
 
-use self::low_water::{Look, LowWater};
+use self::low_water::{Look, LowWater, LowerAtEnd};
 pub use self::vacuum::VACUUM_AFTER;
 
 /// A value that exists once per engine: a pool, a transaction.
@@ -164,14 +164,26 @@ impl SqlStore {
     /// Starts a transaction that may write.
     async fn begin(&self) -> Result<Tx> {
         Ok(match &self.backend {
-            Backend::Postgres(pools) => {
-                // It may bring something back that was due long ago.
-                pools.low_water.lower(i64::MIN);
-                Backend::Postgres(pools.rest.begin().await?)
-            }
+            Backend::Postgres(pools) => Backend::Postgres(pools.rest.begin().await?),
             // A transaction that begins reading and writes later can fail at once with SQLITE_BUSY.
             Backend::Sqlite(pools) => Backend::Sqlite(pools.writer.begin_with("BEGIN IMMEDIATE").await?),
         })
+    }
+
+    /// To be held over a transaction, its commit included, that lets deliveries wait with this due time or later, in Unix
+    /// milliseconds: looks go back that far afterwards.
+    fn bringing_back(&self, due_ms: i64) -> Option<LowerAtEnd<'_>> {
+        match &self.backend {
+            Backend::Postgres(pools) => Some(LowerAtEnd { low_water: &pools.low_water, due_ms }),
+            Backend::Sqlite(_) => None,
+        }
+    }
+
+    /// The same for new messages.
+    fn bringing<'a>(&self, mut accepts: impl Iterator<Item = &'a Accept>) -> Option<LowerAtEnd<'_>> {
+        let first = accepts.next()?.message.due_at;
+        let due_at = accepts.fold(first, |due_at, accept| due_at.min(accept.message.due_at));
+        self.bringing_back(due_at.as_millis())
     }
 
     /// SQLite: nobody else removes dead letters until this is dropped. On Postgres their rows are locked.
@@ -216,6 +228,7 @@ impl Store for SqlStore {
 
     async fn register(&self, node: NodeId, name: &str) -> Result<()> {
         within(LONG_DEADLINE, async {
+            let _brings = self.bringing_back(i64::MIN);
             let mut tx = self.begin().await?;
             nodes::free_namesakes(&mut tx, name).await?;
             // One that was taken over may have stored leases after that; nobody would look for them.
@@ -248,7 +261,9 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 let dead = within(LONG_DEADLINE, nodes::take_over(&pools.rest, ttl)).await;
-                pools.low_water.lower(i64::MIN);
+                if !matches!(dead, Ok(0)) {
+                    pools.low_water.lower(i64::MIN);
+                }
                 let dead = dead?;
                 if dead > 0 {
                     self.wake_gates().await?;
@@ -268,6 +283,7 @@ impl Store for SqlStore {
 
     async fn deregister(&self, node: NodeId) -> Result<()> {
         within(LONG_DEADLINE, async {
+            let _brings = self.bringing_back(i64::MIN);
             let mut tx = self.begin().await?;
             nodes::free(&mut tx, node).await?;
             nodes::delete(&mut tx, node).await?;
@@ -279,6 +295,7 @@ impl Store for SqlStore {
 
     async fn reconcile(&self, node: NodeId, live: &[Lease], last: Lease) -> Result<u64> {
         let freed = within(LONG_DEADLINE, async {
+            let _brings = self.bringing_back(i64::MIN);
             let mut tx = self.begin().await?;
             let freed = nodes::free_all_but(&mut tx, node, live, last).await?;
             let orphans = nodes::free_orphans(&mut tx, node).await?;
@@ -319,8 +336,7 @@ impl Store for SqlStore {
             Backend::Postgres(pools) => {
                 let look = pools.low_water.for_look();
                 if let Look::FromAndBeside(_) = look {
-                    let (low_water, pool) = (Arc::clone(&pools.low_water), pools.rest.clone());
-                    tokio::spawn(async move { low_water.look_beside(&pool).await });
+                    pools.low_water.look_beside(pools.rest.clone());
                 }
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
                 let step = hot_postgres::due_lanes(&mut conn, limit, after, &pools.low_water, look);
@@ -382,8 +398,9 @@ impl Store for SqlStore {
                 if let Some(due) = batch.iter().filter_map(attempts::due_again).min() {
                     pools.low_water.lower(due);
                 }
+                let applied = hot_postgres::give_back(conn, DEADLINE, result)?;
                 pools.vacuum.count_ended(batch.len());
-                hot_postgres::give_back(conn, DEADLINE, result)
+                Ok(applied)
             }
             Backend::Sqlite(pools) => pools.group.finish(node, batch.to_vec()).await,
         }
@@ -419,6 +436,7 @@ impl Store for SqlStore {
 
     async fn release(&self, node: NodeId, batch: &[(MessageId, Lease)]) -> Result<u64> {
         within(LONG_DEADLINE, async {
+            let _brings = self.bringing_back(i64::MIN);
             let mut tx = self.begin().await?;
             let freed = deliveries::release(&mut tx, node, batch).await?;
             commit(tx).await?;
@@ -507,6 +525,7 @@ impl Store for SqlStore {
                     return Ok(vec![false; replacements.len()]);
                 }
             }
+            let _brings = self.bringing(replacements.iter().map(|(_, accept)| accept));
             let mut replaced = Vec::with_capacity(replacements.len());
             for part in parts {
                 let mut tx = self.begin().await?;
@@ -614,6 +633,7 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 pools.vacuum.stop();
+                pools.low_water.stop();
                 pools.hot.close().await;
                 pools.rest.close().await;
                 pools.heartbeat.close().await;

@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
-use sqlx::{AssertSqlSafe, FromRow, PgPool, SqlitePool, postgres::PgRow, sqlite::SqliteRow};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgRow, PgTypeInfo};
+use sqlx::sqlite::{SqliteArgumentsBuffer, SqliteRow, SqliteTypeInfo};
+use sqlx::{AssertSqlSafe, Encode, FromRow, PgPool, Postgres, Sqlite, SqlitePool};
 
 use super::{Backend, Tx};
 use crate::domain::filter::MessageFilter;
@@ -13,6 +17,34 @@ use crate::store::Result;
 enum Value {
     Text(String),
     Number(i64),
+    Texts(Texts),
+}
+
+/// A list of texts: an array on Postgres, JSON on SQLite.
+struct Texts(Vec<String>);
+
+impl sqlx::Type<Postgres> for Texts {
+    fn type_info() -> PgTypeInfo {
+        <Vec<String> as sqlx::Type<Postgres>>::type_info()
+    }
+}
+
+impl Encode<'_, Postgres> for Texts {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        <Vec<String> as Encode<'_, Postgres>>::encode_by_ref(&self.0, buffer)
+    }
+}
+
+impl sqlx::Type<Sqlite> for Texts {
+    fn type_info() -> SqliteTypeInfo {
+        <String as sqlx::Type<Sqlite>>::type_info()
+    }
+}
+
+impl Encode<'_, Sqlite> for Texts {
+    fn encode_by_ref(&self, buffer: &mut SqliteArgumentsBuffer) -> Result<IsNull, BoxDynError> {
+        <String as Encode<'_, Sqlite>>::encode(serde_json::to_string(&self.0)?, buffer)
+    }
 }
 
 /// A text from a user, to be looked up. Postgres has no NUL in texts and refuses the statement; nothing that is stored
@@ -43,6 +75,7 @@ macro_rules! bound {
             query = match value {
                 Value::Text(text) => query.bind(text),
                 Value::Number(number) => query.bind(number),
+                Value::Texts(texts) => query.bind(texts),
             };
         }
         query
@@ -83,14 +116,12 @@ impl Query {
     /// Appends that what stands before is one of these texts. On Postgres not as `IN (SELECT …)`, which it may answer by
     /// comparing each row of the table with each of the list, where the statistics tell of few rows.
     pub(super) fn one_of<T: AsRef<str>>(&mut self, values: &[T]) -> &mut Self {
-        let values: Vec<Cow<'_, str>> = values.iter().map(|value| wanted(value.as_ref())).collect();
-        let json = serde_json::to_string(&values).expect("text is valid JSON");
-        match self.engine {
-            Engine::Postgres => {
-                self.sql("= ANY (ARRAY(SELECT jsonb_array_elements_text(").text(&json).sql("::jsonb)))")
-            }
-            Engine::Sqlite => self.sql("IN (SELECT value FROM json_each(").text(&json).sql("))"),
-        }
+        let values = values.iter().map(|value| wanted(value.as_ref()).into_owned()).collect();
+        let (before, after) = match self.engine {
+            Engine::Postgres => ("= ANY (", ")"),
+            Engine::Sqlite => ("IN (SELECT value FROM json_each(", "))"),
+        };
+        self.sql(before).placeholder(Value::Texts(Texts(values))).sql(after)
     }
 
     /// Appends the conditions of a filter on the messages `m`, but for those on parts of their destination:

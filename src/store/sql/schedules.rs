@@ -363,6 +363,7 @@ impl Schedules for SqlStore {
 
     async fn fire(&self, run: &Run) -> Result<bool> {
         within(LONG_DEADLINE, async {
+            let _brings = self.bringing(run.outcome.iter().flatten());
             let mut tx = self.begin().await?;
             if !advance(&mut tx, run).await? {
                 return Ok(false);
