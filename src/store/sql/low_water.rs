@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
-
 use tokio::task::AbortHandle;
 
 use super::{Backend, DEADLINE, deliveries, within};

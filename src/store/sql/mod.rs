@@ -170,7 +170,7 @@ impl SqlStore {
         })
     }
 
-    /// To be held over a transaction, its commit included, that lets deliveries wait with this due time or later, in Unix
+    /// To be held over a step, its commit included, that lets deliveries wait with this due time or later, in Unix
     /// milliseconds: looks go back that far afterwards.
     fn bringing_back(&self, due_ms: i64) -> Option<LowerAtEnd<'_>> {
         match &self.backend {
@@ -180,9 +180,8 @@ impl SqlStore {
     }
 
     /// The same for new messages.
-    fn bringing<'a>(&self, mut accepts: impl Iterator<Item = &'a Accept>) -> Option<LowerAtEnd<'_>> {
-        let first = accepts.next()?.message.due_at;
-        let due_at = accepts.fold(first, |due_at, accept| due_at.min(accept.message.due_at));
+    fn bringing<'a>(&self, accepts: impl Iterator<Item = &'a Accept>) -> Option<LowerAtEnd<'_>> {
+        let due_at = accepts.map(|accept| accept.message.due_at).min()?;
         self.bringing_back(due_at.as_millis())
     }
 
@@ -318,13 +317,10 @@ impl Store for SqlStore {
         }
         match &self.backend {
             Backend::Postgres(pools) => {
+                let _brings = self.bringing(batch.iter().filter(|accept| accept.lease.is_none()));
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
                 let step = hot_postgres::accept(&mut conn, node, batch, repeat, self.max_queues);
                 let result = tokio::time::timeout(DEADLINE, step).await;
-                let unleased = batch.iter().filter(|accept| accept.lease.is_none());
-                if let Some(due) = unleased.map(|accept| accept.message.due_at.as_millis()).min() {
-                    pools.low_water.lower(due);
-                }
                 hot_postgres::give_back(conn, DEADLINE, result)
             }
             Backend::Sqlite(pools) => pools.group.accept(node, batch.to_vec(), repeat).await,
@@ -392,12 +388,11 @@ impl Store for SqlStore {
         }
         match &self.backend {
             Backend::Postgres(pools) => {
+                let again = batch.iter().filter_map(attempts::due_again).min();
+                let _brings = again.and_then(|due_ms| self.bringing_back(due_ms));
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
                 let step = hot_postgres::finish(&mut conn, node, batch);
                 let result = tokio::time::timeout(DEADLINE, step).await;
-                if let Some(due) = batch.iter().filter_map(attempts::due_again).min() {
-                    pools.low_water.lower(due);
-                }
                 let applied = hot_postgres::give_back(conn, DEADLINE, result)?;
                 pools.vacuum.count_ended(batch.len());
                 Ok(applied)
