@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Engine, Shared, gates};
 use crate::domain::id::MessageId;
@@ -86,6 +87,7 @@ struct Cancelled {
 
 /// Ends what has been cancelled and waits in this node's memory. How many of them were elsewhere.
 pub(super) async fn withdraw(shared: &Arc<Shared>, ids: &[MessageId]) -> usize {
+    shared.withdrawals.fetch_add(1, Ordering::AcqRel);
     let waiting = shared.dispatcher.withdraw(&ids.iter().collect::<HashSet<_>>());
     for step in waiting.chunks(STEP) {
         end(shared, step).await;
@@ -120,8 +122,24 @@ pub(super) async fn tell_others(shared: &Arc<Shared>, left: usize) {
     }
 }
 
+/// How often this node's memory has been looked through for what is cancelled.
+pub(super) fn withdrawals(shared: &Shared) -> u64 {
+    shared.withdrawals.load(Ordering::Acquire)
+}
+
+/// Ends what was cancelled after it was claimed and before it was in this node's memory, where a look since `seen`
+/// missed it.
+pub(super) async fn withdraw_missed(shared: &Arc<Shared>, seen: u64) {
+    if withdrawals(shared) != seen
+        && let Err(error) = withdraw_cancelled(shared).await
+    {
+        tracing::debug!(error = &error as &dyn std::error::Error, "cancelled messages may be attempted");
+    }
+}
+
 /// Ends what was cancelled through other nodes and waits in this node's memory.
 pub(super) async fn withdraw_cancelled(shared: &Arc<Shared>) -> Result<()> {
+    shared.withdrawals.fetch_add(1, Ordering::AcqRel);
     let waiting = shared.dispatcher.waiting();
     if !waiting.is_empty() {
         let cancelled = shared.store.cancel_requested(&waiting).await?;

@@ -437,6 +437,7 @@ impl Task {
         booted: Duration,
     ) -> Result<()> {
         let (shared, began) = (&self.shared, Instant::now());
+        let withdrawals = cancelling::withdrawals(shared);
         let passed = shared.store.pass_gates(shared.node(), lease, &taking.steps, &taking.passes, now).await;
         self.slow = (4 * began.elapsed()).max(self.slow * 3 / 4).min(MAX_SLOW);
         let deliveries = passed?;
@@ -453,6 +454,7 @@ impl Task {
         live.sort_by_key(|(number, _)| *number);
         let live = live.into_iter().map(|(_, delivery)| delivery).collect();
         attempt::start(shared, shared.dispatcher.admit(live));
+        cancelling::withdraw_missed(shared, withdrawals).await;
         if !cancelled.is_empty() {
             cancelling::end(shared, &cancelled).await;
         }

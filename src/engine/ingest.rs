@@ -193,13 +193,15 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
                     (Accepted::Duplicate(_), None) => {}
                 }
             }
+            // A cancel that follows the answer must find the message here.
+            let started = shared.dispatcher.admit(deliveries);
             let mut results = results.into_iter();
             for submission in batch {
                 let own = results.by_ref().take(submission.messages.len()).collect();
                 // A publisher that has gone away loses the answer, not the message.
                 let _gone = submission.reply.send(Ok(own)).is_err();
             }
-            attempt::start(shared, shared.dispatcher.admit(deliveries));
+            attempt::start(shared, started);
             shared.dispatcher.close_lease(lease);
         }
         Err(error) => {

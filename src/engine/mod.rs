@@ -108,6 +108,8 @@ pub(crate) struct Shared {
     /// Rings when a schedule may have a slot that was not known of.
     schedules: Notify,
     gates: gates::Signal,
+    /// Counts looks for cancelled messages in this node's memory.
+    withdrawals: AtomicU64,
     finisher: mpsc::Sender<finisher::Job>,
     attempts: TaskTracker,
     /// No new work.
@@ -259,6 +261,7 @@ impl Engine {
             refill: refill::Signal::default(),
             schedules: Notify::new(),
             gates: gates::Signal::default(),
+            withdrawals: AtomicU64::new(0),
             finisher,
             attempts: TaskTracker::new(),
             draining: CancellationToken::new(),

@@ -128,12 +128,14 @@ async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
     if wants.is_empty() {
         return Ok(Round::Full);
     }
+    let withdrawals = cancelling::withdrawals(shared);
     let lease = shared.dispatcher.open_lease();
     let claimed = shared.store.claim(shared.node(), lease, &wants, max_bytes.max(1)).await;
     let result = match claimed {
         Ok(deliveries) if deliveries.is_empty() => idle(shared).await,
         Ok(deliveries) => {
             take(shared, deliveries).await;
+            cancelling::withdraw_missed(shared, withdrawals).await;
             Ok(Round::Again)
         }
         Err(error) => Err(error),
