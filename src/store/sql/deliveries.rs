@@ -36,7 +36,10 @@ pub(super) async fn insert(tx: &mut Tx, accepts: &[Accept], max_queues: Option<u
     let (nobody, first) = (NodeId(0), Repeat::First);
     match tx {
         Tx::Postgres(tx) => hot_postgres::accept(&mut *tx, nobody, accepts, first, max_queues).await?,
-        Tx::Sqlite(tx) => hot_sqlite::accept(&mut *tx, nobody, accepts, first, max_queues).await?,
+        Tx::Sqlite(tx) => {
+            let accepts: Vec<&Accept> = accepts.iter().collect();
+            hot_sqlite::accept(&mut *tx, nobody, &accepts, first, max_queues).await?
+        }
     };
     Ok(())
 }

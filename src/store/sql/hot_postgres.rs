@@ -10,14 +10,15 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection as _, PgConnection, PgExecutor, PgPool, Postgres};
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments as _, Connection as _, PgConnection, PgExecutor, PgPool, Postgres};
 
 use super::attempts::AttemptColumns;
 use super::codec;
 use super::deliveries::set_aside;
 use super::gates::entry::{Conn, Entry, enter};
 use super::low_water::{Look, LowWater};
-use super::messages::{ClaimedRow, message_columns, write_labels};
+use super::messages::{ClaimedRow, add_message, message_columns, write_labels};
 use super::nodes::now_ms;
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
@@ -288,6 +289,10 @@ async fn store(
     if batch.iter().any(|accept| accept.deduplication.is_some()) {
         return accept_deduplicated(conn, node, batch, entries).await;
     }
+    if let ([accept], [], Repeat::First) = (batch, entries, repeat) {
+        store_one(conn, node, accept).await?;
+        return Ok(vec![Accepted::Stored]);
+    }
     let rows: Vec<Row<'_>> =
         batch.iter().enumerate().map(|(index, accept)| row(accept, entries.get(index))).collect();
     let arrays = Arrays::new(node, &rows);
@@ -314,6 +319,26 @@ async fn store(
     };
     query.execute(conn).await?;
     Ok(vec![Accepted::Stored; batch.len()])
+}
+
+/// The same for one message that is new and waits at no gate. Postgres takes 50 µs less for values than for arrays of one.
+async fn store_one(conn: &mut PgConnection, node: NodeId, accept: &Accept) -> Result<()> {
+    let sql = "WITH m AS (INSERT INTO messages VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, \
+             $16, $17, $18)) \
+         INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
+         VALUES ($1, $19, $3, $20, 0, $21, $22, $23)";
+    let mut arguments = PgArguments::default();
+    let add = |arguments: &mut PgArguments| {
+        add_message!(&mut *arguments, &accept.message)?;
+        arguments.add(&*accept.lane)?;
+        arguments.add(i64::try_from(accept.message.size()).unwrap_or(i64::MAX))?;
+        arguments.add(i64::from(accept.lease.is_some()))?;
+        arguments.add(accept.lease.map_or(0, |_| node.0))?;
+        arguments.add(accept.lease.map_or(0, |lease| lease.0))
+    };
+    add(&mut arguments).map_err(sqlx::Error::Encode)?;
+    sqlx::query_with(sql, arguments).execute(conn).await?;
+    Ok(())
 }
 
 fn row<'a>(accept: &'a Accept, entry: Option<&'a Option<Entry>>) -> Row<'a> {

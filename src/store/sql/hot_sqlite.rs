@@ -8,8 +8,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{Arguments as _, AssertSqlSafe, SqliteConnection, SqlitePool};
+use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -17,6 +18,7 @@ use super::attempts::AttemptColumns;
 use super::deliveries::set_aside;
 use super::gates::entry::{Conn, Entry, enter};
 use super::messages::{ClaimedRow, add_message, message_columns};
+use super::writer::Writer;
 use crate::clock::system_now;
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
@@ -31,6 +33,8 @@ use crate::store::{
 const WAITING: usize = 64;
 /// Steps in one transaction at most; with batches of up to 256 messages each.
 const GROUP: usize = 16;
+/// Bytes of messages in one statement, which has them once more in memory, unless one batch has more.
+const STATEMENT_BYTES: usize = 16 << 20;
 /// Rows that the inserting statements have room for: 256 × 18 values are well below SQLite's 32,766.
 const ROWS: [usize; 4] = [1, 8, 64, 256];
 
@@ -52,7 +56,7 @@ pub(super) struct GroupCommit {
 
 impl GroupCommit {
     /// Starts the task; it rings `written` after each commit.
-    pub(super) fn start(writer: SqlitePool, written: Arc<Notify>, max_queues: Option<u32>) -> Self {
+    pub(super) fn start(writer: Arc<Writer>, written: Arc<Notify>, max_queues: Option<u32>) -> Self {
         let (steps, waiting) = mpsc::channel(WAITING);
         let task = tokio::spawn(run(writer, waiting, written, max_queues));
         Self { steps, task: std::sync::Mutex::new(Some(task)) }
@@ -98,14 +102,28 @@ fn gone() -> StoreError {
 }
 
 async fn run(
-    writer: SqlitePool,
+    writer: Arc<Writer>,
     mut waiting: mpsc::Receiver<Step>,
     written: Arc<Notify>,
     max_queues: Option<u32>,
 ) {
     let mut group = Vec::with_capacity(GROUP);
-    while waiting.recv_many(&mut group, GROUP).await > 0 {
-        match transaction(&writer, &group, max_queues).await {
+    let mut connection = Kept { writer, kept: None };
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = connection.writer.wanted() => {
+                connection.kept = None;
+                continue;
+            }
+            received = waiting.recv_many(&mut group, GROUP) => received,
+        };
+        if received == 0 {
+            return;
+        }
+        // Accepts next to each other are stored as one.
+        group.sort_by_key(|step| matches!(step, Step::Finish { .. }));
+        match connection.store(&group, max_queues).await {
             Ok(results) => {
                 for (step, result) in group.drain(..).zip(results) {
                     answer(step, Ok(result));
@@ -123,7 +141,7 @@ async fn run(
                     if let Step::Accept { repeat, .. } = &mut step {
                         *repeat = Repeat::Again;
                     }
-                    match transaction(&writer, std::slice::from_ref(&step), max_queues).await {
+                    match connection.store(std::slice::from_ref(&step), max_queues).await {
                         Ok(mut results) => match results.pop() {
                             Some(result) => answer(step, Ok(result)),
                             None => answer_error(step, gone()),
@@ -160,19 +178,117 @@ fn answer_error(step: Step, error: StoreError) {
     };
 }
 
-async fn transaction(writer: &SqlitePool, group: &[Step], max_queues: Option<u32>) -> Result<Vec<Done>> {
-    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+/// The connection that writes, while nobody else asks for it.
+struct Kept {
+    writer: Arc<Writer>,
+    kept: Option<PoolConnection<Sqlite>>,
+}
+
+impl Kept {
+    async fn store(&mut self, group: &[Step], max_queues: Option<u32>) -> Result<Vec<Done>> {
+        let mut connection = match self.kept.take() {
+            Some(connection) => connection,
+            None => self.writer.keep().await?,
+        };
+        // After a failure the pool shall see what has become of it.
+        let results = transaction(&mut connection, group, max_queues).await?;
+        self.kept = Some(connection);
+        Ok(results)
+    }
+}
+
+async fn transaction(
+    connection: &mut SqliteConnection,
+    group: &[Step],
+    max_queues: Option<u32>,
+) -> Result<Vec<Done>> {
+    if let [Step::Accept { node, batch, repeat: Repeat::First, .. }] = group
+        && let [accept] = &batch[..]
+        && accept.deduplication.is_none()
+        && !is_gated(&accept.message)
+    {
+        accept_one(connection, *node, accept).await?;
+        return Ok(vec![Done::Accept(vec![Accepted::Stored])]);
+    }
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let mut results = Vec::with_capacity(group.len());
-    for step in group {
-        results.push(match step {
-            Step::Accept { node, batch, repeat, .. } => {
-                Done::Accept(accept(&mut tx, *node, batch, *repeat, max_queues).await?)
+    let mut bytes = 0;
+    let as_one = group.chunk_by(|one, next| {
+        bytes += size(one);
+        let fits = are_alike(one, next) && bytes + size(next) <= STATEMENT_BYTES;
+        bytes = if fits { bytes } else { 0 };
+        fits
+    });
+    for alike in as_one {
+        match alike {
+            [Step::Accept { node, repeat, .. }, ..] => {
+                let batches: Vec<&[Accept]> = alike.iter().filter_map(accepts).collect();
+                let batch: Vec<&Accept> = batches.iter().copied().flatten().collect();
+                let mut accepted = accept(&mut tx, *node, &batch, *repeat, max_queues).await?.into_iter();
+                let own = |batch: &&[Accept]| Done::Accept(accepted.by_ref().take(batch.len()).collect());
+                results.extend(batches.iter().map(own));
             }
-            Step::Finish { node, batch, .. } => Done::Finish(finish(&mut tx, *node, batch).await?),
-        });
+            [Step::Finish { node, batch, .. }, ..] => {
+                results.push(Done::Finish(finish(&mut tx, *node, batch).await?));
+            }
+            [] => {}
+        }
     }
     tx.commit().await?;
     Ok(results)
+}
+
+/// Whether the steps can be stored as one, by as few statements as either of them.
+fn are_alike(one: &Step, next: &Step) -> bool {
+    match (one, next) {
+        (Step::Accept { node, repeat, .. }, Step::Accept { node: next_node, repeat: next_repeat, .. }) => {
+            node == next_node && repeat == next_repeat
+        }
+        _ => false,
+    }
+}
+
+fn accepts(step: &Step) -> Option<&[Accept]> {
+    match step {
+        Step::Accept { batch, .. } => Some(batch),
+        Step::Finish { .. } => None,
+    }
+}
+
+/// Bytes of messages that the step stores.
+fn size(step: &Step) -> usize {
+    accepts(step).into_iter().flatten().map(|accept| accept.message.size()).sum()
+}
+
+/// What makes storing one message a single statement, and so a single way to SQLite's thread and back instead of four:
+/// a view that the writer's connection has for itself, and that puts what is inserted into both tables.
+pub(super) const ACCEPTED: &str = "\
+    CREATE TEMP VIEW accepted AS \
+        SELECT m.*, d.lane, d.size, d.claims, d.node, d.lease FROM messages m JOIN deliveries d ON d.message_id = m.id; \
+    CREATE TEMP TRIGGER accept INSTEAD OF INSERT ON accepted BEGIN \
+        INSERT INTO messages VALUES (NEW.id, NEW.created_at, NEW.due_at, NEW.method, NEW.url, NEW.headers, NEW.body, \
+            NEW.body_sha256, NEW.max_retries, NEW.caller_ip, NEW.labels, NEW.queue, NEW.url_group, NEW.endpoint, \
+            NEW.schedule_id, NEW.flow_key, NEW.source_id, NEW.options); \
+        INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
+        VALUES (NEW.id, NEW.lane, NEW.due_at, NEW.size, 0, NEW.claims, NEW.node, NEW.lease); \
+    END";
+
+/// Stores one message that is new and waits at no gate.
+async fn accept_one(connection: &mut SqliteConnection, node: NodeId, accept: &Accept) -> Result<()> {
+    let sql = "INSERT INTO accepted VALUES \
+               (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    let mut arguments = SqliteArguments::default();
+    let add = |arguments: &mut SqliteArguments| {
+        add_message!(&mut *arguments, &accept.message)?;
+        arguments.add(&*accept.lane)?;
+        arguments.add(i64::try_from(accept.message.size()).unwrap_or(i64::MAX))?;
+        arguments.add(i64::from(accept.lease.is_some()))?;
+        arguments.add(accept.lease.map_or(0, |_| node.0))?;
+        arguments.add(accept.lease.map_or(0, |lease| lease.0))
+    };
+    add(&mut arguments).map_err(sqlx::Error::Encode)?;
+    sqlx::query_with(sql, arguments).execute(connection).await?;
+    Ok(())
 }
 
 /// Inserts rows by the smallest statements that hold them. The first column is never null, and so tells a row from room
@@ -211,11 +327,11 @@ macro_rules! plain_columns {
     };
 }
 
-/// Stores messages and their deliveries. No two of the batch have the same deduplication key.
+/// Stores messages and their deliveries.
 pub(super) async fn accept(
     conn: &mut SqliteConnection,
     node: NodeId,
-    batch: &[Accept],
+    batch: &[&Accept],
     repeat: Repeat,
     max_queues: Option<u32>,
 ) -> Result<Vec<Accepted>> {
@@ -277,7 +393,7 @@ async fn hold_key(conn: &mut SqliteConnection, accept: &Accept) -> Result<Option
 }
 
 /// Which of the ids are stored already.
-async fn present(conn: &mut SqliteConnection, batch: &[Accept]) -> Result<HashSet<String>> {
+async fn present(conn: &mut SqliteConnection, batch: &[&Accept]) -> Result<HashSet<String>> {
     let ids: Vec<&str> = batch.iter().map(|accept| accept.message.id.as_str()).collect();
     let ids = serde_json::to_string(&ids).expect("text is valid JSON");
     let found: Vec<String> =
@@ -364,14 +480,14 @@ pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -
 
 /// Leases what is due in the wanted lanes.
 pub(super) async fn claim(
-    writer: &SqlitePool,
+    writer: &Writer,
     node: NodeId,
     lease: Lease,
     wants: &[Want],
     max_bytes: usize,
 ) -> Result<Vec<Delivery>> {
     let now = system_now().as_millis();
-    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let mut tx = writer.begin().await?;
     let mut picked: Vec<(i64, String, i64)> = Vec::new();
     for want in wants {
         let rows: Vec<(i64, String, i64)> = sqlx::query_as(

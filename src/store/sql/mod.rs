@@ -55,9 +55,11 @@ mod schedules;
 mod secrets;
 mod url_groups;
 mod vacuum;
+mod writer;
 
 use self::low_water::{Look, LowWater, LowerAtEnd};
 pub use self::vacuum::VACUUM_AFTER;
+use self::writer::Writer;
 
 /// A value that exists once per engine: a pool, a transaction.
 pub enum Backend<P, S> {
@@ -122,7 +124,7 @@ struct PostgresPools {
 
 /// SQLite: one writer, and readers beside it. The lock file is held as long as this lives.
 struct SqlitePools {
-    writer: SqlitePool,
+    writer: Arc<Writer>,
     group: hot_sqlite::GroupCommit,
     checkpointer: checkpoint::Checkpointer,
     /// The checkpointer's connection.
@@ -156,7 +158,7 @@ impl SqlStore {
                 connection.close().await?;
                 migrated
             }
-            Backend::Sqlite(pools) => SQLITE_MIGRATIONS.run(&pools.writer).await,
+            Backend::Sqlite(pools) => SQLITE_MIGRATIONS.run(&mut *pools.writer.acquire().await?).await,
         }
         .map_err(StoreError::Migrate)
     }
@@ -165,8 +167,7 @@ impl SqlStore {
     async fn begin(&self) -> Result<Tx> {
         Ok(match &self.backend {
             Backend::Postgres(pools) => Backend::Postgres(pools.rest.begin().await?),
-            // A transaction that begins reading and writes later can fail at once with SQLITE_BUSY.
-            Backend::Sqlite(pools) => Backend::Sqlite(pools.writer.begin_with("BEGIN IMMEDIATE").await?),
+            Backend::Sqlite(pools) => Backend::Sqlite(pools.writer.begin().await?),
         })
     }
 

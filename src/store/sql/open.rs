@@ -16,6 +16,7 @@ use sqlx::sqlite::{
 
 use super::checkpoint::{self, Checkpointer};
 use super::low_water::LowWater;
+use super::writer::Writer;
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
 use crate::store::{Result, StoreError};
 
@@ -109,6 +110,12 @@ async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
         .max_lifetime(None)
         .test_before_acquire(false)
         .acquire_timeout(Duration::from_secs(30))
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                sqlx::raw_sql(hot_sqlite::ACCEPTED).execute(connection).await?;
+                Ok(())
+            })
+        })
         .connect_with(options.clone())
         .await?;
     let readers = SqlitePoolOptions::new()
@@ -122,8 +129,9 @@ async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
         .test_before_acquire(false)
         .connect_with(options.pragma("cache_size", "-512"))
         .await?;
-    let checkpointer = Checkpointer::start(checkpoints.clone(), writer.clone(), path);
-    let group = hot_sqlite::GroupCommit::start(writer.clone(), checkpointer.bell(), max_queues);
+    let writer = Arc::new(Writer::new(writer));
+    let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path);
+    let group = hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues);
     let dead_letters = tokio::sync::Mutex::new(());
     Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, dead_letters, _lock: lock })
 }

@@ -72,7 +72,10 @@ impl Gates for SqlStore {
             }
             Backend::Sqlite(pools) => {
                 let now = crate::clock::system_now().as_millis();
-                sqlx::query(super::WAKE_SQLITE).bind(now).execute(&pools.writer).await?;
+                sqlx::query(super::WAKE_SQLITE)
+                    .bind(now)
+                    .execute(&mut *pools.writer.acquire().await?)
+                    .await?;
             }
         }
         Ok(())

@@ -13,6 +13,7 @@ use crate::domain::time::Timestamp;
 use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
 use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
 use crate::store::sql::messages::{ClaimedRow, message_columns};
+use crate::store::sql::writer::Writer;
 use crate::store::{Delivery, Lease, NodeId, Result};
 
 #[derive(sqlx::FromRow)]
@@ -108,14 +109,14 @@ async fn waiting(conn: &mut SqliteConnection, name: &str, gate: &Gate, count: us
 
 /// Takes deliveries from gates that are as they were seen.
 pub(in crate::store::sql) async fn pass(
-    writer: &SqlitePool,
+    writer: &Writer,
     node: NodeId,
     lease: Lease,
     steps: &[GateStep],
     passes: &[Pass],
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
-    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let mut tx = writer.begin().await?;
     let mut changed: HashSet<&str> = HashSet::new();
     for step in steps {
         let done = sqlx::query(

@@ -10,6 +10,7 @@ use sqlx::{Connection as _, PgConnection, PgPool, SqlitePool};
 use self::entry::{Conn, has_room};
 use super::deliveries::record;
 use super::nodes::now_ms;
+use super::writer::Writer;
 use super::{Backend, Tx, codec};
 use crate::domain::gate::{Control, FlowChange, Gate, Limits, Rate, bare_name, flow_gate, queue_gate};
 use crate::domain::id::MessageId;
@@ -229,8 +230,8 @@ pub(super) async fn rest_postgres(conn: &mut PgConnection, gates: &[(Arc<str>, T
 }
 
 /// The same where there is one writer.
-pub(super) async fn rest_sqlite(writer: &SqlitePool, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
-    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await?;
+pub(super) async fn rest_sqlite(writer: &Writer, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
+    let mut tx = writer.begin().await?;
     let now = crate::clock::system_now();
     for (name, until) in gates {
         let sql =
