@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::{begin, closed, note, skip};
-use crate::bench::{BYTES, Bench, Sample, Watched, World};
+use crate::bench::{BYTES, Bench, Publish, Sample, Watched, World};
 use crate::database::Engine;
 use crate::procs;
 use crate::shim::Shim;
@@ -123,6 +123,9 @@ pub(super) fn idle(bench: &Bench, engine: Engine) -> Result<()> {
     ))
 }
 
+/// Messages a second to each node where the machine is not to be busy.
+const EACH_NODE: u64 = 5000;
+
 pub(super) fn two_nodes(bench: &Bench, engine: Engine) -> Result<()> {
     let messages = bench.count(50_000, 1000);
     let world = World::start(bench, engine, None)?;
@@ -130,29 +133,43 @@ pub(super) fn two_nodes(bench: &Bench, engine: Engine) -> Result<()> {
     world.warm_up()?;
     let one = closed(&world, messages)?;
     one.print("one node", bench)?;
+    // Below what the machine can do, so that what differs is not how busy it is.
+    let at_rate = |publish: &mut Publish, nodes| {
+        publish.load.rate = Some(nodes * EACH_NODE);
+        publish.load.seconds = Some(bench.or_quick(10, 1));
+    };
+    let mut publish = world.publish()?;
+    at_rate(&mut publish, 1);
+    let one_calm = world.measure(publish)?;
+    one_calm.print("one at 5,000/s", bench)?;
     let other = world.another_server()?;
-    let both = |messages, times| -> Result<Sample> {
+    let both = |change: &dyn Fn(&mut Publish)| -> Result<Sample> {
         let watched = world.watched();
         let watched = Watched { servers: [watched.servers, vec![other.pid()]].concat(), ..watched };
         let mut publish = world.publish()?;
         publish.load.addresses.push(other.address);
-        publish.load.messages = Some(messages);
-        publish.load.connections *= times;
+        change(&mut publish);
         Ok(bench.measure(&watched, &[publish])?.remove(0))
     };
-    both(bench.or_quick(2000, 200), 1)?;
-    let two = both(messages, 1)?;
+    both(&|publish| publish.load.messages = Some(bench.or_quick(2000, 200)))?;
+    let two_calm = both(&|publish| at_rate(publish, 2))?;
+    two_calm.print("two at as much each", bench)?;
+    let two = both(&|publish| publish.load.messages = Some(messages))?;
     two.print("two nodes", bench)?;
-    let busy = both(messages, 2)?;
+    let busy = both(&|publish| {
+        publish.load.messages = Some(messages);
+        publish.load.connections *= 2;
+    })?;
     busy.print("twice the load", bench)?;
     other.stop()?;
     let sum = |sample: &Sample| sample.cpu.server + sample.cpu.database;
     note(&format!(
-        "server and database take {:.1} µs a message on one node, {:.1} on two: {:.2} times as much; and {:.2} times \
-         with as many connections to each as to the one, which make as large batches",
+        "server and database take {:.1} µs a message on one node, {:.1} on two: {:.2} times as much; {:.2} times with \
+         as many connections to each as to the one, which make as large batches; {:.2} times at 5,000 a second each",
         sum(&one),
         sum(&two),
         sum(&two) / sum(&one),
-        sum(&busy) / sum(&one)
+        sum(&busy) / sum(&one),
+        sum(&two_calm) / sum(&one_calm)
     ))
 }
