@@ -4,11 +4,12 @@
 //! stored already leased to it and goes on without being claimed.
 //!
 //! Few batches at once are the largest, and cheapest. But when another full batch waits already, or when the store takes
-//! its time, the next one does not wait for the one before: there are helpers for these alone.
+//! its time, the next one does not wait for the one before: there are helpers for these alone. Where syncs are slow and
+//! publishers wait for their answers, a batch waits for those that the one before has answered, instead (see [`Pace`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
@@ -16,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::{Shared, attempt};
 use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
+use crate::store::pace::{PATIENCE, Pace};
 use crate::store::{Accept, Accepted, Deduplication, Delivery, Repeat, Result, StoreError};
 
 /// Publishes that wait for a writer; beyond, publishers wait to hand theirs over.
@@ -26,9 +28,6 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 16 << 20;
 /// Helpers for each writer.
 pub const HELPERS: usize = 3;
-/// How long what waits waits for a batch that is being written. On a disk whose syncs are slow, batches that wait for one
-/// together cost no time; elsewhere only large ones take longer.
-const PATIENCE: Duration = Duration::from_millis(1);
 /// How often a batch is tried while the store is away.
 const TRIES: u32 = 3;
 
@@ -55,6 +54,11 @@ struct Backlog {
     messages: AtomicUsize,
     /// Rung when another batch should not wait.
     hurry: Notify,
+    pace: Pace,
+    /// Messages that can be in the next batch: those that the last one answered, and those that came meanwhile.
+    expected: AtomicUsize,
+    /// Rung for each publish while a batch may wait for it.
+    arrived: Notify,
 }
 
 /// The handle that accepts messages.
@@ -71,6 +75,9 @@ impl Ingest {
             waiting: Mutex::new(waiting),
             messages: AtomicUsize::new(0),
             hurry: Notify::new(),
+            pace: Pace::default(),
+            expected: AtomicUsize::new(0),
+            arrived: Notify::new(),
         });
         for _ in 0..shared.settings.writers {
             super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&backlog)));
@@ -89,6 +96,7 @@ impl Ingest {
             let place = self.submissions.reserve().await.map_err(|_| stopped())?;
             self.backlog.messages.fetch_add(messages.len(), Ordering::Relaxed);
             place.send(Submission { messages, reply });
+            self.backlog.arrived.notify_one();
             result.await.map_err(|_| stopped())?
         };
         tokio::time::timeout(ANSWER, answer).await.map_err(|_| StoreError::Deadline(ANSWER))?
@@ -104,6 +112,7 @@ async fn run(shared: Arc<Shared>, backlog: Arc<Backlog>) {
                 first = waiting.recv() => first,
                 () = shared.stopping.cancelled() => return,
             };
+            backlog.wait_for_others().await;
             backlog.gather(first, &mut waiting)
         };
         if batch.is_empty() {
@@ -132,13 +141,18 @@ async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
 }
 
 impl Backlog {
-    /// Writes a batch, and calls for help when that takes long. Not where the batch is in a queue: the next one may have to
-    /// wait for the end of its transaction.
+    /// Writes a batch, and calls for help when that takes long. Not where the next one waits for the answers, nor where the
+    /// batch is in a queue: then the next one may have to wait for the end of its transaction.
     async fn write_on(&self, shared: &Arc<Shared>, batch: Vec<Submission>) {
         let mut messages = batch.iter().flat_map(|submission| &submission.messages);
         let queued = messages.any(|new| new.message.queue.is_some());
-        let mut written = std::pin::pin!(write(shared, batch));
-        if queued {
+        let began = Instant::now();
+        let written = async {
+            write(shared, self, batch).await;
+            self.pace.took(began.elapsed());
+        };
+        let mut written = std::pin::pin!(written);
+        if queued || self.pace.pays() {
             return written.await;
         }
         while tokio::time::timeout(PATIENCE, written.as_mut()).await.is_err() {
@@ -146,6 +160,21 @@ impl Backlog {
                 self.hurry.notify_one();
             }
         }
+    }
+
+    /// Lets those that the last batch has answered come again, if that pays.
+    async fn wait_for_others(&self) {
+        if !self.pace.pays() {
+            return;
+        }
+        let expected = self.expected.load(Ordering::Relaxed).min(BATCH);
+        let all = async {
+            while self.messages.load(Ordering::Relaxed) < expected {
+                self.arrived.notified().await;
+            }
+        };
+        let came = tokio::time::timeout(PATIENCE, all).await.is_ok();
+        self.pace.waited(came);
     }
 
     /// A batch that begins with `first`, from what is waiting; none without it.
@@ -173,7 +202,7 @@ fn size(submission: &Submission) -> (usize, usize) {
     (submission.messages.len(), bytes)
 }
 
-async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
+async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Vec<Submission>) {
     let lease = shared.dispatcher.open_lease();
     let accepts = lease_due(shared, &batch, lease);
     let result = store(shared, &accepts).await;
@@ -195,6 +224,9 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
             }
             // A cancel that follows the answer must find the message here.
             let started = shared.dispatcher.admit(deliveries);
+            // Before they can come again.
+            let waiting = backlog.messages.load(Ordering::Relaxed);
+            backlog.expected.store(waiting + accepts.len(), Ordering::Relaxed);
             let mut results = results.into_iter();
             for submission in batch {
                 let own = results.by_ref().take(submission.messages.len()).collect();
@@ -212,7 +244,7 @@ async fn write(shared: &Arc<Shared>, batch: Vec<Submission>) {
             if !error.is_transient() && batch.len() > 1 {
                 // One publish that the store refuses must not take the others with it.
                 for submission in batch {
-                    Box::pin(write(shared, vec![submission])).await;
+                    Box::pin(write(shared, backlog, vec![submission])).await;
                 }
                 return;
             }

@@ -16,6 +16,7 @@ use crate::domain::time::Timestamp;
 
 pub mod cancelling;
 pub mod gates;
+pub(crate) mod pace;
 pub mod quota;
 pub mod schedules;
 pub mod sql;

@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqliteArguments;
@@ -24,6 +25,7 @@ use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Next;
+use crate::store::pace::{PATIENCE, Pace};
 use crate::store::{
     Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, Slot, StoreError,
     Want,
@@ -109,6 +111,7 @@ async fn run(
 ) {
     let mut group = Vec::with_capacity(GROUP);
     let mut connection = Kept { writer, kept: None };
+    let pace = Pace::default();
     loop {
         let received = tokio::select! {
             biased;
@@ -121,6 +124,14 @@ async fn run(
         if received == 0 {
             return;
         }
+        // An accept that comes a moment later would wait for this sync and then for its own.
+        if pace.pays() && group.iter().all(|step| matches!(step, Step::Finish { .. })) {
+            let next = tokio::time::timeout(PATIENCE, waiting.recv()).await;
+            let next = next.ok().flatten();
+            pace.waited(matches!(next, Some(Step::Accept { .. })));
+            group.extend(next);
+        }
+        let began = Instant::now();
         // Accepts next to each other are stored as one.
         group.sort_by_key(|step| matches!(step, Step::Finish { .. }));
         match connection.store(&group, max_queues).await {
@@ -151,6 +162,7 @@ async fn run(
                 }
             }
         }
+        pace.took(began.elapsed());
         written.notify_one();
     }
 }
