@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Engine, Shared, gates};
+use super::{Engine, Shared, attempt, gates};
 use crate::domain::id::MessageId;
 use crate::store::{Cancellation, Delivery, Result, UnfinishedFilter};
 
@@ -88,12 +88,17 @@ struct Cancelled {
 /// Ends what has been cancelled and waits in this node's memory. How many of them were elsewhere.
 pub(super) async fn withdraw(shared: &Arc<Shared>, ids: &[MessageId]) -> usize {
     shared.withdrawals.fetch_add(1, Ordering::AcqRel);
-    let waiting = shared.dispatcher.withdraw(&ids.iter().collect::<HashSet<_>>());
+    ids.len() - take_out(shared, &ids.iter().collect()).await
+}
+
+/// The same without a note of it; how many of them waited here.
+async fn take_out(shared: &Arc<Shared>, ids: &HashSet<&MessageId>) -> usize {
+    let waiting = shared.dispatcher.withdraw(ids);
     for step in waiting.chunks(STEP) {
         end(shared, step).await;
         shared.dispatcher.forget_all(step.iter());
     }
-    ids.len() - waiting.len()
+    waiting.len()
 }
 
 /// Ends leased deliveries that a user has cancelled and that have not started.
@@ -127,14 +132,42 @@ pub(super) fn withdrawals(shared: &Shared) -> u64 {
     shared.withdrawals.load(Ordering::Acquire)
 }
 
-/// Ends what was cancelled after it was claimed and before it was in this node's memory, where a look since `seen`
-/// missed it.
-pub(super) async fn withdraw_missed(shared: &Arc<Shared>, seen: u64) {
-    if withdrawals(shared) != seen
-        && let Err(error) = withdraw_cancelled(shared).await
-    {
-        tracing::debug!(error = &error as &dyn std::error::Error, "cancelled messages may be attempted");
+/// Starts the attempts of what was just admitted. Those that were cancelled after they were claimed and before they were
+/// in this node's memory, where a look since `seen` missed them, end instead.
+pub(super) async fn start(
+    shared: &Arc<Shared>,
+    seen: u64,
+    admitted: impl FnOnce() -> Vec<MessageId>,
+    mut started: Vec<Delivery>,
+) {
+    if withdrawals(shared) != seen {
+        match shared.store.cancel_requested(&admitted()).await {
+            Ok(cancelled) => {
+                let cancelled: HashSet<&MessageId> = cancelled.iter().collect();
+                take_out(shared, &cancelled).await;
+                let missed: Vec<Delivery> =
+                    started.extract_if(.., |delivery| cancelled.contains(&delivery.message.id)).collect();
+                end_started(shared, &missed, &mut started).await;
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(error, "messages may be attempted that were cancelled");
+            }
+        }
     }
+    attempt::start(shared, started);
+}
+
+/// Ends cancelled deliveries that were to start; others start in their slots.
+async fn end_started(shared: &Arc<Shared>, cancelled: &[Delivery], started: &mut Vec<Delivery>) {
+    if cancelled.is_empty() {
+        return;
+    }
+    end(shared, cancelled).await;
+    for delivery in cancelled {
+        started.extend(shared.dispatcher.attempt_ended(&delivery.lane));
+    }
+    shared.dispatcher.forget_all(cancelled.iter());
 }
 
 /// Ends what was cancelled through other nodes and waits in this node's memory.
@@ -143,7 +176,7 @@ pub(super) async fn withdraw_cancelled(shared: &Arc<Shared>) -> Result<()> {
     let waiting = shared.dispatcher.waiting();
     if !waiting.is_empty() {
         let cancelled = shared.store.cancel_requested(&waiting).await?;
-        withdraw(shared, &cancelled).await;
+        take_out(shared, &cancelled.iter().collect()).await;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::ahead::{Ahead, Freed, Seen};
-use super::{Backoff, Shared, attempt, cancelling, refill};
+use super::{Backoff, Shared, cancelling, refill};
 use crate::clock::since_boot;
 use crate::domain::gate::{Admission, Gate, Path, Waiting, admit, is_queue};
 use crate::domain::id::MessageId;
@@ -452,9 +452,9 @@ impl Task {
             }
         }
         live.sort_by_key(|(number, _)| *number);
-        let live = live.into_iter().map(|(_, delivery)| delivery).collect();
-        attempt::start(shared, shared.dispatcher.admit(live));
-        cancelling::withdraw_missed(shared, withdrawals).await;
+        let live: Vec<Delivery> = live.into_iter().map(|(_, delivery)| delivery).collect();
+        let admitted: Vec<MessageId> = live.iter().map(|delivery| delivery.message.id.clone()).collect();
+        cancelling::start(shared, withdrawals, || admitted, shared.dispatcher.admit(live)).await;
         if !cancelled.is_empty() {
             cancelling::end(shared, &cancelled).await;
         }

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
-use super::{Shared, attempt};
+use super::{Shared, cancelling};
 use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
-use crate::store::pace::{PATIENCE, Pace};
+use crate::store::pace::{self, PATIENCE, Pace};
 use crate::store::{Accept, Accepted, Deduplication, Delivery, Repeat, Result, StoreError};
 
 /// Publishes that wait for a writer; beyond, publishers wait to hand theirs over.
@@ -28,6 +28,8 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 16 << 20;
 /// Helpers for each writer.
 pub const HELPERS: usize = 3;
+/// How long what waits waits for a batch whose answers the next one is to wait for: something is wrong then.
+const LONG_PATIENCE: Duration = Duration::from_millis(20);
 /// How often a batch is tried while the store is away.
 const TRIES: u32 = 3;
 
@@ -112,7 +114,9 @@ async fn run(shared: Arc<Shared>, backlog: Arc<Backlog>) {
                 first = waiting.recv() => first,
                 () = shared.stopping.cancelled() => return,
             };
-            backlog.wait_for_others().await;
+            if first.is_some() {
+                backlog.wait_for_others().await;
+            }
             backlog.gather(first, &mut waiting)
         };
         if batch.is_empty() {
@@ -129,7 +133,7 @@ async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
             () = backlog.hurry.notified() => {}
             () = shared.stopping.cancelled() => return,
         }
-        // Whoever has the receiver waits for the next message: there is none to help with.
+        // Whoever has the receiver waits for the next message, or for a moment: there is nothing to help with.
         let batch = match backlog.waiting.try_lock() {
             Ok(mut waiting) => backlog.gather(waiting.try_recv().ok(), &mut waiting),
             Err(_) => Vec::new(),
@@ -141,21 +145,24 @@ async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
 }
 
 impl Backlog {
-    /// Writes a batch, and calls for help when that takes long. Not where the next one waits for the answers, nor where the
-    /// batch is in a queue: then the next one may have to wait for the end of its transaction.
+    /// Writes a batch, and calls for help when that takes long. Not where the batch is in a queue: the next one may have to
+    /// wait for the end of its transaction.
     async fn write_on(&self, shared: &Arc<Shared>, batch: Vec<Submission>) {
         let mut messages = batch.iter().flat_map(|submission| &submission.messages);
         let queued = messages.any(|new| new.message.queue.is_some());
+        let (count, bytes) =
+            batch.iter().map(size).fold((0, 0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
         let began = Instant::now();
         let written = async {
             write(shared, self, batch).await;
-            self.pace.took(began.elapsed());
+            self.pace.took(began.elapsed(), pace::work(count, bytes));
         };
         let mut written = std::pin::pin!(written);
-        if queued || self.pace.pays() {
+        if queued {
             return written.await;
         }
-        while tokio::time::timeout(PATIENCE, written.as_mut()).await.is_err() {
+        let patience = if self.pace.pays() { LONG_PATIENCE } else { PATIENCE };
+        while tokio::time::timeout(patience, written.as_mut()).await.is_err() {
             if self.messages.load(Ordering::Relaxed) > 0 {
                 self.hurry.notify_one();
             }
@@ -175,6 +182,13 @@ impl Backlog {
         };
         let came = tokio::time::timeout(PATIENCE, all).await.is_ok();
         self.pace.waited(came);
+    }
+
+    /// Notes who may come again, before any of them can. A batch that was full will be without waiting.
+    fn expect(&self, answered: &[Accept]) {
+        let bytes: usize = answered.iter().map(|accept| accept.message.size()).sum();
+        let expected = answered.len() + self.messages.load(Ordering::Relaxed);
+        self.expected.store(if bytes < BATCH_BYTES { expected } else { 0 }, Ordering::Relaxed);
     }
 
     /// A batch that begins with `first`, from what is waiting; none without it.
@@ -205,6 +219,7 @@ fn size(submission: &Submission) -> (usize, usize) {
 async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Vec<Submission>) {
     let lease = shared.dispatcher.open_lease();
     let accepts = lease_due(shared, &batch, lease);
+    let withdrawals = cancelling::withdrawals(shared);
     let result = store(shared, &accepts).await;
     let leased = |accept: &&Accept| accept.lease.is_some();
     match result {
@@ -224,16 +239,16 @@ async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Vec<Submission>) 
             }
             // A cancel that follows the answer must find the message here.
             let started = shared.dispatcher.admit(deliveries);
-            // Before they can come again.
-            let waiting = backlog.messages.load(Ordering::Relaxed);
-            backlog.expected.store(waiting + accepts.len(), Ordering::Relaxed);
+            backlog.expect(&accepts);
             let mut results = results.into_iter();
             for submission in batch {
                 let own = results.by_ref().take(submission.messages.len()).collect();
                 // A publisher that has gone away loses the answer, not the message.
                 let _gone = submission.reply.send(Ok(own)).is_err();
             }
-            attempt::start(shared, started);
+            // A cancel of all that matches may have come before the answer.
+            let admitted = || accepts.iter().map(|accept| accept.message.id.clone()).collect();
+            cancelling::start(shared, withdrawals, admitted, started).await;
             shared.dispatcher.close_lease(lease);
         }
         Err(error) => {

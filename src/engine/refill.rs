@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Backoff, Shared, attempt, cancelling};
+use super::{Backoff, Shared, cancelling};
+use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{Delivery, Result};
 
@@ -134,8 +135,7 @@ async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
     let result = match claimed {
         Ok(deliveries) if deliveries.is_empty() => idle(shared).await,
         Ok(deliveries) => {
-            take(shared, deliveries).await;
-            cancelling::withdraw_missed(shared, withdrawals).await;
+            take(shared, deliveries, withdrawals).await;
             Ok(Round::Again)
         }
         Err(error) => Err(error),
@@ -147,11 +147,13 @@ async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
     result
 }
 
-/// Hands claimed deliveries over; those that a user has cancelled meanwhile end here.
-async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
+/// Hands claimed deliveries over; those that a user has cancelled meanwhile end here. `withdrawals` are those before the
+/// claim.
+async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>, withdrawals: u64) {
     let (cancelled, live): (Vec<Delivery>, Vec<Delivery>) =
         deliveries.into_iter().partition(|delivery| delivery.cancel_requested);
-    attempt::start(shared, shared.dispatcher.admit_claimed(live));
+    let admitted: Vec<MessageId> = live.iter().map(|delivery| delivery.message.id.clone()).collect();
+    cancelling::start(shared, withdrawals, || admitted, shared.dispatcher.admit_claimed(live)).await;
     if !cancelled.is_empty() {
         cancelling::end(shared, &cancelled).await;
     }

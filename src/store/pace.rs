@@ -6,9 +6,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long a batch waits at most.
+/// How long a batch waits at most: up to twice as long by the runtime's timer.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(1);
-/// Where even the fastest batch of a window takes longer, they wait for the disk and not for a processor.
+/// Where even the fastest batch of a window takes longer, its own work apart, they wait for the disk or the database.
 const SLOW: Duration = Duration::from_micros(1500);
 /// Batches in a window.
 const WINDOW: u32 = 16;
@@ -31,8 +31,9 @@ struct State {
 }
 
 impl Pace {
-    /// Takes note of how long a batch took.
-    pub(crate) fn took(&self, time: Duration) {
+    /// Takes note of how long a batch took, and how much of that its own [`work`] may have been.
+    pub(crate) fn took(&self, time: Duration, work: Duration) {
+        let time = time.saturating_sub(work);
         let mut state = self.state();
         state.rest = state.rest.saturating_sub(1);
         state.batches += 1;
@@ -66,13 +67,21 @@ impl Pace {
     }
 }
 
+/// The time on a processor that messages and their bodies may take to be stored.
+pub(crate) fn work(messages: usize, bytes: usize) -> Duration {
+    let nanos = messages.saturating_mul(25_000).saturating_add(bytes.saturating_mul(10));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const NONE: Duration = Duration::ZERO;
+
     fn window(pace: &Pace, fast: Duration) {
-        pace.took(fast);
-        (1..WINDOW).for_each(|_| pace.took(SLOW * 2));
+        pace.took(fast, NONE);
+        (1..WINDOW).for_each(|_| pace.took(SLOW * 2, NONE));
     }
 
     #[test]
@@ -86,6 +95,13 @@ mod tests {
     }
 
     #[test]
+    fn work_is_not_waiting() {
+        let pace = Pace::default();
+        (0..WINDOW).for_each(|_| pace.took(SLOW * 2, work(256, 0)));
+        assert!(!pace.pays());
+    }
+
+    #[test]
     fn it_rests_when_nobody_comes() {
         let pace = Pace::default();
         window(&pace, SLOW * 2);
@@ -95,7 +111,7 @@ mod tests {
         }
         for _ in 0..REST {
             assert!(!pace.pays());
-            pace.took(SLOW * 2);
+            pace.took(SLOW * 2, NONE);
         }
         assert!(pace.pays(), "it is tried again");
         pace.waited(false);

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqliteArguments;
@@ -25,7 +25,7 @@ use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Next;
-use crate::store::pace::{PATIENCE, Pace};
+use crate::store::pace::{self, PATIENCE, Pace};
 use crate::store::{
     Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, Slot, StoreError,
     Want,
@@ -130,7 +130,13 @@ async fn run(
             let next = next.ok().flatten();
             pace.waited(matches!(next, Some(Step::Accept { .. })));
             group.extend(next);
+            while group.len() < GROUP
+                && let Ok(step) = waiting.try_recv()
+            {
+                group.push(step);
+            }
         }
+        let work = group.iter().map(work).sum();
         let began = Instant::now();
         // Accepts next to each other are stored as one.
         group.sort_by_key(|step| matches!(step, Step::Finish { .. }));
@@ -162,7 +168,7 @@ async fn run(
                 }
             }
         }
-        pace.took(began.elapsed());
+        pace.took(began.elapsed(), work);
         written.notify_one();
     }
 }
@@ -202,9 +208,9 @@ impl Kept {
             Some(connection) => connection,
             None => self.writer.keep().await?,
         };
-        // After a failure the pool shall see what has become of it.
+        // After a failure the pool looks at it before anybody has it again.
         let results = transaction(&mut connection, group, max_queues).await?;
-        self.kept = Some(connection);
+        self.kept = (!self.writer.is_asked_for()).then_some(connection);
         Ok(results)
     }
 }
@@ -267,13 +273,22 @@ fn accepts(step: &Step) -> Option<&[Accept]> {
     }
 }
 
+/// What the step is worth of time on a processor.
+fn work(step: &Step) -> Duration {
+    match step {
+        Step::Accept { batch, .. } => pace::work(batch.len(), size(step)),
+        Step::Finish { batch, .. } => pace::work(batch.len(), 0),
+    }
+}
+
 /// Bytes of messages that the step stores.
 fn size(step: &Step) -> usize {
     accepts(step).into_iter().flatten().map(|accept| accept.message.size()).sum()
 }
 
 /// What makes storing one message a single statement, and so a single way to SQLite's thread and back instead of four:
-/// a view that the writer's connection has for itself, and that puts what is inserted into both tables.
+/// a view that the writer's connection has for itself, and that puts what is inserted into both tables. A migration that
+/// makes one of them anew has to drop it before.
 pub(super) const ACCEPTED: &str = "\
     CREATE TEMP VIEW accepted AS \
         SELECT m.*, d.lane, d.size, d.claims, d.node, d.lease FROM messages m JOIN deliveries d ON d.message_id = m.id; \

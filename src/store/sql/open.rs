@@ -8,11 +8,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Row as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
+use sqlx::{Connection as _, Row as _};
 
 use super::checkpoint::{self, Checkpointer};
 use super::low_water::LowWater;
@@ -110,6 +110,8 @@ async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
         .max_lifetime(None)
         .test_before_acquire(false)
         .acquire_timeout(Duration::from_secs(30))
+        // A commit that fails may end the transaction without the driver's knowing: such a connection begins none again.
+        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         .after_connect(|connection, _| {
             Box::pin(async move {
                 sqlx::raw_sql(hot_sqlite::ACCEPTED).execute(connection).await?;
