@@ -161,7 +161,7 @@ impl Backlog {
         if queued {
             return written.await;
         }
-        let patience = if self.pace.pays() { LONG_PATIENCE } else { PATIENCE };
+        let patience = if self.is_paced() { LONG_PATIENCE } else { PATIENCE };
         while tokio::time::timeout(patience, written.as_mut()).await.is_err() {
             if self.messages.load(Ordering::Relaxed) > 0 {
                 self.hurry.notify_one();
@@ -171,7 +171,7 @@ impl Backlog {
 
     /// Lets those that the last batch has answered come again, if that pays.
     async fn wait_for_others(&self) {
-        if !self.pace.pays() {
+        if !self.is_paced() {
             return;
         }
         let expected = self.expected.load(Ordering::Relaxed).min(BATCH);
@@ -182,6 +182,11 @@ impl Backlog {
         };
         let came = tokio::time::timeout(PATIENCE, all).await.is_ok();
         self.pace.waited(came);
+    }
+
+    /// Whether batches wait for each other: not where there is enough for several, which are written side by side.
+    fn is_paced(&self) -> bool {
+        self.pace.pays() && self.expected.load(Ordering::Relaxed) <= 2 * BATCH
     }
 
     /// Notes who may come again, before any of them can. A batch that was full will be without waiting.

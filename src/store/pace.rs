@@ -67,9 +67,9 @@ impl Pace {
     }
 }
 
-/// The time on a processor that messages and their bodies may take to be stored.
+/// The least time on a processor that messages and their bodies take to be stored.
 pub(crate) fn work(messages: usize, bytes: usize) -> Duration {
-    let nanos = messages.saturating_mul(25_000).saturating_add(bytes.saturating_mul(10));
+    let nanos = messages.saturating_mul(10_000).saturating_add(bytes.saturating_mul(10));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn work_is_not_waiting() {
         let pace = Pace::default();
-        (0..WINDOW).for_each(|_| pace.took(SLOW * 2, work(256, 0)));
+        (0..WINDOW).for_each(|_| pace.took(SLOW * 2, work(150, 0)));
         assert!(!pace.pays());
     }
 
