@@ -5,7 +5,7 @@
 //!
 //! Few batches at once are the largest, and cheapest. But when another full batch waits already, or when the store takes
 //! its time, the next one does not wait for the one before: there are helpers for these alone. Where syncs are slow and
-//! publishers wait for their answers, a batch waits for those that the one before has answered, instead (see [`Pace`]).
+//! publishers wait for their answers, a batch waits for those that the one before has answered, instead (`store::pace`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
