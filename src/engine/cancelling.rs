@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Engine, Shared, attempt, gates};
 use crate::domain::id::MessageId;
-use crate::store::{Cancellation, Delivery, Result, UnfinishedFilter};
+use crate::store::{Cancellation, Delivery, Lease, Result, UnfinishedFilter};
 
 /// Messages that are looked at at once.
 const LOOK: usize = 2000;
@@ -94,11 +94,16 @@ pub(super) async fn withdraw(shared: &Arc<Shared>, ids: &[MessageId]) -> usize {
 /// The same without a note of it; how many of them waited here.
 async fn take_out(shared: &Arc<Shared>, ids: &HashSet<&MessageId>) -> usize {
     let waiting = shared.dispatcher.withdraw(ids);
-    for step in waiting.chunks(STEP) {
+    end_all(shared, &waiting).await;
+    waiting.len()
+}
+
+/// Ends cancelled deliveries in small steps, and lets go of them.
+async fn end_all(shared: &Arc<Shared>, cancelled: &[Delivery]) {
+    for step in cancelled.chunks(STEP) {
         end(shared, step).await;
         shared.dispatcher.forget_all(step.iter());
     }
-    waiting.len()
 }
 
 /// Ends leased deliveries that a user has cancelled and that have not started.
@@ -132,22 +137,20 @@ pub(super) fn withdrawals(shared: &Shared) -> u64 {
     shared.withdrawals.load(Ordering::Acquire)
 }
 
-/// Starts the attempts of what was just admitted. Those that were cancelled after they were claimed and before they were
-/// in this node's memory, where a look since `seen` missed them, end instead.
-pub(super) async fn start(
-    shared: &Arc<Shared>,
-    seen: u64,
-    admitted: impl FnOnce() -> Vec<MessageId>,
-    mut started: Vec<Delivery>,
-) {
+/// Starts the attempts of what was just admitted under this lease. What was cancelled after it was stored or claimed and
+/// before it was in this node's memory, where a look since `seen` missed it, ends instead.
+pub(super) async fn start(shared: &Arc<Shared>, seen: u64, lease: Lease, mut started: Vec<Delivery>) {
     if withdrawals(shared) != seen {
-        match shared.store.cancel_requested(&admitted()).await {
+        let mut admitted = shared.dispatcher.waiting_under(lease);
+        admitted.extend(started.iter().map(|delivery| delivery.message.id.clone()));
+        match shared.store.cancel_requested(&admitted).await {
             Ok(cancelled) => {
                 let cancelled: HashSet<&MessageId> = cancelled.iter().collect();
                 take_out(shared, &cancelled).await;
                 let missed: Vec<Delivery> =
                     started.extract_if(.., |delivery| cancelled.contains(&delivery.message.id)).collect();
-                end_started(shared, &missed, &mut started).await;
+                started.extend(missed.iter().flat_map(|one| shared.dispatcher.attempt_ended(&one.lane)));
+                end_all(shared, &missed).await;
             }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -156,18 +159,6 @@ pub(super) async fn start(
         }
     }
     attempt::start(shared, started);
-}
-
-/// Ends cancelled deliveries that were to start; others start in their slots.
-async fn end_started(shared: &Arc<Shared>, cancelled: &[Delivery], started: &mut Vec<Delivery>) {
-    if cancelled.is_empty() {
-        return;
-    }
-    end(shared, cancelled).await;
-    for delivery in cancelled {
-        started.extend(shared.dispatcher.attempt_ended(&delivery.lane));
-    }
-    shared.dispatcher.forget_all(cancelled.iter());
 }
 
 /// Ends what was cancelled through other nodes and waits in this node's memory.

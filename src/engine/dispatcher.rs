@@ -248,11 +248,21 @@ impl Dispatcher {
 
     /// The messages that have not started.
     pub(super) fn waiting(&self) -> Vec<MessageId> {
+        self.waiting_like(|_| true)
+    }
+
+    /// Those of them that were admitted under this lease.
+    pub(super) fn waiting_under(&self, lease: Lease) -> Vec<MessageId> {
+        self.waiting_like(|delivery| delivery.lease == lease)
+    }
+
+    fn waiting_like(&self, like: impl Fn(&Delivery) -> bool) -> Vec<MessageId> {
         let state = self.state();
         state
             .lanes
             .values()
             .flat_map(|lane| lane.ready.iter().chain(&lane.passed))
+            .filter(|delivery| like(delivery))
             .map(|delivery| delivery.message.id.clone())
             .collect()
     }

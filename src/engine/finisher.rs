@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::ids::FreshIds;
-use super::{Shared, attempt, gates};
+use super::{Shared, cancelling, gates};
 use crate::clock::since_boot;
 use crate::domain::destination::validate_url;
 use crate::domain::gate::is_gated;
@@ -160,6 +160,7 @@ async fn finish_singly(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool)
 async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
     let lease = shared.dispatcher.open_lease();
     let ended = lease_callbacks(shared, &jobs, lease);
+    let withdrawals = cancelling::withdrawals(shared);
     let held_at = since_boot();
     let (applied, sure) = finish(shared, &ended).await;
     let mut started = Vec::new();
@@ -200,7 +201,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
     }
     shared.dispatcher.forget_all(finished.iter().map(|(delivery, _)| delivery));
     shared.gates.ended(finished.iter().map(|(delivery, last)| (delivery, *last)), held_at);
-    attempt::start(shared, shared.dispatcher.admit(started));
+    cancelling::start(shared, withdrawals, lease, shared.dispatcher.admit(started)).await;
     shared.dispatcher.close_lease(lease);
     if !sure {
         shared.doubt_leases();

@@ -452,9 +452,8 @@ impl Task {
             }
         }
         live.sort_by_key(|(number, _)| *number);
-        let live: Vec<Delivery> = live.into_iter().map(|(_, delivery)| delivery).collect();
-        let admitted: Vec<MessageId> = live.iter().map(|delivery| delivery.message.id.clone()).collect();
-        cancelling::start(shared, withdrawals, || admitted, shared.dispatcher.admit(live)).await;
+        let live = live.into_iter().map(|(_, delivery)| delivery).collect();
+        cancelling::start(shared, withdrawals, lease, shared.dispatcher.admit(live)).await;
         if !cancelled.is_empty() {
             cancelling::end(shared, &cancelled).await;
         }

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::{Shared, cancelling};
 use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
-use crate::store::pace::{self, PATIENCE, Pace};
+use crate::store::pace::{self, Pace};
 use crate::store::{Accept, Accepted, Deduplication, Delivery, Repeat, Result, StoreError};
 
 /// Publishes that wait for a writer; beyond, publishers wait to hand theirs over.
@@ -28,6 +28,8 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 16 << 20;
 /// Helpers for each writer.
 pub const HELPERS: usize = 3;
+/// How long what waits waits for a batch that is being written: longer ones wait for the database, or have much to write.
+const PATIENCE: Duration = Duration::from_millis(1);
 /// How long what waits waits for a batch whose answers the next one is to wait for: something is wrong then.
 const LONG_PATIENCE: Duration = Duration::from_millis(20);
 /// How often a batch is tried while the store is away.
@@ -48,6 +50,35 @@ const ANSWER: Duration = Duration::from_secs(5);
 struct Submission {
     messages: Vec<NewMessage>,
     reply: oneshot::Sender<Result<Vec<Accepted>>>,
+}
+
+/// What is stored in one step.
+struct Batch {
+    submissions: Vec<Submission>,
+    messages: usize,
+    bytes: usize,
+}
+
+impl Batch {
+    fn new(first: Submission) -> Self {
+        let mut batch = Self { submissions: Vec::new(), messages: 0, bytes: 0 };
+        batch.add(first);
+        batch
+    }
+
+    fn add(&mut self, submission: Submission) {
+        self.messages += submission.messages.len();
+        self.bytes += submission.messages.iter().map(|new| new.message.size()).sum::<usize>();
+        self.submissions.push(submission);
+    }
+
+    fn is_full(&self) -> bool {
+        self.messages >= BATCH || self.bytes >= BATCH_BYTES
+    }
+
+    fn messages(&self) -> impl Iterator<Item = &NewMessage> {
+        self.submissions.iter().flat_map(|submission| &submission.messages)
+    }
 }
 
 /// What is published and in no batch yet.
@@ -114,14 +145,10 @@ async fn run(shared: Arc<Shared>, backlog: Arc<Backlog>) {
                 first = waiting.recv() => first,
                 () = shared.stopping.cancelled() => return,
             };
-            if first.is_some() {
-                backlog.wait_for_others().await;
-            }
+            let Some(first) = first else { return };
+            backlog.wait_for_others().await;
             backlog.gather(first, &mut waiting)
         };
-        if batch.is_empty() {
-            return;
-        }
         backlog.write_on(&shared, batch).await;
     }
 }
@@ -135,10 +162,10 @@ async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
         }
         // Whoever has the receiver waits for the next message, or for a moment: there is nothing to help with.
         let batch = match backlog.waiting.try_lock() {
-            Ok(mut waiting) => backlog.gather(waiting.try_recv().ok(), &mut waiting),
-            Err(_) => Vec::new(),
+            Ok(mut waiting) => waiting.try_recv().ok().map(|first| backlog.gather(first, &mut waiting)),
+            Err(_) => None,
         };
-        if !batch.is_empty() {
+        if let Some(batch) = batch {
             backlog.write_on(&shared, batch).await;
         }
     }
@@ -147,15 +174,13 @@ async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
 impl Backlog {
     /// Writes a batch, and calls for help when that takes long. Not where the batch is in a queue: the next one may have to
     /// wait for the end of its transaction.
-    async fn write_on(&self, shared: &Arc<Shared>, batch: Vec<Submission>) {
-        let mut messages = batch.iter().flat_map(|submission| &submission.messages);
-        let queued = messages.any(|new| new.message.queue.is_some());
-        let (count, bytes) =
-            batch.iter().map(size).fold((0, 0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
+    async fn write_on(&self, shared: &Arc<Shared>, batch: Batch) {
+        let queued = batch.messages().any(|new| new.message.queue.is_some());
+        let work = pace::work(batch.messages, batch.bytes);
         let began = Instant::now();
         let written = async {
             write(shared, self, batch).await;
-            self.pace.took(began.elapsed(), pace::work(count, bytes));
+            self.pace.took(began.elapsed(), work);
         };
         let mut written = std::pin::pin!(written);
         if queued {
@@ -180,7 +205,7 @@ impl Backlog {
                 self.arrived.notified().await;
             }
         };
-        let came = tokio::time::timeout(PATIENCE, all).await.is_ok();
+        let came = tokio::time::timeout(pace::WAIT, all).await.is_ok();
         self.pace.waited(came);
     }
 
@@ -190,38 +215,28 @@ impl Backlog {
     }
 
     /// Notes who may come again, before any of them can. A batch that was full will be without waiting.
-    fn expect(&self, answered: &[Accept]) {
-        let bytes: usize = answered.iter().map(|accept| accept.message.size()).sum();
-        let expected = answered.len() + self.messages.load(Ordering::Relaxed);
-        self.expected.store(if bytes < BATCH_BYTES { expected } else { 0 }, Ordering::Relaxed);
+    fn expect(&self, answered: &Batch) {
+        let expected = answered.messages + self.messages.load(Ordering::Relaxed);
+        self.expected.store(if answered.bytes < BATCH_BYTES { expected } else { 0 }, Ordering::Relaxed);
     }
 
-    /// A batch that begins with `first`, from what is waiting; none without it.
-    fn gather(&self, first: Option<Submission>, waiting: &mut mpsc::Receiver<Submission>) -> Vec<Submission> {
-        let Some(first) = first else { return Vec::new() };
-        let (mut count, mut bytes) = size(&first);
-        let mut batch = vec![first];
-        while count < BATCH && bytes < BATCH_BYTES {
-            let Ok(next) = waiting.try_recv() else { break };
-            let (more, more_bytes) = size(&next);
-            count += more;
-            bytes += more_bytes;
-            batch.push(next);
+    /// A batch that begins with `first`, from what is waiting.
+    fn gather(&self, first: Submission, waiting: &mut mpsc::Receiver<Submission>) -> Batch {
+        let mut batch = Batch::new(first);
+        while !batch.is_full()
+            && let Ok(next) = waiting.try_recv()
+        {
+            batch.add(next);
         }
-        let before = self.messages.fetch_sub(count, Ordering::Relaxed);
-        if before.saturating_sub(count) >= BATCH {
+        let before = self.messages.fetch_sub(batch.messages, Ordering::Relaxed);
+        if before.saturating_sub(batch.messages) >= BATCH {
             self.hurry.notify_one();
         }
         batch
     }
 }
 
-fn size(submission: &Submission) -> (usize, usize) {
-    let bytes = submission.messages.iter().map(|new| new.message.size()).sum();
-    (submission.messages.len(), bytes)
-}
-
-async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Vec<Submission>) {
+async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Batch) {
     let lease = shared.dispatcher.open_lease();
     let accepts = lease_due(shared, &batch, lease);
     let withdrawals = cancelling::withdrawals(shared);
@@ -244,16 +259,15 @@ async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Vec<Submission>) 
             }
             // A cancel that follows the answer must find the message here.
             let started = shared.dispatcher.admit(deliveries);
-            backlog.expect(&accepts);
+            backlog.expect(&batch);
             let mut results = results.into_iter();
-            for submission in batch {
+            for submission in batch.submissions {
                 let own = results.by_ref().take(submission.messages.len()).collect();
                 // A publisher that has gone away loses the answer, not the message.
                 let _gone = submission.reply.send(Ok(own)).is_err();
             }
             // A cancel of all that matches may have come before the answer.
-            let admitted = || accepts.iter().map(|accept| accept.message.id.clone()).collect();
-            cancelling::start(shared, withdrawals, admitted, started).await;
+            cancelling::start(shared, withdrawals, lease, started).await;
             shared.dispatcher.close_lease(lease);
         }
         Err(error) => {
@@ -261,10 +275,10 @@ async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Vec<Submission>) 
                 shared.dispatcher.unreserve(&accept.lane, accept.message.size());
             }
             shared.dispatcher.close_lease(lease);
-            if !error.is_transient() && batch.len() > 1 {
+            if !error.is_transient() && batch.submissions.len() > 1 {
                 // One publish that the store refuses must not take the others with it.
-                for submission in batch {
-                    Box::pin(write(shared, backlog, vec![submission])).await;
+                for submission in batch.submissions {
+                    Box::pin(write(shared, backlog, Batch::new(submission))).await;
                 }
                 return;
             }
@@ -280,7 +294,7 @@ async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Vec<Submission>) 
                 );
             }
             let mut error = Some(error);
-            for submission in batch {
+            for submission in batch.submissions {
                 let error = error.take().unwrap_or(StoreError::BatchFailed);
                 let _gone = submission.reply.send(Err(error)).is_err();
             }
@@ -289,12 +303,13 @@ async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Vec<Submission>) 
 }
 
 /// The batch, with what is due now and waits at no gate leased as far as there is room.
-fn lease_due(shared: &Shared, batch: &[Submission], lease: crate::store::Lease) -> Vec<Accept> {
-    let news = || batch.iter().flat_map(|submission| &submission.messages);
+fn lease_due(shared: &Shared, batch: &Batch, lease: crate::store::Lease) -> Vec<Accept> {
     let due = |new: &&NewMessage| new.message.due_at <= new.message.created_at && !is_gated(&new.message);
-    let reserved = shared.dispatcher.reserve(news().filter(due).map(|new| (&new.lane, new.message.size())));
+    let reserved =
+        shared.dispatcher.reserve(batch.messages().filter(due).map(|new| (&new.lane, new.message.size())));
     let mut reserved = reserved.into_iter();
-    news()
+    batch
+        .messages()
         .map(|new| Accept {
             message: Arc::clone(&new.message),
             lane: Arc::clone(&new.lane),

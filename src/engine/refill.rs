@@ -10,9 +10,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::{Backoff, Shared, cancelling};
-use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Delivery, Result};
+use crate::store::{Delivery, Lease, Result};
 
 /// How often to look without a reason: alone on SQLite, alone on Postgres, and beside other nodes.
 const SWEEP_SQLITE: Duration = Duration::from_mins(1);
@@ -135,7 +134,7 @@ async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
     let result = match claimed {
         Ok(deliveries) if deliveries.is_empty() => idle(shared).await,
         Ok(deliveries) => {
-            take(shared, deliveries, withdrawals).await;
+            take(shared, deliveries, lease, withdrawals).await;
             Ok(Round::Again)
         }
         Err(error) => Err(error),
@@ -149,11 +148,10 @@ async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
 
 /// Hands claimed deliveries over; those that a user has cancelled meanwhile end here. `withdrawals` are those before the
 /// claim.
-async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>, withdrawals: u64) {
+async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>, lease: Lease, withdrawals: u64) {
     let (cancelled, live): (Vec<Delivery>, Vec<Delivery>) =
         deliveries.into_iter().partition(|delivery| delivery.cancel_requested);
-    let admitted: Vec<MessageId> = live.iter().map(|delivery| delivery.message.id.clone()).collect();
-    cancelling::start(shared, withdrawals, || admitted, shared.dispatcher.admit_claimed(live)).await;
+    cancelling::start(shared, withdrawals, lease, shared.dispatcher.admit_claimed(live)).await;
     if !cancelled.is_empty() {
         cancelling::end(shared, &cancelled).await;
     }

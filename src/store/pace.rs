@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long a batch waits at most: up to twice as long by the runtime's timer.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(1);
+pub(crate) const WAIT: Duration = Duration::from_millis(1);
 /// Where even the fastest batch of a window takes longer, its own work apart, they wait for the disk or the database.
 const SLOW: Duration = Duration::from_micros(1500);
 /// Batches in a window.

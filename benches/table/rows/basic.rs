@@ -141,7 +141,7 @@ pub(super) fn two_nodes(bench: &Bench, engine: Engine) -> Result<()> {
     let mut publish = world.publish()?;
     at_rate(&mut publish, 1);
     let one_calm = world.measure(publish)?;
-    one_calm.print("one at 5,000/s", bench)?;
+    one_calm.print(&format!("one at {EACH_NODE}/s"), bench)?;
     let other = world.another_server()?;
     let both = |change: &dyn Fn(&mut Publish)| -> Result<Sample> {
         let watched = world.watched();
@@ -165,7 +165,7 @@ pub(super) fn two_nodes(bench: &Bench, engine: Engine) -> Result<()> {
     let sum = |sample: &Sample| sample.cpu.server + sample.cpu.database;
     note(&format!(
         "server and database take {:.1} µs a message on one node, {:.1} on two: {:.2} times as much; {:.2} times with \
-         as many connections to each as to the one, which make as large batches; {:.2} times at 5,000 a second each",
+         as many connections to each as to the one, which make as large batches; {:.2} times at {EACH_NODE} a second each",
         sum(&one),
         sum(&two),
         sum(&two) / sum(&one),

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgArguments;
-use sqlx::{Arguments as _, Connection as _, PgConnection, PgExecutor, PgPool, Postgres};
+use sqlx::{Connection as _, PgConnection, PgExecutor, PgPool, Postgres};
 
 use super::attempts::AttemptColumns;
 use super::codec;
 use super::deliveries::set_aside;
 use super::gates::entry::{Conn, Entry, enter};
 use super::low_water::{Look, LowWater};
-use super::messages::{ClaimedRow, add_message, message_columns, write_labels};
+use super::messages::{ClaimedRow, add_delivery, add_message, message_columns, write_labels};
 use super::nodes::now_ms;
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
@@ -330,11 +330,7 @@ async fn store_one(conn: &mut PgConnection, node: NodeId, accept: &Accept) -> Re
     let mut arguments = PgArguments::default();
     let add = |arguments: &mut PgArguments| {
         add_message!(&mut *arguments, &accept.message)?;
-        arguments.add(&*accept.lane)?;
-        arguments.add(i64::try_from(accept.message.size()).unwrap_or(i64::MAX))?;
-        arguments.add(i64::from(accept.lease.is_some()))?;
-        arguments.add(accept.lease.map_or(0, |_| node.0))?;
-        arguments.add(accept.lease.map_or(0, |lease| lease.0))
+        add_delivery!(&mut *arguments, node, accept)
     };
     add(&mut arguments).map_err(sqlx::Error::Encode)?;
     sqlx::query_with(sql, arguments).execute(conn).await?;

@@ -18,14 +18,14 @@ use tokio::task::JoinHandle;
 use super::attempts::AttemptColumns;
 use super::deliveries::set_aside;
 use super::gates::entry::{Conn, Entry, enter};
-use super::messages::{ClaimedRow, add_message, message_columns};
+use super::messages::{ClaimedRow, add_delivery, add_message, message_columns};
 use super::writer::Writer;
 use crate::clock::system_now;
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Next;
-use crate::store::pace::{self, PATIENCE, Pace};
+use crate::store::pace::{self, Pace};
 use crate::store::{
     Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, Slot, StoreError,
     Want,
@@ -125,21 +125,15 @@ async fn run(
             return;
         }
         // An accept that comes a moment later would wait for this sync and then for its own.
-        if pace.pays() && group.iter().all(|step| matches!(step, Step::Finish { .. })) {
-            let next = tokio::time::timeout(PATIENCE, waiting.recv()).await;
-            let next = next.ok().flatten();
-            pace.waited(matches!(next, Some(Step::Accept { .. })));
-            group.extend(next);
-            while group.len() < GROUP
-                && let Ok(step) = waiting.try_recv()
-            {
-                group.push(step);
-            }
+        if pace.pays() && group.iter().all(is_finish) {
+            let room = GROUP - group.len();
+            let _late = tokio::time::timeout(pace::WAIT, waiting.recv_many(&mut group, room)).await.is_err();
+            pace.waited(!group.iter().all(is_finish));
         }
         let work = group.iter().map(work).sum();
         let began = Instant::now();
         // Accepts next to each other are stored as one.
-        group.sort_by_key(|step| matches!(step, Step::Finish { .. }));
+        group.sort_by_key(is_finish);
         match connection.store(&group, max_queues).await {
             Ok(results) => {
                 for (step, result) in group.drain(..).zip(results) {
@@ -266,6 +260,10 @@ fn are_alike(one: &Step, next: &Step) -> bool {
     }
 }
 
+fn is_finish(step: &Step) -> bool {
+    matches!(step, Step::Finish { .. })
+}
+
 fn accepts(step: &Step) -> Option<&[Accept]> {
     match step {
         Step::Accept { batch, .. } => Some(batch),
@@ -307,11 +305,7 @@ async fn accept_one(connection: &mut SqliteConnection, node: NodeId, accept: &Ac
     let mut arguments = SqliteArguments::default();
     let add = |arguments: &mut SqliteArguments| {
         add_message!(&mut *arguments, &accept.message)?;
-        arguments.add(&*accept.lane)?;
-        arguments.add(i64::try_from(accept.message.size()).unwrap_or(i64::MAX))?;
-        arguments.add(i64::from(accept.lease.is_some()))?;
-        arguments.add(accept.lease.map_or(0, |_| node.0))?;
-        arguments.add(accept.lease.map_or(0, |lease| lease.0))
+        add_delivery!(&mut *arguments, node, accept)
     };
     add(&mut arguments).map_err(sqlx::Error::Encode)?;
     sqlx::query_with(sql, arguments).execute(connection).await?;
@@ -350,7 +344,7 @@ async fn insert_rows<T>(
 /// The columns of a delivery that waits at no gate.
 macro_rules! plain_columns {
     () => {
-        "message_id, lane, due_at, size, retried, claims, node, lease"
+        "message_id, due_at, retried, lane, size, claims, node, lease"
     };
 }
 
@@ -457,13 +451,9 @@ async fn insert_messages(conn: &mut SqliteConnection, node: NodeId, rows: &[Row<
     insert_rows(conn, "messages", 18, rows, |arguments, row| add_message!(arguments, row.message)).await?;
     let add = |arguments: &mut SqliteArguments, row: &Row<'_>| {
         arguments.add(row.message.id.as_str())?;
-        arguments.add(row.lane)?;
         arguments.add(row.message.due_at.as_millis())?;
-        arguments.add(i64::try_from(row.message.size()).unwrap_or(i64::MAX))?;
         arguments.add(0_i64)?;
-        arguments.add(i64::from(row.lease.is_some()))?;
-        arguments.add(row.lease.map_or(0, |_| node.0))?;
-        arguments.add(row.lease.map_or(0, |lease| lease.0))
+        add_delivery!(&mut *arguments, node, row)
     };
     let (gated, plain): (Vec<&Row<'_>>, Vec<&Row<'_>>) =
         rows.iter().partition(|row| row.entry.is_some() || row.slot.is_some());

@@ -107,6 +107,20 @@ macro_rules! add_message {
 }
 pub(super) use add_message;
 
+/// Adds what a new message's delivery has of its own: lane, size, claims, node and lease. Nobody's where it isn't leased.
+macro_rules! add_delivery {
+    ($arguments:expr, $node:expr, $new:expr) => {{
+        use sqlx::Arguments as _;
+        let (arguments, node, new) = ($arguments, $node, $new);
+        arguments.add(&*new.lane)?;
+        arguments.add(i64::try_from(new.message.size()).unwrap_or(i64::MAX))?;
+        arguments.add(i64::from(new.lease.is_some()))?;
+        arguments.add(new.lease.map_or(0, |_| node.0))?;
+        arguments.add(new.lease.map_or(0, |lease| lease.0))
+    }};
+}
+pub(super) use add_delivery;
+
 pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -> Result<Option<Message>> {
     let sql = concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id = $1");
     let row: Option<MessageRow> = on_backend!(pools, |pool| {
