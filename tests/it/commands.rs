@@ -8,6 +8,7 @@ use crate::support::{Call, Test};
 
 engines! {
     migrating_first_and_serving_later_is_the_same,
+    a_server_makes_its_schema,
     a_healthcheck_tells_by_its_exit_code,
     a_wrong_setting_is_named,
     development_mode_has_the_known_credentials,
@@ -36,11 +37,18 @@ fn refused(output: &Output, says: &[&str]) {
 }
 
 async fn migrating_first_and_serving_later_is_the_same(t: Test) {
+    t.without_schema().await;
     let url = t.database_url();
     for _ in 0..2 {
         let output = run(&["migrate"], &[("HOMING_DATABASE_URL", &url)]);
         assert!(output.status.success(), "{output:?}");
     }
+    let server = t.server().await;
+    assert_eq!(server.get_json("/v2/events").await, json!({"events": []}));
+}
+
+async fn a_server_makes_its_schema(t: Test) {
+    t.without_schema().await;
     let server = t.server().await;
     assert_eq!(server.get_json("/v2/events").await, json!({"events": []}));
 }

@@ -13,6 +13,8 @@
 
 #[macro_use]
 mod support;
+#[path = "../common/postgres.rs"]
+mod postgres;
 
 mod auth;
 mod batch;

@@ -15,6 +15,9 @@ mod gates;
 mod lists;
 mod model;
 mod plans;
+#[path = "../common/postgres.rs"]
+#[allow(dead_code, reason = "the black-box tests need all of it")]
+mod postgres;
 mod schedules;
 mod suite;
 mod support;

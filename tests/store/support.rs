@@ -16,9 +16,9 @@ use homing::store::{
     Accept, Accepted, Applied, Deduplication, Delivery, Ended, Lease, LogFilter, NodeId, Order, Repeat, Slot,
     State, Store, Want,
 };
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::model::{Model, Processes};
+use crate::postgres;
 
 /// When the tests' first message was accepted: long ago.
 pub(crate) const START: i64 = 1_600_000_000_000;
@@ -99,33 +99,20 @@ pub(crate) const LATEST: Lease = Lease(i64::MAX);
 
 /// A Postgres database of its own.
 pub(crate) struct Database {
-    base: String,
     name: String,
 }
 
 impl Database {
     pub(crate) async fn create() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let base = std::env::var("HOMING_TEST_POSTGRES").unwrap_or_default();
-        assert!(
-            !base.is_empty(),
-            "HOMING_TEST_POSTGRES names no Postgres; run the tests by ./scripts/test, which starts one"
-        );
-        let name = format!("homing_store_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let database = Self { base, name };
-        database.run(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", database.name)).await;
-        database.run(&format!("CREATE DATABASE {}", database.name)).await;
-        database
-    }
-
-    async fn run(&self, sql: &str) {
-        let mut admin = PgConnection::connect(&self.base).await.unwrap();
-        sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut admin).await.unwrap();
-        admin.close().await.unwrap();
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("homing_store_{}_{count}_{:08x}", std::process::id(), rand::random::<u32>());
+        postgres::create(&name).await;
+        Self { name }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("{}/{}", self.base.trim_end_matches('/'), self.name)
+        postgres::url(&self.name)
     }
 
     /// A store of another node on the same database.
@@ -134,7 +121,7 @@ impl Database {
     }
 
     pub(crate) async fn remove(self) {
-        self.run(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await;
+        postgres::drop(&self.name).await;
     }
 }
 

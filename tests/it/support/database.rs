@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
-/// The variable that holds the cluster's base URL, without a database name.
-const CLUSTER: &str = "HOMING_TEST_POSTGRES";
+use crate::postgres;
 
 /// The databases that the server runs on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,8 +32,8 @@ impl Database {
         let url = match engine {
             Engine::Sqlite => format!("sqlite://{}", dir.path().join("homing.db").display()),
             Engine::Postgres => {
-                execute(format!("CREATE DATABASE {name}")).await;
-                format!("{}/{name}", cluster())
+                postgres::create(&name).await;
+                postgres::url(&name)
             }
         };
         Self { engine, url, dir, name }
@@ -71,29 +70,18 @@ impl Database {
         }
     }
 
+    /// Takes its schema away: a Postgres database is made with the current one, an SQLite one with none.
+    pub(crate) async fn without_schema(&self) {
+        if self.engine == Engine::Postgres {
+            postgres::drop(&self.name).await;
+            postgres::create_empty(&self.name).await;
+        }
+    }
+
     /// Drops a Postgres database; an SQLite one goes with its directory.
     pub(crate) async fn drop_it(&self) {
         if self.engine == Engine::Postgres {
-            execute(format!("DROP DATABASE {} WITH (FORCE)", self.name)).await;
+            postgres::drop(&self.name).await;
         }
     }
-}
-
-/// The cluster's base URL. Without one the test fails: a skipped test looks like a passed one.
-fn cluster() -> String {
-    let url = std::env::var(CLUSTER).unwrap_or_else(|_| {
-        panic!(
-            "{CLUSTER} is not set, so there is no PostgreSQL to test on; run the tests with ./scripts/test"
-        )
-    });
-    url.trim_end_matches('/').to_owned()
-}
-
-async fn execute(sql: String) {
-    let url = format!("{}/postgres", cluster());
-    let mut connection = PgConnection::connect(&url).await.unwrap_or_else(|e| {
-        panic!("can't connect to {CLUSTER} = {url}: {e}; run the tests with ./scripts/test")
-    });
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.expect("a statement on the cluster");
-    connection.close().await.expect("closing the connection");
 }

@@ -126,6 +126,11 @@ impl Test {
         self.shared.database.url().to_owned()
     }
 
+    /// Takes the schema of its database away, for a server or a command that makes one.
+    pub(crate) async fn without_schema(&self) {
+        self.shared.database.without_schema().await;
+    }
+
     /// Changes its database behind the server's back; how many rows.
     pub(crate) async fn execute(&self, sql: impl Into<String>) -> u64 {
         self.shared.database.execute(sql.into()).await
