@@ -62,6 +62,12 @@ struct Running {
 }
 
 async fn start(config: &Config) -> anyhow::Result<Running> {
+    for setting in config.weak_secrets() {
+        tracing::warn!(
+            setting,
+            "a token or key is so short that it could be guessed; `openssl rand -hex 32` makes one"
+        );
+    }
     let policy = Arc::new(config.egress_policy()?);
     let store = open(config).await?;
     store.migrate().await?;

@@ -11,6 +11,7 @@ use http::StatusCode;
 use http::request::Parts;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::body::Upload;
 use super::error::ApiError;
@@ -37,10 +38,12 @@ impl Api {
         let body = std::mem::take(&mut received.body);
         let Items(items) = serde_json::from_slice(&body)
             .map_err(|error| ApiError::bad_request(format!("invalid batch: {error}")))?;
-        let mut messages = self.messages(parts);
+        let mut messages = self.messages(parts, body.len());
         let mut shapes = Vec::with_capacity(items.len());
         let mut groups = Groups::new();
         for (index, item) in items.into_iter().enumerate() {
+            let item = serde_json::from_str(item.get())
+                .map_err(|error| ApiError::bad_request(format!("invalid batch: item {index}: {error}")))?;
             let added = self.add_item(&mut messages, item, &mut groups).await;
             shapes.push(added.map_err(|error| error.of(format_args!("item {index}")))?);
             if index % AT_A_TIME == AT_A_TIME - 1 {
@@ -78,14 +81,14 @@ impl Api {
             return Err(ApiError::too_large("the message", self.settings.max_message));
         }
         // A copy, if it isn't one already: a body that shared the request's memory would keep all of that in use.
-        self.add(messages, draft, Bytes::from(item.body.into_owned()))
+        self.add(messages, draft, Bytes::from(item.body.into_owned())).await
     }
 }
 
-/// A batch's items, borrowed from its text as far as that can be.
-struct Items<'a>(Vec<Item<'a>>);
+/// A batch's items as JSON. They are read one by one: in memory an item is much larger than its text.
+struct Items<'a>(Vec<&'a RawValue>);
 
-/// What is absent or null is empty.
+/// An item, borrowed from its text as far as that can be; what is absent or null is empty.
 #[derive(Default)]
 struct Item<'a> {
     destination: Cow<'a, str>,
@@ -255,6 +258,12 @@ mod tests {
         assert!(error.to_string().starts_with(expected), "{json}: {error}");
     }
 
+    #[track_caller]
+    fn check_item_error(json: &str, expected: &str) {
+        let Err(error) = serde_json::from_str::<Item<'_>>(json) else { panic!("{json} is no item") };
+        assert!(error.to_string().starts_with(expected), "{json}: {error}");
+    }
+
     #[test]
     fn items_of_all_clients() {
         let json = r#"[
@@ -264,6 +273,8 @@ mod tests {
             {"queue":"q"}
         ]"#;
         let Items(items) = serde_json::from_str(json).unwrap();
+        let items: Vec<Item<'_>> =
+            items.into_iter().map(|item| serde_json::from_str(item.get()).unwrap()).collect();
         let shown: Vec<_> = items
             .iter()
             .map(|item| (&*item.destination, &*item.body, &*item.queue, item.headers.0.len()))
@@ -286,22 +297,22 @@ mod tests {
         check_error("{}", "invalid type: map, expected an array of messages");
         check_error("", "EOF while parsing");
         check_error("[{},", "item 1: EOF while parsing");
-        check_error("[{},3]", "item 1: invalid type: integer `3`, expected an object with a destination");
-        check_error("[null]", "item 0: invalid type: null, expected an object");
-        check_error(r#"[{"body":{}}]"#, "item 0: body: invalid type: map, expected a");
-        check_error(r#"[{},{"queue":1}]"#, "item 1: queue: invalid type: integer `1`, expected a");
-        check_error(
-            r#"[{"headers":[]}]"#,
-            "item 0: headers: invalid type: sequence, expected an object of header",
-        );
-        check_error(
-            r#"[{"headers":{"X-A":1}}]"#,
-            "item 0: headers: X-A: invalid type: integer `1`, expected a string or an array of strings",
-        );
-        check_error(r#"[{"headers":{"X-A":[1]}}]"#, "item 0: headers: X-A: invalid type: integer `1`");
         check_error("[{}] x", "trailing characters");
-        let many = format!(r#"[{{"headers":{{"a":[{}""]}}}}]"#, r#""","#.repeat(256));
-        check_error(&many, "item 0: headers: a: more than 256 headers");
+        check_item_error("3", "invalid type: integer `3`, expected an object with a destination");
+        check_item_error("null", "invalid type: null, expected an object");
+        check_item_error(r#"{"body":{}}"#, "body: invalid type: map, expected a");
+        check_item_error(r#"{"queue":1}"#, "queue: invalid type: integer `1`, expected a");
+        check_item_error(
+            r#"{"headers":[]}"#,
+            "headers: invalid type: sequence, expected an object of header",
+        );
+        check_item_error(
+            r#"{"headers":{"X-A":1}}"#,
+            "headers: X-A: invalid type: integer `1`, expected a string or an array of strings",
+        );
+        check_item_error(r#"{"headers":{"X-A":[1]}}"#, "headers: X-A: invalid type: integer `1`");
+        let many = format!(r#"{{"headers":{{"a":[{}""]}}}}"#, r#""","#.repeat(256));
+        check_item_error(&many, "headers: a: more than 256 headers");
         let many = format!("[{}{{}}]", "{},".repeat(MAX_MESSAGES));
         check_error(&many, "more than 50000 items");
     }

@@ -145,7 +145,7 @@ impl Api {
     }
 
     /// A large body's share of the memory.
-    async fn body_share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    pub(super) async fn body_share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let share = Semaphore::acquire_many_owned(Arc::clone(&self.body_memory), kib(bytes));
         tokio::time::timeout(SHARE_WAIT, share)
             .await

@@ -108,8 +108,7 @@ impl Api {
         query: &str,
         fields: &HeaderMap,
     ) -> Result<Response, ApiError> {
-        let mut query = Query::parse(query);
-        let params = query.take_options();
+        let (query, params) = Query::parse_with_options(query);
         query.only(&[])?;
         let retry = Retry { fields, params: &params };
         let retried = self.retry_each(&[DeadLetterId::new(id)], &retry).await?;
@@ -124,8 +123,7 @@ impl Api {
         fields: &HeaderMap,
         upload: &mut Upload,
     ) -> Result<Response, ApiError> {
-        let mut query = Query::parse(query);
-        let params = query.take_options();
+        let (query, params) = Query::parse_with_options(query);
         let retry = Retry { fields, params: &params };
         self.check_retry(&retry)?;
         let mut answer = Map::new();
@@ -259,7 +257,7 @@ impl Api {
     }
 
     /// What a retry says, of a message whose callbacks have these URLs.
-    fn overrides(&self, urls: &[(String, String)], retry: &Retry<'_>) -> Result<Publish, ApiError> {
+    fn overrides(&self, urls: &[(String, Vec<u8>)], retry: &Retry<'_>) -> Result<Publish, ApiError> {
         let params = [urls, retry.params].concat();
         let fields = retry.fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let now = self.engine.now();
@@ -317,26 +315,26 @@ fn override_message(message: &mut Message, publish: Publish, retry: &Retry<'_>, 
 /// What a retry says: its headers, and the parameters that stand in for headers.
 struct Retry<'a> {
     fields: &'a HeaderMap,
-    params: &'a [(String, String)],
+    params: &'a [(String, Vec<u8>)],
 }
 
 impl Retry<'_> {
     /// Whether it has a header of that (lower-case) name, which is not empty.
     fn has(&self, name: &str) -> bool {
         self.fields.get_all(name).iter().any(|value| !value.as_bytes().trim_ascii().is_empty())
-            || self.params.iter().any(|(have, value)| have == name && !value.trim().is_empty())
+            || self.params.iter().any(|(have, value)| have == name && !value.trim_ascii().is_empty())
     }
 }
 
 /// The URLs of callbacks, as the headers that set them.
-fn callback_urls(prefix: &str, options: &Options) -> Vec<(String, String)> {
+fn callback_urls(prefix: &str, options: &Options) -> Vec<(String, Vec<u8>)> {
     let callbacks = [("callback", &options.callback), ("failure-callback", &options.failure_callback)];
     let mut urls = Vec::new();
     for (word, spec) in callbacks {
         if let Some(spec) = spec {
             let name = format!("{prefix}-{word}");
             urls.extend(callback_urls(&name, &spec.options));
-            urls.push((name, spec.url.clone()));
+            urls.push((name, spec.url.clone().into_bytes()));
         }
     }
     urls
@@ -359,9 +357,8 @@ fn merge_options(old: &mut Options, new: Options, prefix: &str, retry: &Retry<'_
     if has("retry-delay") {
         old.retry_delay = new.retry_delay;
     }
-    if has("redact-fields") {
-        old.redact = new.redact;
-    }
+    // More may be hidden than was, never less.
+    old.redact.add(&new.redact);
     if has("flow-control-key") {
         old.flow_control = new.flow_control;
     }
@@ -473,8 +470,8 @@ mod tests {
             let name: HeaderName = name.parse().expect("a name");
             map.append(name, HeaderValue::from_str(value).expect("a value"));
         }
-        let params: Vec<(String, String)> =
-            params.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let params: Vec<(String, Vec<u8>)> =
+            params.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
         let mut all = callback_urls("upstash", &old.options);
         all.extend_from_slice(&params);
         let now = Timestamp::from_millis(1_760_000_000_000);

@@ -12,7 +12,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderValue;
-use http::header::CONTENT_TYPE;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 use ipnet::IpNet;
 use serde::Serialize;
@@ -120,6 +120,8 @@ impl Api {
             unread.discard().await;
         }
         let mut response = result.unwrap_or_else(ApiError::into_response);
+        // Answers hold messages and keys, and each is true for its moment only.
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if head {
             *response.body_mut() = Body::empty();
         }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::request::Parts;
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::Upload;
 use super::error::ApiError;
@@ -51,7 +52,16 @@ pub(super) struct Messages {
     new: Vec<NewMessage>,
     /// Bytes of their bodies, and of all else that a group multiplies.
     bytes: usize,
+    /// Bytes that they take in memory.
+    memory: usize,
+    /// How many of those the request's share of the memory for bodies and this one have room for.
+    covered: usize,
+    share: Option<OwnedSemaphorePermit>,
 }
+
+/// Bytes that the messages of a request may take in memory beyond the size of its body. In memory a header or a label is
+/// much larger than its text, so that short ones make a large message of a small body.
+const UNCHARGED: usize = 1 << 20;
 
 impl Messages {
     pub(super) fn created_at(&self) -> Timestamp {
@@ -115,8 +125,8 @@ impl Api {
         publish.queue = queue.or(publish.queue);
         let draft = self.draft(parsed.destination, publish, &mut Groups::new()).await?;
         let received = self.read_body(upload, self.settings.max_message, "the message").await?;
-        let mut messages = self.messages(parts);
-        let shape = self.add(&mut messages, draft, received.body.clone())?;
+        let mut messages = self.messages(parts, received.body.len());
+        let shape = self.add(&mut messages, draft, received.body.clone()).await?;
         let stored = self.store(messages).await?;
         let answers: Vec<_> = stored.iter().map(Published::new).collect();
         let repeated = answers.iter().all(|answer| answer.deduplicated);
@@ -197,13 +207,16 @@ impl Api {
         self.check_callbacks(&spec.options)
     }
 
-    /// No messages yet, of this request and accepted now.
-    pub(super) fn messages(&self, parts: &Parts) -> Messages {
+    /// No messages yet, of this request with a body of that many bytes and accepted now.
+    pub(super) fn messages(&self, parts: &Parts, body: usize) -> Messages {
         Messages {
             created_at: self.engine.now(),
             caller_ip: self.caller_ip(parts),
             new: Vec::with_capacity(1),
             bytes: 0,
+            memory: 0,
+            covered: body.saturating_add(UNCHARGED),
+            share: None,
         }
     }
 
@@ -214,13 +227,18 @@ impl Api {
     }
 
     /// Adds what a draft and its body come to, unless that is too much for one step of the store.
-    pub(super) fn add(&self, messages: &mut Messages, draft: Draft, body: Bytes) -> Result<Shape, ApiError> {
+    pub(super) async fn add(
+        &self,
+        messages: &mut Messages,
+        draft: Draft,
+        body: Bytes,
+    ) -> Result<Shape, ApiError> {
         let Draft { recipients, publish } = draft;
-        let (count, bytes) = match &recipients {
-            Recipients::One(_) => (1, body.len()),
+        let (count, urls, bytes) = match &recipients {
+            Recipients::One(recipient) => (1, recipient.target.url.len(), body.len()),
             Recipients::Group(recipients) => {
                 let urls: usize = recipients.iter().map(|recipient| recipient.target.url.len()).sum();
-                (recipients.len(), urls + recipients.len() * (body.len() + publish.size))
+                (recipients.len(), urls, urls + recipients.len() * (body.len() + publish.size))
             }
         };
         if messages.new.len() + count > MAX_MESSAGES {
@@ -246,6 +264,8 @@ impl Api {
         );
         template.caller_ip.clone_from(&messages.caller_ip);
         template.queue = publish.queue;
+        messages.memory += template.body.len() + urls + count * template.size();
+        self.cover(messages).await?;
         let new = |recipient, template| {
             let key = publish.deduplication.as_ref().map(|by| key(by, &recipient, &template));
             self.new_message(recipient, template, messages.created_at, due_at, key)
@@ -260,6 +280,27 @@ impl Api {
                 Shape::Group(count)
             }
         })
+    }
+
+    /// Takes a further share of the memory for bodies, if messages need it.
+    async fn cover(&self, messages: &mut Messages) -> Result<(), ApiError> {
+        let missing = messages.memory.saturating_sub(messages.covered);
+        if missing == 0 {
+            return Ok(());
+        }
+        // Some more, so that few of many messages ask.
+        let more = missing.max(UNCHARGED);
+        let limit = self.settings.max_body_memory;
+        if messages.covered + more > limit {
+            return Err(ApiError::too_large("what its messages take in memory", limit));
+        }
+        let share = self.body_share(more).await?;
+        match &mut messages.share {
+            Some(have) => have.merge(share),
+            none => *none = Some(share),
+        }
+        messages.covered += more;
+        Ok(())
     }
 
     fn new_message(
@@ -283,6 +324,7 @@ impl Api {
     pub(super) async fn store(&self, messages: Messages) -> Result<Vec<(Arc<Message>, Accepted)>, ApiError> {
         let sent: Vec<_> = messages.new.iter().map(|new| Arc::clone(&new.message)).collect();
         let accepted = self.accept(messages.new).await?;
+        drop(messages.share);
         Ok(sent.into_iter().zip(accepted).collect())
     }
 }

@@ -1,34 +1,40 @@
 //! Query parameters of lists.
 
-use std::fmt::Display;
+use std::fmt;
 
-use percent_encoding::percent_decode_str;
-use serde_json::{Map, Value};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 
 use super::error::ApiError;
 use super::headers::read_bool;
+use super::publish::MAX_MESSAGES;
+use crate::domain::destination::decode_param;
 use crate::domain::time::Timestamp;
 use crate::store::Order;
+
+/// Parameters that a query and a body may have together; as many as the messages of one request.
+const MAX_VALUES: usize = MAX_MESSAGES;
 
 /// A query's parameters, decoded, in order; repeated ones repeated.
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(super) fn parse(query: &str) -> Self {
-        let decode = |text: &str| {
-            let spaces = text.replace('+', " ");
-            percent_decode_str(&spaces).decode_utf8_lossy().into_owned()
-        };
-        Self(
-            query
-                .split('&')
-                .filter(|part| !part.is_empty())
-                .map(|part| {
-                    let (name, value) = part.split_once('=').unwrap_or((part, ""));
-                    (decode(name), decode(value))
-                })
-                .collect(),
-        )
+        Self(pairs(query).map(|(name, value)| (text(name), text(value))).collect())
+    }
+
+    /// Reads a query without the parameters that stand in for `Upstash-*` headers, and those: names in lower case,
+    /// values as bytes.
+    pub(super) fn parse_with_options(query: &str) -> (Self, Vec<(String, Vec<u8>)>) {
+        let (mut others, mut options) = (Vec::new(), Vec::new());
+        for (name, value) in pairs(query) {
+            let name = text(name);
+            if name.get(..8).is_some_and(|prefix| prefix.eq_ignore_ascii_case("upstash-")) {
+                options.push((name.to_ascii_lowercase(), decode_param(value)));
+            } else {
+                others.push((name, text(value)));
+            }
+        }
+        (Self(others), options)
     }
 
     /// Refuses parameters that are not in `known`, since a misspelt filter must not mean "all", and values that no id,
@@ -61,30 +67,11 @@ impl Query {
         if body.trim_ascii().is_empty() {
             return Ok(());
         }
-        let invalid = |problem: &dyn Display| {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let read = json.deserialize_any(Body { query: self, ids }).and_then(|()| json.end());
+        read.map_err(|problem| {
             ApiError::bad_request(format!("the body must be JSON like {{\"{ids}\":[\"…\"]}}: {problem}"))
-        };
-        let fields = match serde_json::from_slice(body).map_err(|error| invalid(&error))? {
-            Value::Object(fields) => fields,
-            list @ Value::Array(_) => Map::from_iter([(ids.to_owned(), list)]),
-            _ => return Err(invalid(&"it is neither an object nor a list")),
-        };
-        for (name, value) in fields {
-            let values = match value {
-                Value::Array(values) if !values.is_empty() => values,
-                Value::Array(_) | Value::Null => vec![Value::String(String::new())],
-                value => vec![value],
-            };
-            for value in values {
-                let text = match value {
-                    Value::String(text) => text,
-                    Value::Number(number) if name != ids => number.to_string(),
-                    _ => return Err(invalid(&format_args!("{name} has a value that is no text"))),
-                };
-                self.0.push((name.clone(), text));
-            }
-        }
-        Ok(())
+        })
     }
 
     /// Refuses a path with a trailing slash when none of the parameters is there: it is what an empty id leaves, and must
@@ -101,16 +88,6 @@ impl Query {
     /// Whether a parameter is there, with or without a value.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(have, _)| have == name)
-    }
-
-    /// Takes out the parameters that stand in for `Upstash-*` headers, names in lower case.
-    pub(super) fn take_options(&mut self) -> Vec<(String, String)> {
-        let (options, others) = std::mem::take(&mut self.0).into_iter().partition(|(name, _)| {
-            name.get(..8).is_some_and(|prefix| prefix.eq_ignore_ascii_case("upstash-"))
-        });
-        self.0 = others;
-        let options: Vec<(String, String)> = options;
-        options.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
     }
 
     /// To how many bytes bodies are cut; `None`, also written as -1: not at all.
@@ -195,7 +172,194 @@ impl Query {
     }
 }
 
+/// Adds a JSON body's members to a query while they are read, so that a long list takes no memory before it is refused.
+struct Body<'a> {
+    query: &'a mut Query,
+    ids: &'a str,
+}
+
+impl<'de> Visitor<'de> for Body<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object or a list")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
+        while let Some(name) = object.next_key::<String>()? {
+            object.next_value_seed(Values {
+                query: self.query,
+                name: &name,
+                ids: self.ids,
+                in_list: false,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<(), A::Error> {
+        Values { query: self.query, name: self.ids, ids: self.ids, in_list: false }.visit_seq(list)
+    }
+}
+
+/// Adds a member's value, or each of its values.
+struct Values<'a> {
+    query: &'a mut Query,
+    name: &'a str,
+    ids: &'a str,
+    in_list: bool,
+}
+
+impl Values<'_> {
+    fn push<E: Error>(self, value: impl Into<String>) -> Result<(), E> {
+        if self.query.0.len() == MAX_VALUES {
+            return Err(E::custom(format_args!("it holds more than {MAX_VALUES} values")));
+        }
+        self.query.0.push((self.name.to_owned(), value.into()));
+        Ok(())
+    }
+
+    fn push_number<E: Error>(self, number: impl fmt::Display) -> Result<(), E> {
+        if self.name == self.ids {
+            return Err(E::custom(format_args!("{} has a value that is no text", self.name)));
+        }
+        self.push(number.to_string())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Values<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Values<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a text or a list of texts as {}", self.name)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
+        self.push(text)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
+        self.push_number(number)
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<(), E> {
+        self.push_number(number)
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
+        self.push_number(number)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        if self.in_list {
+            return Err(E::invalid_type(Unexpected::Unit, &self));
+        }
+        self.push("")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let Self { query, name, ids, in_list } = self;
+        if in_list {
+            return Err(A::Error::custom(format_args!("{name} has a list in its list")));
+        }
+        let before = query.0.len();
+        while list.next_element_seed(Values { query: &mut *query, name, ids, in_list: true })?.is_some() {}
+        if query.0.len() == before {
+            Values { query, name, ids, in_list }.push("")?;
+        }
+        Ok(())
+    }
+}
+
+/// A query's parameters, undecoded.
+fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    let parts = query.split('&').filter(|part| !part.is_empty());
+    parts.map(|part| part.split_once('=').unwrap_or((part, "")))
+}
+
+/// A decoded name or value; what is not UTF-8 in it is replaced.
+fn text(part: &str) -> String {
+    String::from_utf8_lossy(&decode_param(part)).into_owned()
+}
+
 /// 400 for a cursor that was never issued.
 pub(super) fn invalid_cursor(text: &str) -> ApiError {
     ApiError::bad_request(format!("invalid cursor `{text}`: pass back the cursor of the previous page"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Result<Vec<(String, String)>, String> {
+        let mut query = Query::parse("a=1");
+        let added = query.add_body(body.as_bytes(), "ids");
+        added.map(|()| query.0.split_off(1)).map_err(|error| format!("{error:?}"))
+    }
+
+    #[track_caller]
+    fn check(body: &str, expected: &[(&str, &str)]) {
+        let expected: Vec<_> =
+            expected.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        assert_eq!(read(body), Ok(expected), "{body}");
+    }
+
+    #[track_caller]
+    fn check_error(body: &str, expected: &str) {
+        let error = read(body).unwrap_err();
+        assert!(error.contains(expected) && error.contains("the body must be JSON like"), "{body}: {error}");
+    }
+
+    #[test]
+    fn bodies() {
+        check("", &[]);
+        check(" \n", &[]);
+        check("{}", &[]);
+        check(r#"["a","b"]"#, &[("ids", "a"), ("ids", "b")]);
+        check(
+            r#"{"ids":["a"],"count":5,"label":["x",-1.5],"url":"u"}"#,
+            &[("ids", "a"), ("count", "5"), ("label", "x"), ("label", "-1.5"), ("url", "u")],
+        );
+        // Empty is not absent.
+        check("[]", &[("ids", "")]);
+        check(r#"{"ids":[],"label":null}"#, &[("ids", ""), ("label", "")]);
+    }
+
+    #[test]
+    fn bodies_that_are_refused() {
+        check_error("{", "EOF");
+        check_error("3", "expected an object or a list");
+        check_error(r#""a""#, "expected an object or a list");
+        check_error("[1]", "ids has a value that is no text");
+        check_error(r#"{"ids":1}"#, "ids has a value that is no text");
+        check_error(r#"{"ids":[null]}"#, "expected a text or a list of texts as ids");
+        check_error(r#"{"ids":[["a"]]}"#, "ids has a list in its list");
+        check_error(r#"{"label":true}"#, "expected a text or a list of texts as label");
+        check_error(r#"["a"] x"#, "trailing characters");
+    }
+
+    #[test]
+    fn a_long_list_is_refused_while_it_is_read() {
+        let most = format!("[{}]", vec![r#""a""#; MAX_VALUES - 1].join(","));
+        assert_eq!(read(&most).map(|values| values.len()), Ok(MAX_VALUES - 1));
+        // What comes behind the first one too many isn't even JSON.
+        check_error(&format!("[{}", r#""a","#.repeat(MAX_VALUES)), "it holds more than 50000 values");
+    }
+
+    #[test]
+    fn parameters_that_stand_in_for_headers_are_bytes() {
+        let (query, options) =
+            Query::parse_with_options("a=%F6&Upstash-Forward-X=J%F6rg+%C3%B6&upstash-retries=1&b");
+        assert_eq!(query.0, [("a".to_owned(), "\u{fffd}".to_owned()), ("b".to_owned(), String::new())]);
+        let expected = [("upstash-forward-x", &b"J\xf6rg \xc3\xb6"[..]), ("upstash-retries", b"1")];
+        assert_eq!(options, expected.map(|(name, value)| (name.to_owned(), value.to_vec())));
+    }
 }

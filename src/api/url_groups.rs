@@ -1,11 +1,13 @@
 //! `/v2/topics`: URL groups, by the name that the wire still has for them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use axum::response::Response;
 use http::StatusCode;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::json;
 
 use super::batch::Fields;
@@ -23,11 +25,15 @@ const HEADERS: &str = r#"{"headers":{"X-Name":"value","X-Other":["one","two"]}}"
 /// Bytes of an endpoint's name, which is sent as a header.
 const MAX_ENDPOINT_NAME: usize = 256;
 
+/// Endpoints in one request; a group can't have more.
+const MAX_ENDPOINTS: usize = 1000;
+
 /// Groups that one request has asked for.
 pub(super) type Groups = BTreeMap<String, UrlGroup>;
 
 #[derive(Deserialize)]
 struct EndpointsBody {
+    #[serde(deserialize_with = "read_list")]
     endpoints: Vec<EndpointBody>,
 }
 
@@ -45,15 +51,43 @@ impl EndpointBody {
     }
 }
 
-/// The headers themselves, or an object that has them.
+/// Reads a list of endpoints; one that is too long is refused before it is read to its end.
+fn read_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EndpointBody>, D::Error> {
+    struct List;
+    impl<'de> Visitor<'de> for List {
+        type Value = Vec<EndpointBody>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of endpoints")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut endpoints = Vec::new();
+            while let Some(endpoint) = list.next_element()? {
+                if endpoints.len() == MAX_ENDPOINTS {
+                    return Err(A::Error::custom(format_args!("more than {MAX_ENDPOINTS} endpoints")));
+                }
+                endpoints.push(endpoint);
+            }
+            Ok(endpoints)
+        }
+    }
+    deserializer.deserialize_seq(List)
+}
+
+/// A body that has the headers in a member, perhaps beside others.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum HeadersBody<'a> {
-    Named {
-        #[serde(borrow)]
-        headers: Fields<'a>,
-    },
-    Bare(#[serde(borrow)] Fields<'a>),
+struct NamedHeaders<'a> {
+    #[serde(borrow, default)]
+    headers: Option<Fields<'a>>,
+}
+
+/// Reads headers that are the body, or a member of it.
+fn read_headers(body: &[u8]) -> serde_json::Result<Fields<'_>> {
+    match serde_json::from_slice(body)? {
+        NamedHeaders { headers: Some(fields) } => Ok(fields),
+        NamedHeaders { headers: None } => serde_json::from_slice(body),
+    }
 }
 
 impl Api {
@@ -145,13 +179,9 @@ impl Api {
         upload: &mut Upload,
     ) -> Result<Response, ApiError> {
         let received = self.read_body(upload, self.settings.max_message, "the body").await?;
-        let fields = match serde_json::from_slice(&received.body) {
-            Ok(HeadersBody::Named { headers: Fields(fields) }) => fields,
-            Ok(HeadersBody::Bare(Fields(fields))) if fields.iter().all(|(name, _)| name != "headers") => {
-                fields
-            }
-            _ => return Err(ApiError::bad_request(format!("the body must be JSON like {HEADERS}"))),
-        };
+        let Fields(fields) = read_headers(&received.body).map_err(|error| {
+            ApiError::bad_request(format!("the body must be JSON like {HEADERS}: {error}"))
+        })?;
         let fields = fields.iter().map(|(name, value)| (&**name, value.as_bytes()));
         let headers = headers::parse_plain(fields)?;
         if !self.engine.store().set_url_group_headers(name, &headers, self.engine.now()).await? {
@@ -193,4 +223,37 @@ fn check_endpoint_name(name: &str) -> Result<(), ApiError> {
 
 fn unknown(name: &str) -> ApiError {
     DestinationError::UnknownGroup(name.to_owned()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_stand_alone_or_in_a_member() {
+        for (body, expected) in [
+            (r#"{"headers":{"X":["1","2"]}}"#, Some(2)),
+            (r#"{"name":["g",{"a":1}],"headers":{"X":"1"}}"#, Some(1)),
+            (r#"{"X":["1","2"],"Y":"3"}"#, Some(3)),
+            (r#"{"headers":{}}"#, Some(0)),
+            ("{}", Some(0)),
+            (r#"{"headers":"1"}"#, None),
+            (r#"{"X":{"Y":"1"}}"#, None),
+            ("[]", None),
+            ("", None),
+        ] {
+            let read = read_headers(body.as_bytes()).map(|Fields(fields)| fields.len());
+            assert_eq!(read.ok(), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_long_list_of_endpoints_is_refused_while_it_is_read() {
+        let read = |body: &str| serde_json::from_str::<EndpointsBody>(body).map(|body| body.endpoints.len());
+        let most = format!(r#"{{"endpoints":[{}]}}"#, vec!["{}"; MAX_ENDPOINTS].join(","));
+        assert_eq!(read(&most).unwrap(), MAX_ENDPOINTS);
+        // What comes behind the first one too many isn't even JSON.
+        let error = read(&format!(r#"{{"endpoints":[{}"#, "{},".repeat(MAX_ENDPOINTS + 1))).unwrap_err();
+        assert!(error.to_string().starts_with("more than 1000 endpoints"), "{error}");
+    }
 }

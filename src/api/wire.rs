@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::domain::id::MessageId;
-use crate::domain::message::{CallbackSpec, Headers, Message, Options, Redact};
+use crate::domain::message::{CallbackSpec, Headers, Message, Options, Redact, header_text};
 use crate::domain::outcome::Response;
 use crate::domain::redact::marker;
 use crate::domain::time::Timestamp;
@@ -272,8 +272,8 @@ fn header_map(headers: &Headers, redact: Option<&Redact>) -> Value {
     let mut map: Map<String, Value> = Map::new();
     for (name, value) in headers.iter() {
         let shown = match redact {
-            Some(redact) if redact.hides_header(name) => marker(value.as_bytes()),
-            _ => value.to_owned(),
+            Some(redact) if redact.hides_header(name) => marker(value),
+            _ => header_text(value).into_owned(),
         };
         match map.get_mut(name) {
             Some(Value::Array(values)) => values.push(shown.into()),

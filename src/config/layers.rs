@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::value::{Error as TextError, MapDeserializer, SeqDeserializer};
 use serde::de::{Deserializer, Error as _, IntoDeserializer, Visitor};
 
+use super::values::hide_url_secrets;
 use super::{Config, DEV_CURRENT_SIGNING_KEY, DEV_NEXT_SIGNING_KEY, DEV_TOKEN, DatabaseUrl, Secret};
 use crate::domain::destination::validate_url;
 
@@ -224,7 +225,7 @@ impl Merge {
                 self.origins.entry(name).or_insert(origin);
                 Ok(())
             }
-            Err(reason) => Err(ConfigError::Invalid { name, origin, reason }),
+            Err(reason) => Err(ConfigError::Invalid { name, origin, reason: hide_url_secrets(&reason) }),
         }
     }
 
@@ -356,7 +357,8 @@ impl Loaded {
     }
 
     fn invalid(&self, name: &'static str, reason: impl Into<String>) -> ConfigError {
-        ConfigError::Invalid { name, origin: self.origin(name).clone(), reason: reason.into() }
+        let reason = hide_url_secrets(&reason.into());
+        ConfigError::Invalid { name, origin: self.origin(name).clone(), reason }
     }
 }
 

@@ -295,6 +295,8 @@ pub struct Config {
     pub shutdown_grace: TimeSpan,
 }
 
+/// Characters that a random token should have at least: 96 bits in base64.
+const MIN_SECRET: usize = 16;
 /// Seconds in a day.
 const DAY: u64 = 24 * 60 * 60;
 const KIB: u64 = 1 << 10;
@@ -332,6 +334,18 @@ impl Config {
             let host = rustix::system::uname();
             format!("{}:{}", host.nodename().to_string_lossy(), self.listen.port())
         })
+    }
+
+    /// Names of the tokens and signing keys that are short enough to be guessed.
+    pub fn weak_secrets(&self) -> impl Iterator<Item = &'static str> {
+        let read_only = self.read_only_tokens.iter().map(|token| ("read_only_tokens", token));
+        let others = [
+            ("token", &self.token),
+            ("current_signing_key", &self.current_signing_key),
+            ("next_signing_key", &self.next_signing_key),
+        ];
+        let others = others.into_iter().filter_map(|(name, secret)| Some((name, secret.as_ref()?)));
+        others.chain(read_only).filter(|(_, secret)| secret.expose().len() < MIN_SECRET).map(|(name, _)| name)
     }
 
     /// Where messages to api/llm go.

@@ -229,7 +229,16 @@ fn bad_values_are_refused_with_setting_layer_and_what_is_allowed() {
     check("log_level", "loud", &["`loud`", "`error`, `warn`, `info`, `debug`, `trace`"]);
     check("public_url", "queue.example.com", &["allowed: http://"]);
     check("public_url", "https://user@x/", &["allowed: http://"]);
-    check("llm_url", "https://key@api.example/v1", &["allowed: http://"]);
+    check(
+        "llm_url",
+        "https://key@api.example/v1",
+        &["https://<hidden>@api.example/v1 can't be used", "allowed: http://"],
+    );
+    check(
+        "database_url",
+        "postgres://db/x?sslpasswd=1",
+        &["can't be used; allowed: the parameters", "not `sslpasswd`"],
+    );
     check("llm_url", "https://api.example:0/v1", &["invalid port"]);
     check("llm_api_key", "key", &["llm_url is missing"]);
     check("max_endpoints_per_group", "0", &["allowed: 1 to 1000"]);
@@ -307,6 +316,25 @@ fn secrets_are_never_shown() {
     assert!(text.contains("read_only_tokens = [\"<hidden>\", \"<hidden>\"]"), "{text}");
 
     for bad in [
+        "llm_url = 'http://user:736251@host/x'",
+        "llm_url = 'http://736251@host/x'",
+        "llm_url = 'user:736251@host/x'",
+        "llm_url = 'https://host/v1?key=736251'",
+        "llm_url = 'https://host/v1#736251'",
+        "llm_url = 'http://user:73@6251:736251@host:0/x'",
+        "llm_url = ['http://user:736251@host/x']",
+        "public_url = 'https://user:736251@host'",
+        "public_url = 'https://host?key=736251'",
+        "egress_allow = ['http://user:736251@host']",
+        "egress_deny = ['a.example', 'https://host/?key=736251']",
+        "trusted_proxies = ['user:736251@10.0.0.1']",
+        "listen = 'http://user:736251@host'",
+        "egress = 'http://user:736251@host'",
+        "max_timeout = 'http://user:736251@host'",
+        "concurrency = 'http://user:736251@host'",
+        "database_url = 'postgres://me@db/x?sslpassword=736251'",
+        "database_url = 'postgres://me:a?736251@db/x'",
+        "database_url = 'sqlite://x.db?key=736251'",
         "token = 736251",
         "token = ['736251']",
         "token = '736251 '",

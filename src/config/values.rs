@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Reads an address to listen on, with an error that shows how one looks.
@@ -282,22 +283,66 @@ pub enum DatabaseUrl {
 }
 
 impl FromStr for DatabaseUrl {
-    type Err = &'static str;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, &'static str> {
+    fn from_str(text: &str) -> Result<Self, String> {
         const ALLOWED: &str = "allowed: sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE";
         if let Some(path) = text.strip_prefix("sqlite://") {
             if path.contains('?') {
-                return Err("allowed: sqlite://PATH without parameters");
+                return Err("allowed: sqlite://PATH without parameters".to_owned());
             }
-            return if path.is_empty() { Err(ALLOWED) } else { Ok(Self::Sqlite(path.into())) };
+            return if path.is_empty() { Err(ALLOWED.to_owned()) } else { Ok(Self::Sqlite(path.into())) };
         }
         let rest = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://"));
         match rest {
-            Some(rest) if !rest.is_empty() => Ok(Self::Postgres(text.to_owned())),
-            _ => Err(ALLOWED),
+            Some(rest) if !rest.is_empty() => {
+                check_postgres_parameters(rest)?;
+                Ok(Self::Postgres(text.to_owned()))
+            }
+            _ => Err(ALLOWED.to_owned()),
         }
     }
+}
+
+/// Parameters of a Postgres URL that the driver knows, `options[NAME]` beside them.
+const POSTGRES_PARAMETERS: [&str; 18] = [
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+];
+
+/// Refuses a parameter that the driver doesn't know: it would log its value, and a misspelt one would have no effect.
+fn check_postgres_parameters(url: &str) -> Result<(), String> {
+    let Some((_, query)) = url.split('#').next().unwrap_or_default().split_once('?') else { return Ok(()) };
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let name = pair.split('=').next().unwrap_or_default();
+        let decoded = percent_decode_str(name).decode_utf8_lossy();
+        let of_options = decoded.strip_prefix("options[").is_some_and(|rest| rest.ends_with(']'));
+        if of_options || POSTGRES_PARAMETERS.contains(&&*decoded) {
+            continue;
+        }
+        // Behind a password with an unencoded `?` it may be a part of that.
+        let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+        let shown = if is_name && !query.contains('@') { name } else { HIDDEN };
+        let known = POSTGRES_PARAMETERS.join(", ");
+        return Err(format!("allowed: the parameters {known} and options[NAME], but not `{shown}`"));
+    }
+    Ok(())
 }
 
 impl fmt::Display for DatabaseUrl {
@@ -335,6 +380,25 @@ fn hide_password(url: &str) -> String {
         })
         .collect();
     format!("{scheme}://{user}{host}?{}", parameters.join("&"))
+}
+
+/// Hides in a text with a URL in it what may be a secret: user and password, query and fragment. Without a scheme it is
+/// whatever stands before an `@`.
+pub(super) fn hide_url_secrets(text: &str) -> String {
+    // To the last one, since a password may hold others.
+    let end = text.rfind('@').unwrap_or(0);
+    let scheme = text[..end].find("://").map(|at| at + "://".len());
+    let start = scheme.or_else(|| text[..end].find(['`', '"']).map(|at| at + 1)).unwrap_or(0);
+    let text = match end {
+        0 => text.to_owned(),
+        end => format!("{}{HIDDEN}{}", &text[..start], &text[end..]),
+    };
+    let is_end = |c: char| c.is_whitespace() || matches!(c, '`' | '"');
+    let query = text.find(['?', '#']).map(|at| at + 1);
+    match query.map(|from| (from, text[from..].find(is_end).unwrap_or(text.len() - from))) {
+        Some((from, length)) if length > 0 => format!("{}{HIDDEN}{}", &text[..from], &text[from + length..]),
+        _ => text,
+    }
 }
 
 impl fmt::Debug for DatabaseUrl {
@@ -470,10 +534,11 @@ mod tests {
 
         #[test]
         fn a_database_password_is_never_shown(password in "[a-z@:/?&=]{0,8}SECRET[a-z@:/?&=]{0,8}") {
-            let url: DatabaseUrl = format!("postgres://user:{password}@host/db").parse().unwrap();
-            prop_assert!(!url.to_string().contains("SECRET"), "{}", url);
-            let debug = format!("{url:?}");
-            prop_assert!(!debug.contains("SECRET"));
+            let shown = match format!("postgres://user:{password}@host/db").parse::<DatabaseUrl>() {
+                Ok(url) => format!("{url} {url:?}"),
+                Err(error) => error,
+            };
+            prop_assert!(!shown.contains("SECRET"), "{}", shown);
         }
     }
 
@@ -493,10 +558,47 @@ mod tests {
             "postgres:///homing?host=/run&password=pw&sslmode=require",
             Some("postgres:///homing?host=/run&password=<hidden>&sslmode=require"),
         );
+        check(
+            "postgres://db/homing?options[search_path]=x&statement-cache-capacity=5",
+            Some("postgres://db/homing?options[search_path]=<hidden>&statement-cache-capacity=<hidden>"),
+        );
         for bad in
             ["", "sqlite://", "sqlite:x.db", "sqlite://x.db?mode=ro", "postgres://", "mysql://x", "data/x.db"]
         {
             check(bad, None);
         }
+    }
+
+    #[test]
+    fn unknown_parameters_of_a_database_are_refused_without_their_values() {
+        for (parameters, shown) in [
+            ("sslpassword=SECRET", "`sslpassword`"),
+            ("sslmode=require&Password=SECRET", "`Password`"),
+            ("pass%77ord2=SECRET", "`<hidden>`"),
+            ("SECRET@host/db", "`<hidden>`"),
+            ("x=1@host/SECRET", "`<hidden>`"),
+        ] {
+            let error = format!("postgres://u:p@db/homing?{parameters}").parse::<DatabaseUrl>().unwrap_err();
+            assert!(error.starts_with("allowed: the parameters host, ") && error.ends_with(shown), "{error}");
+            assert!(!error.contains("SECRET"), "{error}");
+        }
+    }
+
+    #[test]
+    fn secrets_in_urls_are_hidden() {
+        #[track_caller]
+        fn check(text: &str, expected: &str) {
+            assert_eq!(hide_url_secrets(text), expected, "{text}");
+        }
+        check("http://h/x can't be used", "http://h/x can't be used");
+        check("http://u:p@h/x can't be used", "http://<hidden>@h/x can't be used");
+        check("http://u:p@?/#@h/x", "http://<hidden>@h/x");
+        check("\"https://u@h/?key=p\" is bad", "\"https://<hidden>@h/?<hidden>\" is bad");
+        check("`https://h#p`: bad", "`https://h#<hidden>`: bad");
+        check("u:p@h: bad", "<hidden>@h: bad");
+        check("`u:p@h`: bad?", "`<hidden>@h`: bad?");
+        check("\"u:p@h\" is bad; allowed: http://", "\"<hidden>@h\" is bad; allowed: http://");
+        check("h?key=p is bad", "h?<hidden> is bad");
+        check("`ten` is not a size", "`ten` is not a size");
     }
 }

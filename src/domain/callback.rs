@@ -4,6 +4,7 @@
 //! place of the domain that serialises: both generations of field names, and times and header maps in the types that
 //! are really sent.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use base64::Engine;
@@ -72,13 +73,8 @@ fn options(source: &Message, spec: &CallbackSpec) -> Options {
     let own = &spec.options;
     let hidden = &source.options.redact;
     let mut redact = own.redact.clone();
+    redact.add(hidden);
     redact.body |= !hidden.is_none();
-    redact.all_headers |= hidden.all_headers;
-    for name in &hidden.headers {
-        if !redact.headers.contains(name) {
-            redact.headers.push(name.clone());
-        }
-    }
     Options {
         timeout: own.timeout,
         retry_delay: own.retry_delay.clone(),
@@ -96,7 +92,7 @@ fn options(source: &Message, spec: &CallbackSpec) -> Options {
 struct Notice<'a> {
     /// 0 without a response.
     status: u16,
-    header: BTreeMap<&'a str, Vec<&'a str>>,
+    header: BTreeMap<&'a str, Vec<Cow<'a, str>>>,
     /// The older name of `header`, with joined values.
     headers: BTreeMap<&'a str, String>,
     /// Base64.
@@ -111,7 +107,7 @@ struct Notice<'a> {
     source_message_id_misspelt: &'a str,
     url: &'a str,
     method: &'a str,
-    source_header: BTreeMap<&'a str, Vec<&'a str>>,
+    source_header: BTreeMap<&'a str, Vec<Cow<'a, str>>>,
     /// Base64.
     #[serde(skip_serializing_if = "String::is_empty")]
     source_body: String,
@@ -178,10 +174,10 @@ impl<'a> Notice<'a> {
     }
 }
 
-/// Header values by name, repeated ones in order.
-fn grouped(headers: &Headers) -> BTreeMap<&str, Vec<&str>> {
-    let mut grouped: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (name, value) in headers.iter() {
+/// Header values as text by name, repeated ones in order.
+fn grouped(headers: &Headers) -> BTreeMap<&str, Vec<Cow<'_, str>>> {
+    let mut grouped: BTreeMap<&str, Vec<Cow<'_, str>>> = BTreeMap::new();
+    for (name, value) in headers.texts() {
         grouped.entry(name).or_default().push(value);
     }
     grouped
@@ -318,6 +314,18 @@ mod tests {
                 "api": "llm",
             })
         );
+    }
+
+    #[test]
+    fn header_values_are_shown_as_utf8_or_latin1() {
+        let mut values = Headers::new();
+        values.append("X-A", "J\u{f6}rg");
+        values.append("X-A", &b"J\xf6rg"[..]);
+        let source = Message { headers: values.clone(), ..plain() };
+        let json = json_of(&make_with(&source, &answered(200, values, ""), &spec()));
+        let shown = json!({"X-A": ["J\u{f6}rg", "J\u{f6}rg"]});
+        assert_eq!((&json["header"], &json["sourceHeader"]), (&shown, &shown));
+        assert_eq!(json["headers"], json!({"X-A": "J\u{f6}rg, J\u{f6}rg"}));
     }
 
     #[test]

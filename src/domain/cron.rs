@@ -1,15 +1,18 @@
 //! Cron expressions: when a schedule's slots are.
 //!
 //! Five fields (minute, hour, day of month, month, day of week) in a time zone, one bit for each value that a field allows.
-//! Three rules that crons differ in:
+//! Rules that crons differ in:
 //!
 //! - When both day fields are restricted, a day that matches either will do. A day field that begins with `*` restricts
 //!   nothing in this sense, also with a step: `*/2` beside `MON` is the Mondays on odd days. Cronie and crontab(5) say so.
-//! - Local times that a change of the clocks skips fire once, right after the gap.
-//! - Local times that come twice fire the first time only. Whoever wants an even interval all year takes UTC.
+//! - Where the minute or the hour field begins with `*`, a slot is each minute of real time whose local time matches, so
+//!   that intervals stay even when the clocks are changed.
+//! - Of all others, local times that such a change skips fire once, right after the gap, and local times that come twice
+//!   fire the first time only. Cronie tells the two apart in the same way.
 //!
 //! The time zones are in the binary, so that all nodes of one version agree on them.
 
+use jiff::ToSpan as _;
 use jiff::civil::{Date, DateTime, date};
 use jiff::tz::{AmbiguousOffset, TimeZone, TimeZoneDatabase};
 
@@ -55,6 +58,8 @@ pub struct Cron {
     weekdays: u64,
     /// Both day fields are restricted: a day that matches one of them will do.
     either_day: bool,
+    /// Each minute that matches is a slot, whatever the clocks are changed by.
+    real_time: bool,
 }
 
 /// What a field is called and what it may hold.
@@ -137,6 +142,7 @@ impl Cron {
             months: MONTH.parse(month)?,
             weekdays: weekdays | weekdays >> 7,
             either_day: !day.starts_with('*') && !weekday.starts_with('*'),
+            real_time: minute.starts_with('*') || hour.starts_with('*'),
         };
         // From here on each leap day falls on another weekday for 28 years.
         cron.next_day(date(2000, 1, 1)).ok_or(CronError::Never)?;
@@ -146,17 +152,49 @@ impl Cron {
     /// The first slot after a time; `None` beyond the year 9999.
     pub fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
         let after = jiff::Timestamp::from_millisecond(after.as_millis()).ok()?;
-        let local = self.zone.to_datetime(after);
-        let mut day = local.date();
+        let next = if self.real_time { self.next_real_time(after) } else { self.next_local_time(after) };
+        next.map(|at| Timestamp::from_millis(at.as_millisecond()))
+    }
+
+    /// The first minute after a time whose local time matches.
+    fn next_real_time(&self, after: jiff::Timestamp) -> Option<jiff::Timestamp> {
+        let mut behind = self.zone.to_datetime(after);
+        let mut unchanged_from = after;
+        loop {
+            // Until the clocks are changed, local times follow each other as real ones do.
+            let offset = self.zone.to_offset(unchanged_from);
+            let change = self.zone.following(unchanged_from).next().map(|change| change.timestamp());
+            let next = self.next_match(behind).and_then(|local| offset.to_timestamp(local).ok());
+            if let Some(at) = next.filter(|at| change.is_none_or(|change| *at < change)) {
+                return Some(at);
+            }
+            unchanged_from = change?;
+            // The first minute after the change may match, too.
+            behind = self.zone.to_datetime(unchanged_from).checked_sub(1.nanosecond()).ok()?;
+        }
+    }
+
+    /// The first time after another one at which a local time that matches comes for the first time, or is skipped.
+    fn next_local_time(&self, after: jiff::Timestamp) -> Option<jiff::Timestamp> {
+        // Local times up to this one were, or were first, at this time or before.
+        let mut local = self.zone.to_datetime(after);
+        loop {
+            local = self.next_match(local)?;
+            let at = self.instant(local)?;
+            if at > after {
+                return Some(at);
+            }
+        }
+    }
+
+    /// The first local time behind another one that matches.
+    fn next_match(&self, behind: DateTime) -> Option<DateTime> {
+        let mut day = behind.date();
         loop {
             day = self.next_day(day)?;
-            // Local times up to this one were, or were first, at this time or before.
-            let times = self.times().map(|(hour, minute)| day.at(hour, minute, 0, 0));
-            for time in times.filter(|time| *time > local) {
-                let at = self.instant(time)?;
-                if at > after {
-                    return Some(Timestamp::from_millis(at.as_millisecond()));
-                }
+            let mut times = self.times().map(|(hour, minute)| day.at(hour, minute, 0, 0));
+            if let Some(time) = times.find(|time| *time > behind) {
+                return Some(time);
             }
             day = day.tomorrow().ok()?;
         }
@@ -278,7 +316,6 @@ fn read_number(text: &str) -> Option<u8> {
 mod tests {
     use std::collections::HashSet;
 
-    use jiff::ToSpan as _;
     use proptest::prelude::*;
 
     use super::*;
@@ -413,15 +450,22 @@ mod tests {
         };
         berlin("30 2 * * *", &["2026-03-29T01:00", "2026-03-30T00:30"]);
         berlin("0,15,30,45 2 * * *", &["2026-03-29T01:00", "2026-03-30T00:00"]);
+        berlin("0/15 2 * * *", &["2026-03-29T01:00", "2026-03-30T00:00"]);
+        berlin("0-59 2 * * *", &["2026-03-29T01:00", "2026-03-30T00:00", "2026-03-30T00:01"]);
         berlin(
             "30 1-3 29 * *",
             &["2026-03-29T00:30", "2026-03-29T01:00", "2026-03-29T01:30", "2026-04-28T23:30"],
         );
         berlin("0 2,3 * * *", &["2026-03-29T01:00", "2026-03-30T00:00", "2026-03-30T01:00"]);
         berlin("0 3 * * *", &["2026-03-29T01:00", "2026-03-30T01:00"]);
+        check(
+            "CRON_TZ=America/New_York 30 2 * * *",
+            "2026-03-07T12:00",
+            &["2026-03-08T07:00", "2026-03-09T06:30"],
+        );
         // Half an hour, and a whole day.
         check(
-            "CRON_TZ=Australia/Lord_Howe */20 2 * * *",
+            "CRON_TZ=Australia/Lord_Howe 0,20,40 2 * * *",
             "2026-10-03T12:00",
             &["2026-10-03T15:30", "2026-10-03T15:40", "2026-10-04T15:00"],
         );
@@ -429,6 +473,18 @@ mod tests {
             "CRON_TZ=Pacific/Apia 0 9 * * *",
             "2011-12-29T12:00",
             &["2011-12-29T19:00", "2011-12-30T10:00", "2011-12-30T19:00"],
+        );
+        // Midnight itself.
+        check(
+            "CRON_TZ=America/Sao_Paulo 0 0 * * *",
+            "2018-11-03T12:00",
+            &["2018-11-04T03:00", "2018-11-05T02:00"],
+        );
+        check("CRON_TZ=Africa/Cairo @daily", "2024-04-25T12:00", &["2024-04-25T22:00", "2024-04-26T21:00"]);
+        check(
+            "CRON_TZ=Asia/Beirut 30 0 * * SUN",
+            "2024-03-30T12:00",
+            &["2024-03-30T22:00", "2024-04-06T21:30"],
         );
     }
 
@@ -441,13 +497,117 @@ mod tests {
         berlin("30 2 * * *", "2026-10-24T12:00", &["2026-10-25T00:30", "2026-10-26T01:30"]);
         // From within the second time.
         berlin("30 2 * * *", "2026-10-25T01:10", &["2026-10-26T01:30"]);
-        berlin("*/30 * * * *", "2026-10-25T00:00", &["2026-10-25T00:30", "2026-10-25T02:00"]);
+        berlin("0,30 0-23 * * *", "2026-10-25T00:00", &["2026-10-25T00:30", "2026-10-25T02:00"]);
+        check(
+            "CRON_TZ=America/New_York 0 1 * * *",
+            "2026-10-31T12:00",
+            &["2026-11-01T05:00", "2026-11-02T06:00"],
+        );
+        check(
+            "CRON_TZ=Australia/Lord_Howe 45 1 * * *",
+            "2026-04-04T12:00",
+            &["2026-04-04T14:45", "2026-04-05T15:15"],
+        );
         // Midnight falls back into the day before.
         check(
             "CRON_TZ=America/Asuncion 30 23 * * *",
             "2024-03-23T12:00",
             &["2024-03-24T02:30", "2024-03-25T03:30"],
         );
+        check(
+            "CRON_TZ=America/Sao_Paulo 30 23 * * SAT",
+            "2018-02-17T12:00",
+            &["2018-02-18T01:30", "2018-02-25T02:30"],
+        );
+        check("CRON_TZ=Africa/Cairo 0 0 * * *", "2024-10-31T12:00", &["2024-10-31T22:00"]);
+        check(
+            "CRON_TZ=Asia/Beirut 0 23 * * *",
+            "2024-10-26T12:00",
+            &["2024-10-26T20:00", "2024-10-27T21:00"],
+        );
+    }
+
+    #[test]
+    fn intervals_follow_real_time() {
+        let autumn = |cron: &str, after: &str, expected: &[&str]| {
+            check(&format!("CRON_TZ=Europe/Berlin {cron}"), after, expected);
+        };
+        autumn(
+            "*/15 * * * *",
+            "2026-10-25T00:46",
+            &[
+                "2026-10-25T01:00",
+                "2026-10-25T01:15",
+                "2026-10-25T01:30",
+                "2026-10-25T01:45",
+                "2026-10-25T02:00",
+            ],
+        );
+        autumn("* * * * *", "2026-10-25T01:05", &["2026-10-25T01:06", "2026-10-25T01:07"]);
+        autumn(
+            "*/30 2 * * *",
+            "2026-10-25T00:00",
+            &["2026-10-25T00:30", "2026-10-25T01:00", "2026-10-25T01:30", "2026-10-26T01:00"],
+        );
+        autumn("@hourly", "2026-10-24T23:30", &["2026-10-25T00:00", "2026-10-25T01:00", "2026-10-25T02:00"]);
+        autumn(
+            "0 */2 * * *",
+            "2026-10-24T23:30",
+            &["2026-10-25T00:00", "2026-10-25T01:00", "2026-10-25T03:00"],
+        );
+        let spring = |cron: &str, expected: &[&str]| {
+            check(&format!("CRON_TZ=Europe/Berlin {cron}"), "2026-03-29T00:50", expected);
+        };
+        spring("30 * * * *", &["2026-03-29T01:30", "2026-03-29T02:30"]);
+        spring("*/15 * * * *", &["2026-03-29T01:00", "2026-03-29T01:15"]);
+        spring("*/15 2 * * *", &["2026-03-30T00:00", "2026-03-30T00:15"]);
+        spring("0 * * * *", &["2026-03-29T01:00", "2026-03-29T02:00"]);
+        check(
+            "CRON_TZ=America/New_York */30 * * * *",
+            "2026-11-01T05:10",
+            &["2026-11-01T05:30", "2026-11-01T06:00", "2026-11-01T06:30", "2026-11-01T07:00"],
+        );
+        check(
+            "CRON_TZ=America/New_York 15 * * * *",
+            "2026-03-08T06:10",
+            &["2026-03-08T06:15", "2026-03-08T07:15"],
+        );
+        // Half an hour: 02:00 becomes 01:30, and 02:30.
+        check(
+            "CRON_TZ=Australia/Lord_Howe */20 * * * *",
+            "2026-04-04T14:35",
+            &["2026-04-04T14:40", "2026-04-04T15:10", "2026-04-04T15:30"],
+        );
+        check(
+            "CRON_TZ=Australia/Lord_Howe */20 2 * * *",
+            "2026-10-03T12:00",
+            &["2026-10-03T15:40", "2026-10-04T15:00"],
+        );
+        // Midnight: the day of a minute is that of its local time.
+        check(
+            "CRON_TZ=America/Sao_Paulo 0 * 4 11 *",
+            "2018-11-03T12:00",
+            &["2018-11-04T03:00", "2018-11-04T04:00"],
+        );
+        check(
+            "CRON_TZ=Africa/Cairo */30 23 31 * *",
+            "2024-10-31T12:00",
+            &[
+                "2024-10-31T20:00",
+                "2024-10-31T20:30",
+                "2024-10-31T21:00",
+                "2024-10-31T21:30",
+                "2024-12-31T21:00",
+            ],
+        );
+        check(
+            "CRON_TZ=Asia/Beirut */30 0 * * *",
+            "2024-03-30T12:00",
+            &["2024-03-31T21:00", "2024-03-31T21:30"],
+        );
+        // A time that is always skipped: 02:00 on a first Sunday of October.
+        let never = Cron::parse("CRON_TZ=Australia/Lord_Howe */60 2 */40 10 SUN").unwrap();
+        assert_eq!(never.next_after(time("2026-01-01T00:00:00Z")), None);
     }
 
     #[test]
@@ -553,19 +713,20 @@ mod tests {
             && days
     }
 
-    /// Minute by minute: a local minute that matches and was not there before fires; so does the first one after a gap
-    /// in which one would have matched.
+    /// Minute by minute. A cron of intervals fires whenever the local minute matches. Any other does when it was not there
+    /// before, and on the first minute after a gap in which one would have matched.
     fn slots(parts: &[Part; 5], zone: &TimeZone, after: i64, until: i64) -> Vec<i64> {
+        let real_time = parts[..2].iter().any(|(text, _)| text.starts_with('*'));
         let mut seen = HashSet::new();
         let mut last: Option<DateTime> = None;
         let mut slots = Vec::new();
         // What comes twice must be seen the first time.
         for minute in after / 60 - 300..=until / 60 {
             let local = zone.to_datetime(jiff::Timestamp::from_second(minute * 60).unwrap());
-            let mut fires = matches(parts, local) && !seen.contains(&local);
+            let mut fires = matches(parts, local) && (real_time || !seen.contains(&local));
             seen.insert(local);
             let mut skipped = last.map_or(local, |last| last + 1.minute());
-            while skipped < local {
+            while !real_time && skipped < local {
                 fires |= matches(parts, skipped);
                 skipped += 1.minute();
             }
@@ -577,7 +738,7 @@ mod tests {
         slots
     }
 
-    const ZONES: [&str; 10] = [
+    const ZONES: [&str; 12] = [
         "UTC",
         "Europe/Berlin",
         "America/New_York",
@@ -586,6 +747,8 @@ mod tests {
         "Africa/Casablanca",
         "Africa/Cairo",
         "America/Asuncion",
+        "America/Sao_Paulo",
+        "Asia/Beirut",
         "Atlantic/Azores",
         "Pacific/Apia",
     ];

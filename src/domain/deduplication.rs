@@ -40,7 +40,7 @@ pub fn content_key(url: &str, method: Method, headers: &Headers, body: &[u8]) ->
     update(&mut hash, body);
     for (name, value) in fields {
         update(&mut hash, name.as_bytes());
-        update(&mut hash, value.as_bytes());
+        update(&mut hash, value);
     }
     key("content:", hash)
 }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{percent_decode, percent_decode_str};
 
 use super::id::is_name;
 
@@ -39,7 +39,7 @@ pub struct Parsed {
     /// Where to.
     pub destination: Destination,
     /// `qstash_token` and every `upstash-*`, in order: lower-case names, decoded values. Secret; not for logs.
-    pub params: Vec<(String, String)>,
+    pub params: Vec<(String, Vec<u8>)>,
 }
 
 /// Why a destination was refused. The texts are part of the contract: users search for them.
@@ -326,7 +326,7 @@ fn read_group(name: &str) -> Result<Destination, DestinationError> {
 }
 
 /// Cuts the API's own parameters out of the query behind the first `?`, and leaves the rest as it is.
-fn cut_params(text: &str) -> (Cow<'_, str>, Vec<(String, String)>) {
+fn cut_params(text: &str) -> (Cow<'_, str>, Vec<(String, Vec<u8>)>) {
     let Some((path, query)) = text.split_once('?') else { return (Cow::Borrowed(text), Vec::new()) };
     let mut kept = String::with_capacity(text.len());
     kept.push_str(path);
@@ -335,7 +335,7 @@ fn cut_params(text: &str) -> (Cow<'_, str>, Vec<(String, String)>) {
     for param in query.split('&') {
         let (name, value) = param.split_once('=').unwrap_or((param, ""));
         // Decoded, so that an escape in its name does not carry a token to the destination.
-        let name = decode_param(name).to_ascii_lowercase();
+        let name = String::from_utf8_lossy(&decode_param(name)).to_ascii_lowercase();
         if name == "qstash_token" || name.starts_with("upstash-") {
             params.push((name, decode_param(value)));
         } else {
@@ -347,8 +347,9 @@ fn cut_params(text: &str) -> (Cow<'_, str>, Vec<(String, String)>) {
     if params.is_empty() { (Cow::Borrowed(text), params) } else { (Cow::Owned(kept), params) }
 }
 
-fn decode_param(text: &str) -> String {
-    percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
+/// A query's name or value, decoded: bytes, as what is forwarded need not be UTF-8.
+pub fn decode_param(text: &str) -> Vec<u8> {
+    percent_decode(text.replace('+', " ").as_bytes()).collect()
 }
 
 #[cfg(test)]
@@ -366,7 +367,9 @@ mod tests {
             Destination::Api(name) => format!("api {name}"),
         };
         assert_eq!(destination, expected);
-        let got: Vec<_> = parsed.params.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let got: Vec<_> =
+            parsed.params.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        let params: Vec<_> = params.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
         assert_eq!(got, params);
     }
 

@@ -1,5 +1,6 @@
 //! A message and its delivery options. Immutable once accepted.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -48,9 +49,9 @@ impl fmt::Display for Method {
 
 /// Header fields in the order they came; names in canonical form (`X-Api-Key`), repeated names repeated.
 ///
-/// Values are text without control characters other than tab.
+/// Values are bytes without control characters other than tab (RFC 9110, 5.5); [`header_text`] is how they are shown.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Headers(pub Vec<(String, String)>);
+pub struct Headers(pub Vec<(String, Vec<u8>)>);
 
 impl Headers {
     /// No fields.
@@ -64,12 +65,17 @@ impl Headers {
     }
 
     /// The fields in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+
+    /// The fields in order, values as text.
+    pub fn texts(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+        self.iter().map(|(name, value)| (name, header_text(value)))
     }
 
     /// Appends a field; the name is brought into canonical form.
-    pub fn append(&mut self, name: &str, value: impl Into<String>) {
+    pub fn append(&mut self, name: &str, value: impl Into<Vec<u8>>) {
         self.0.push((canonical_name(name), value.into()));
     }
 
@@ -78,14 +84,22 @@ impl Headers {
         self.0.retain(|(have, _)| !have.eq_ignore_ascii_case(name));
     }
 
-    /// The first value of that name, in any case.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    /// The first value of that name, in any case, as text.
+    pub fn get(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.texts().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// Bytes that the fields take in memory, roughly.
     pub fn size(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value.len() + 48).sum()
+    }
+}
+
+/// A header value as text: UTF-8 where it is valid, else Latin-1, as header values once were (RFC 9110, 5.5).
+pub fn header_text(value: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(value) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => Cow::Owned(value.iter().map(|byte| char::from(*byte)).collect()),
     }
 }
 
@@ -144,6 +158,17 @@ impl Redact {
         !self.body && !self.all_headers && self.headers.is_empty()
     }
 
+    /// Hides what another one hides as well.
+    pub fn add(&mut self, other: &Self) {
+        self.body |= other.body;
+        self.all_headers |= other.all_headers;
+        for name in &other.headers {
+            if !self.headers.contains(name) {
+                self.headers.push(name.clone());
+            }
+        }
+    }
+
     /// Whether the header of that (canonical) name is hidden.
     pub fn hides_header(&self, name: &str) -> bool {
         self.all_headers || self.headers.iter().any(|have| have == name)
@@ -182,6 +207,22 @@ pub struct Options {
     pub api: Option<String>,
 }
 
+impl Options {
+    /// Bytes that they take in memory beside themselves, roughly.
+    pub fn size(&self) -> usize {
+        let callbacks = [&self.callback, &self.failure_callback];
+        let callbacks: usize = callbacks.into_iter().flatten().map(|spec| spec.size()).sum();
+        let texts = [self.retry_delay.as_ref(), self.flow_control.as_ref().map(|flow| &flow.key)];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        callbacks + texts + texts_size(&self.redact.headers)
+    }
+}
+
+/// Bytes that texts take in memory, roughly.
+pub(super) fn texts_size(texts: &[String]) -> usize {
+    texts.iter().map(|text| text.len() + 32).sum()
+}
+
 /// How the message of a callback is made: `Upstash-Callback` with its whole family.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CallbackSpec {
@@ -199,6 +240,12 @@ pub struct CallbackSpec {
     pub labels: Vec<String>,
     /// Timeout, retry delay, flow control; a nested callback one level deep.
     pub options: Options,
+}
+
+impl CallbackSpec {
+    fn size(&self) -> usize {
+        512 + self.url.len() + self.headers.size() + texts_size(&self.labels) + self.options.size()
+    }
 }
 
 /// One request to be made to one destination.
@@ -238,7 +285,8 @@ pub struct Message {
 impl Message {
     /// Bytes that it takes in memory, roughly: what the bounds on memory count.
     pub fn size(&self) -> usize {
-        512 + self.url.len() + self.body.len() + self.headers.size()
+        let options = texts_size(&self.labels) + self.options.size();
+        512 + self.url.len() + self.body.len() + self.headers.size() + options
     }
 }
 
@@ -258,6 +306,34 @@ mod tests {
         ] {
             assert_eq!(canonical_name(given), expected);
         }
+    }
+
+    #[test]
+    fn header_values_are_text_of_one_of_two_kinds() {
+        for (value, expected) in [
+            (&b"a"[..], "a"),
+            (b"", ""),
+            (b"\xc3\xb6", "\u{f6}"),
+            (b"\xf6", "\u{f6}"),
+            (b"\xf6\xc3\xb6", "\u{f6}\u{c3}\u{b6}"),
+        ] {
+            assert_eq!(header_text(value), expected);
+        }
+    }
+
+    #[test]
+    fn hiding_more_hides_no_less() {
+        let named = |names: &[&str]| Redact {
+            headers: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Redact::default()
+        };
+        let mut redact = named(&["A", "B"]);
+        redact.add(&named(&["B", "C"]));
+        redact.add(&Redact { body: true, ..Redact::default() });
+        redact.add(&Redact::default());
+        assert_eq!(redact, Redact { body: true, ..named(&["A", "B", "C"]) });
+        redact.add(&Redact { all_headers: true, ..Redact::default() });
+        assert!(redact.body && redact.hides_header("D"));
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub fn back_off(retry: u32) -> Duration {
 pub fn asked_by(headers: &Headers, now: Timestamp) -> Option<Duration> {
     let wishes = |wanted: &'static str| {
         headers
-            .iter()
+            .texts()
             .filter(move |(name, _)| name.eq_ignore_ascii_case(wanted))
             .filter_map(move |(_, value)| read_wish(value.trim(), now))
     };

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::id::MessageId;
-use super::message::{Headers, Message, Method, Options};
+use super::message::{Headers, Message, Method, Options, texts_size};
 use super::signature::body_sha256;
 use super::time::Timestamp;
 
@@ -63,6 +63,11 @@ impl Template {
             schedule_id: None,
             options,
         }
+    }
+
+    /// Bytes that each of its messages takes in memory, roughly: its URL and the body, which they share, not counted.
+    pub fn size(&self) -> usize {
+        512 + self.headers.size() + texts_size(&self.labels) + self.options.size()
     }
 
     /// The message to one target, accepted at `created_at` and due at `due_at` (not before the acceptance).

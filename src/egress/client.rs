@@ -179,7 +179,7 @@ fn method(method: Method) -> http::Method {
 fn read_headers(map: &HeaderMap) -> Headers {
     let mut headers = Headers::new();
     for (name, value) in map {
-        headers.append(name.as_str(), String::from_utf8_lossy(value.as_bytes()));
+        headers.append(name.as_str(), value.as_bytes());
     }
     headers
 }

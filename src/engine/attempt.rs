@@ -179,7 +179,7 @@ fn headers(
     let mut headers = HeaderMap::with_capacity(message.headers.0.len() + 12);
     headers.insert(HOST, HeaderValue::try_from(target.authority.as_str())?);
     for (name, value) in message.headers.iter() {
-        headers.append(HeaderName::try_from(name)?, HeaderValue::from_bytes(value.as_bytes())?);
+        headers.append(HeaderName::try_from(name)?, HeaderValue::from_bytes(value)?);
     }
     headers.entry(USER_AGENT).or_insert(AGENT);
     if let Some(llm) = &shared.settings.llm

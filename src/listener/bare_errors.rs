@@ -116,7 +116,7 @@ fn with_body(answer: &[u8]) -> Option<Vec<u8>> {
     let length = body.len();
     Some(
         format!(
-            "{line}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            "{line}\r\ncontent-type: application/json\r\ncache-control: no-store\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
         )
         .into_bytes(),
     )

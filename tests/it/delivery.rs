@@ -5,11 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::support::{Gate, Receiver, Reply, Test, eventually};
+use crate::support::{Gate, Receiver, Reply, Test, eventually, hex};
 
 engines! {
     the_server_adds_its_headers,
     forwarded_headers_are_unwrapped_once,
+    forwarded_values_keep_their_bytes,
+    bytes_of_a_response_are_shown_as_text,
     the_servers_headers_cannot_be_overridden,
     a_forwarded_content_type_wins,
     userinfo_becomes_basic_authorization,
@@ -58,7 +60,6 @@ async fn forwarded_headers_are_unwrapped_once(t: Test) {
         ("Upstash-Forward-Upstash-Forward-Deep", "2"),
         ("Upstash-Forward-User-Agent", "mine/1.0"),
         ("Upstash-Forward-Authorization", "Bearer theirs"),
-        ("Upstash-Forward-X-Latin", "v\u{e4}lue"),
     ];
     server.publish(&receiver.url("/"), &headers, "x").await;
     let request = receiver.next_request().await;
@@ -66,7 +67,87 @@ async fn forwarded_headers_are_unwrapped_once(t: Test) {
     assert_eq!(request.header("upstash-forward-deep"), Some("2"));
     assert_eq!(request.all("user-agent"), ["mine/1.0"]);
     assert_eq!(request.all("authorization"), ["Bearer theirs"]);
-    assert_eq!(request.headers.get("x-latin").expect("forwarded").as_bytes(), "välue".as_bytes());
+}
+
+/// Latin-1, UTF-8, and both in one value, which is neither.
+const VALUES: [&[u8]; 3] = [b"J\xf6rg", b"J\xc3\xb6rg", b"J\xf6rg J\xc3\xb6rg \x80\xff"];
+/// How they are shown.
+const TEXTS: [&str; 3] = ["J\u{f6}rg", "J\u{f6}rg", "J\u{f6}rg J\u{c3}\u{b6}rg \u{80}\u{ff}"];
+
+async fn forwarded_values_keep_their_bytes(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    receiver.script("/", [Reply::status(500)]);
+    let url = receiver.url("/");
+    for (value, text) in VALUES.into_iter().zip(TEXTS) {
+        for target in [format!("/v2/publish/{url}"), format!("/v2/enqueue/q/{url}")] {
+            let call = server.call("POST", &target).header("Upstash-Forward-X-Name", value);
+            let call = call.header("Content-Type", value).header("Upstash-Label", value);
+            let call = call.header("Upstash-Callback", receiver.url("/callback"));
+            let call = call.header("Upstash-Callback-Forward-X-Name", value);
+            let answer = call.header("Upstash-Retries", "0").body("x").send().await.json(200);
+            let id = answer["messageId"].as_str().expect("an id");
+            let request = receiver.next_on("/").await;
+            assert_eq!([request.bytes("x-name"), request.bytes("content-type")], [value, value]);
+            let callback = receiver.next_on("/callback").await;
+            assert_eq!(callback.bytes("x-name"), value);
+            assert_eq!(callback.json()["sourceHeader"], json!({"Content-Type": [text], "X-Name": [text]}));
+
+            let letter = server.dead_letter(id).await;
+            for shown in [&server.message(id).await, &letter, &server.events(id).await[0]] {
+                assert_eq!(shown["header"], json!({"Content-Type": [text], "X-Name": [text]}));
+                assert_eq!(shown["label"], json!(text));
+            }
+            assert_eq!(letter["callbackHeader"], json!({"X-Name": [text]}));
+            let target = format!("/v2/dlq/retry/{}", letter["dlqId"].as_str().expect("an id"));
+            let call = server.call("POST", &target).header("Upstash-Forward-X-Other", value);
+            call.send().await.json(201);
+            let request = receiver.next_on("/").await;
+            assert_eq!([request.bytes("x-name"), request.bytes("x-other")], [value, value]);
+            assert_eq!(receiver.next_on("/callback").await.bytes("x-name"), value);
+        }
+
+        let call = server.call("POST", &format!("/v2/publish/{url}?upstash-retries=0"));
+        let call = call.header("Upstash-Header-Forward", "true").header("X-Own", value);
+        call.send().await.json(200);
+        assert_eq!(receiver.next_on("/").await.bytes("x-own"), value);
+
+        let escaped: String = hex(value)
+            .as_bytes()
+            .chunks(2)
+            .fold(String::new(), |text, byte| text + "%" + std::str::from_utf8(byte).expect("hex"));
+        let target = format!("/v2/publish/{url}?upstash-forward-x-name={escaped}&upstash-retries=0");
+        let answer = server.call("POST", &target).send().await.json(200);
+        assert_eq!(receiver.next_on("/").await.bytes("x-name"), value);
+        let letter = server.dead_letter(answer["messageId"].as_str().expect("an id")).await;
+        let id = letter["dlqId"].as_str().expect("an id");
+        let target = format!("/v2/dlq/retry/{id}?upstash-forward-x-more={escaped}");
+        server.call("POST", &target).send().await.json(201);
+        let request = receiver.next_on("/").await;
+        assert_eq!([request.bytes("x-name"), request.bytes("x-more")], [value, value]);
+    }
+    // JSON is text, which goes out as UTF-8.
+    let item = json!([{"destination": url, "headers": {"Upstash-Forward-X-Name": TEXTS[0], "Upstash-Retries": "0"}}]);
+    let call = server.call("POST", "/v2/batch").header("Content-Type", "application/json");
+    call.body(item.to_string()).send().await.json(200);
+    assert_eq!(receiver.next_on("/").await.bytes("x-name"), VALUES[1]);
+}
+
+async fn bytes_of_a_response_are_shown_as_text(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let reply = VALUES.iter().fold(Reply::status(500), |reply, value| reply.header("X-Name", value));
+    receiver.script("/", [reply]);
+    let callback = receiver.url("/callback");
+    let headers = [("Upstash-Retries", "0"), ("Upstash-Callback", callback.as_str())];
+    let id = server.publish(&receiver.url("/"), &headers, "x").await;
+    let notice = receiver.next_on("/callback").await.json();
+    assert_eq!(notice["header"]["X-Name"], json!(TEXTS));
+    assert_eq!(notice["headers"]["X-Name"], json!(TEXTS.join(", ")));
+    assert_eq!(server.dead_letter(&id).await["responseHeader"]["X-Name"], json!(TEXTS));
+    let events = server.events(&id).await;
+    let failed = events.iter().find(|event| event["state"] == "FAILED").expect("it has failed");
+    for name in ["responseHeader", "responseHeaders"] {
+        assert_eq!(failed[name]["X-Name"], json!(TEXTS), "{name}");
+    }
 }
 
 async fn the_servers_headers_cannot_be_overridden(t: Test) {
@@ -155,7 +236,7 @@ async fn redirects_are_not_followed(t: Test) {
     let (server, receiver) = (t.server().await, Receiver::start().await);
     for status in [301, 302, 303, 307, 308] {
         let path = format!("/{status}");
-        receiver.script(&path, [Reply::status(status).header("Location", &receiver.url("/target"))]);
+        receiver.script(&path, [Reply::status(status).header("Location", receiver.url("/target"))]);
         let id = server.publish(&receiver.url(&path), &[("Upstash-Retries", "0")], "x").await;
         assert_eq!(server.dead_letter(&id).await["responseStatus"], status);
     }

@@ -1,6 +1,6 @@
 //! What is refused, with which status, and that nothing comes of it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -17,6 +17,8 @@ engines! {
     unknown_routes_are_not_found,
     known_routes_name_their_methods,
     malformed_json_is_refused,
+    small_bodies_make_no_large_messages,
+    no_answer_may_be_cached,
 }
 
 const INVALID_SCHEME: &str = "invalid destination url: endpoint has invalid scheme, add http:// or https://";
@@ -265,4 +267,71 @@ async fn malformed_json_is_refused(t: Test) {
     server.call("DELETE", "/v2/dlq?labeel=x").send().await.error(400);
     server.call("POST", "/v2/dlq/retry?labeel=x").send().await.error(400);
     server.dead_letter(&id).await;
+}
+
+async fn small_bodies_make_no_large_messages(t: Test) {
+    let settings = [
+        ("HOMING_MAX_MESSAGE_SIZE", "1MiB"),
+        ("HOMING_MAX_BATCH_SIZE", "4MiB"),
+        ("HOMING_MAX_INFLIGHT_REQUEST_BYTES", "8MiB"),
+    ];
+    let server = t.server_with(&settings).await;
+    let batch = async |item: &Value, count: usize| {
+        let body = vec![item.to_string(); count].join(",");
+        let call = server.call("POST", "/v2/batch").header("Content-Type", "application/json");
+        call.body(format!("[{body}]")).send().await
+    };
+    let delay = "10d";
+    let plain = json!({"destination": "https://example.com", "headers": {"Upstash-Delay": delay}});
+    assert_eq!(batch(&plain, 10).await.json(200).as_array().map(Vec::len), Some(10));
+    for headers in [
+        json!({"Upstash-Delay": delay, "Upstash-Forward-A": vec![""; 250]}),
+        json!({"Upstash-Delay": delay, "Upstash-Label": vec!["a"; 500].join(",")}),
+        json!({"Upstash-Delay": delay, "Upstash-Callback": "https://example.com", "Upstash-Callback-Forward-A": vec![""; 200]}),
+    ] {
+        let item = json!({"destination": "https://example.com", "headers": headers});
+        let error = batch(&item, 1000).await.error(413);
+        assert!(error.contains("what its messages take in memory is larger than the limit"), "{error}");
+    }
+    // An item is checked before the next one is read.
+    let error = batch(&json!({"headers": {"a": vec![""; 250]}}), 4000).await.error(400);
+    assert!(error.starts_with("item 0: a non-empty destination"), "{error}");
+    // What was held is given back.
+    assert_eq!(batch(&plain, 2000).await.json(200).as_array().map(Vec::len), Some(2000));
+    let ids = format!("[{}]", vec![r#""""#; 60_000].join(","));
+    for (method, target) in [("DELETE", "/v2/messages"), ("DELETE", "/v2/dlq"), ("POST", "/v2/dlq/retry")] {
+        let call = server.call(method, target).header("Content-Type", "application/json");
+        let error = call.body(&ids).send().await.error(400);
+        assert!(error.contains("it holds more than 50000 values"), "{target}: {error}");
+    }
+}
+
+async fn no_answer_may_be_cached(t: Test) {
+    let server = t.server().await;
+    // The document has every route.
+    let document = server.get_json("/openapi.json").await;
+    let mut targets =
+        vec![("GET".to_owned(), "/nowhere".to_owned()), ("BREW".to_owned(), "/v2/keys".to_owned())];
+    for (path, operations) in document["paths"].as_object().expect("paths") {
+        let path: String = path.split('/').map(|part| if part.starts_with('{') { "/x" } else { part }).fold(
+            String::new(),
+            |path, part| {
+                if part.is_empty() { path } else { path + "/" + part.trim_start_matches('/') }
+            },
+        );
+        for method in operations.as_object().expect("operations").keys() {
+            targets.push((method.to_uppercase(), path.clone()));
+        }
+    }
+    assert!(targets.len() > 30, "{targets:?}");
+    for (method, target) in &targets {
+        for call in [server.call(method, target).without("Authorization"), server.call(method, target)] {
+            let answer = call.send().await;
+            let shown = (answer.status, answer.header("cache-control"));
+            assert_eq!(shown, (answer.status, Some("no-store")), "{method} {target}: {}", answer.text());
+        }
+    }
+    // An answer of the HTTP library's own.
+    let answer = server.call("GET", "/v2/keys").header("X-Bad", b"a\x00b").send().await;
+    assert_eq!((answer.status, answer.header("cache-control")), (400, Some("no-store")));
 }

@@ -11,6 +11,7 @@ engines! {
     a_hidden_text_is_shown_nowhere,
     a_hidden_binary_body_is_shown_nowhere,
     callbacks_carry_what_their_views_hide,
+    a_retry_hides_no_less,
 }
 
 fn marker(value: &[u8]) -> String {
@@ -157,4 +158,67 @@ async fn callbacks_carry_what_their_views_hide(t: Test) {
             assert!(shown["body"].as_str().is_some_and(|body| body.starts_with("REDACTED:")), "{shown}");
         }
     }
+}
+
+async fn a_retry_hides_no_less(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    for path in ["/", "/callback"] {
+        receiver.script(path, [Reply::status(500)]);
+    }
+    let callback = receiver.url("/callback");
+    let (body, header) = ("the body's secret", "the header's secret");
+    let secrets = [body.as_bytes(), header.as_bytes()];
+    let headers = [
+        ("Upstash-Retries", "0"),
+        ("Upstash-Redact-Fields", "body, header[x-secret], header[y-secret]"),
+        ("Upstash-Forward-X-Secret", header),
+        ("Upstash-Callback", callback.as_str()),
+        ("Upstash-Callback-Forward-Y-Secret", header),
+        ("Upstash-Callback-Redact-Fields", "header[y-secret]"),
+        ("Upstash-Label", "retried"),
+    ];
+    let mut id = server.publish(&receiver.url("/"), &headers, body).await;
+    let fields =
+        [("Upstash-Redact-Fields", "header[Zzz]"), ("Upstash-Callback-Redact-Fields", "header[Zzz]")];
+    let params = "upstash-redact-fields=header%5BZzz%5D&upstash-callback-redact-fields=header%5BZzz%5D";
+    for way in ["one", "one by parameters", "named", "filtered", "all by parameters"] {
+        receiver.next_on("/").await;
+        let of_callback = receiver.next_on("/callback").await.message_id().to_owned();
+        for made in [&id, &of_callback] {
+            let what = "both have failed";
+            eventually(what, async || (server.states(made).await.last()? == "FAILED").then_some(())).await;
+            for (what, view) in views(&server, made).await {
+                assert_hidden(&format!("{way}: {what}"), &view, &secrets);
+            }
+        }
+        let letter = server.dead_letter(&id).await;
+        let dlq_id = letter["dlqId"].as_str().expect("an id");
+        let json = |call: crate::support::Call| call.header("Content-Type", "application/json");
+        let call = match way {
+            "one" => server.call("POST", &format!("/v2/dlq/retry/{dlq_id}")).headers(&fields),
+            "one by parameters" => server.call("POST", &format!("/v2/dlq/retry/{dlq_id}?{params}")),
+            "named" => {
+                let call = server.call("POST", "/v2/dlq/retry").headers(&fields);
+                json(call).body(json!({"dlqIds": [dlq_id]}).to_string())
+            }
+            "filtered" => server.call("POST", "/v2/dlq/retry?label=retried").headers(&fields),
+            _ => server.call("POST", &format!("/v2/dlq/retry?label=retried&{params}")),
+        };
+        let answer = call.send().await.json(201);
+        let answer = answer.get("responses").map_or(&answer, |all| &all[0]);
+        answer["messageId"].as_str().expect("an id").clone_into(&mut id);
+    }
+    // It may hide more.
+    receiver.next_on("/").await;
+    let letter = server.dead_letter(&id).await;
+    let target = format!("/v2/dlq/retry/{}", letter["dlqId"].as_str().expect("an id"));
+    let call = server.call("POST", &target).header("Upstash-Redact-Fields", "header");
+    let call = call.header("Upstash-Forward-X-More", "more").header("Upstash-Delay", "1h");
+    let answer = call.send().await.json(201);
+    let shown = server.message(answer["messageId"].as_str().expect("an id")).await;
+    assert_eq!(
+        shown["header"],
+        json!({"X-Secret": [marker(header.as_bytes())], "X-More": [marker(b"more")]})
+    );
+    assert_eq!(shown["body"], marker(body.as_bytes()));
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
-use http::{Request, Response, Version};
+use http::{HeaderName, Request, Response, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -26,11 +26,14 @@ engines! {
     an_unknown_authority_is_a_failed_attempt,
 }
 
+const X_NAME: HeaderName = HeaderName::from_static("x-name");
+
 /// What a TLS destination saw of a request.
 struct Seen {
     version: Version,
     target: String,
     host: Option<String>,
+    name: Option<Vec<u8>>,
     body: Vec<u8>,
 }
 
@@ -89,10 +92,13 @@ async fn answer(
         version: parts.version,
         target: parts.uri.path_and_query().unwrap().to_string(),
         host: host.or_else(|| parts.uri.authority().map(ToString::to_string)),
+        name: parts.headers.get("x-name").map(|name| name.as_bytes().to_vec()),
         body: body.collect().await.unwrap().to_bytes().to_vec(),
     };
     sender.send(seen).await.unwrap();
-    Ok(Response::new(Body::from("thanks")))
+    let mut response = Response::new(Body::from("thanks"));
+    response.headers_mut().extend(parts.headers.get("x-name").map(|name| (X_NAME, name.clone())));
+    Ok(response)
 }
 
 async fn delivered_by(t: Test, protocols: &[&str], version: Version) {
@@ -100,13 +106,21 @@ async fn delivered_by(t: Test, protocols: &[&str], version: Version) {
     let ca = receiver.certificate.path().to_str().unwrap().to_owned();
     let server = t.server_with(&[("HOMING_EXTRA_CA_FILE", &ca)]).await;
     for body in ["first", "second"] {
-        let id = server.publish(&receiver.url("/a//b/../c?x=1"), &[], body).await;
+        // Neither UTF-8 nor all Latin-1.
+        let name = b"J\xf6rg J\xc3\xb6rg";
+        let call = server.call("POST", &format!("/v2/publish/{}", receiver.url("/a//b/../c?x=1")));
+        let answer = call.header("Upstash-Forward-X-Name", name).body(body).send().await.json(200);
+        let id = answer["messageId"].as_str().expect("an id").to_owned();
         let seen = eventually("a request comes", async || receiver.seen.try_recv().ok()).await;
         assert_eq!(seen.version, version);
         assert_eq!(seen.target, "/a//b/../c?x=1");
         assert_eq!(seen.host.as_deref(), Some(&*format!("localhost:{}", receiver.address.port())));
         assert_eq!(seen.body, body.as_bytes());
+        assert_eq!(seen.name.as_deref(), Some(&name[..]));
         assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
+        let events = server.events(&id).await;
+        let delivered = events.iter().find(|event| event["state"] == "DELIVERED").expect("it is delivered");
+        assert_eq!(delivered["responseHeader"]["X-Name"][0], "J\u{f6}rg J\u{c3}\u{b6}rg");
     }
 }
 

@@ -231,22 +231,24 @@ async fn all_options_hold_for_every_message(t: Test) {
 
 async fn default_headers_yield_to_the_messages_own(t: Test) {
     let (server, receiver) = (t.server().await, Receiver::start().await);
-    let headers = json!({"headers": {"x-tenant": "7", "X-Multi": ["1", "2"], "content-type": "text/plain", "Host": "dropped"}});
+    let headers = json!({"headers": {"x-tenant": "7", "X-Name": "J\u{f6}rg", "X-Multi": ["1", "2"], "content-type": "text/plain", "Host": "dropped"}});
     call(&server, "PATCH", "g", &headers).await.error(404);
     add(&server, "g", &json!([{"url": receiver.url("/")}])).await;
     call(&server, "PATCH", "g", &headers).await.json(200);
-    let stored = json!({"X-Tenant": ["7"], "X-Multi": ["1", "2"], "Content-Type": ["text/plain"]});
+    let stored = json!({"X-Tenant": ["7"], "X-Name": ["J\u{f6}rg"], "X-Multi": ["1", "2"], "Content-Type": ["text/plain"]});
     assert_eq!(server.get_json("/v2/topics/g").await["headers"], stored);
     publish(&server, "g", &[], "x").await.json(200);
     let request = receiver.next_request().await;
     assert_eq!((request.header("x-tenant"), request.all("x-multi")), (Some("7"), vec!["1", "2"]));
+    // JSON is text, which goes out as UTF-8.
+    assert_eq!(request.bytes("x-name"), "J\u{f6}rg".as_bytes());
     assert_eq!(request.header("content-type"), Some("text/plain"));
     let own = [("Upstash-Forward-X-Multi", "own"), ("Content-Type", "application/json")];
     let answer = publish(&server, "g", &own, "{}").await.json(200);
     let request = receiver.next_request().await;
     assert_eq!((request.header("x-tenant"), request.all("x-multi")), (Some("7"), vec!["own"]));
     let message = server.message(&ids(&answer)[0]).await;
-    let expected = json!({"X-Tenant": ["7"], "X-Multi": ["own"], "Content-Type": ["application/json"]});
+    let expected = json!({"X-Tenant": ["7"], "X-Name": ["J\u{f6}rg"], "X-Multi": ["own"], "Content-Type": ["application/json"]});
     assert_eq!(message["header"], expected);
     // Not of the group's are messages that go to its endpoint by themselves.
     server.publish(&receiver.url("/"), &[], "x").await;

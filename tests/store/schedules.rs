@@ -44,7 +44,7 @@ pub(crate) fn full_schedule(id: &str) -> Schedule {
         flow_control: Some(flow),
         api: None,
     };
-    let headers = Headers(vec![("X-A".to_owned(), "1".to_owned()), ("X-A".to_owned(), "ünï".to_owned())]);
+    let headers = Headers(vec![("X-A".to_owned(), b"\xfc".to_vec()), ("X-A".to_owned(), "ünï".into())]);
     let labels = vec!["one".to_owned(), "two".to_owned()];
     let body = Bytes::from_static(b"\x00\xff'");
     let mut template = Template::new(Method::Put, headers, body, 0, labels, options);

@@ -24,7 +24,7 @@ pub(crate) async fn messages_are_read_back_unchanged(world: World) {
     let spec = CallbackSpec {
         url: "https://example.com/cb?a=1".to_owned(),
         method: Method::Put,
-        headers: Headers(vec![("X-A".to_owned(), "1".to_owned())]),
+        headers: Headers(vec![("X-A".to_owned(), b"1 \xf6".to_vec())]),
         retries: Some(0),
         delay: Some(Duration::from_secs(5)),
         labels: vec!["of-callback".to_owned()],
@@ -35,9 +35,10 @@ pub(crate) async fn messages_are_read_back_unchanged(world: World) {
         method: Method::Patch,
         url: "https://user:päss@example.com/?q='; DROP TABLE messages; --".to_owned(),
         headers: Headers(vec![
-            ("X-Twice".to_owned(), "first, \"quoted\"".to_owned()),
-            ("X-Twice".to_owned(), "ünïcode \u{10ffff}".to_owned()),
-            ("Accept".to_owned(), String::new()),
+            ("X-Twice".to_owned(), "first, \"quoted\"".into()),
+            ("X-Twice".to_owned(), "ünïcode \u{10ffff}".into()),
+            ("X-Latin".to_owned(), b"\xf6 \xc3\xb6 \x80\xff".to_vec()),
+            ("Accept".to_owned(), Vec::new()),
         ]),
         body_sha256: body_sha256(&body),
         body,

@@ -311,7 +311,7 @@ pub(crate) fn with_callback(mut ended: Ended, message: Message, lane: &str, leas
 }
 
 fn answer(status: u16, body: &str) -> Outcome {
-    let headers = Headers(vec![("Content-Type".to_owned(), "text/plain".to_owned())]);
+    let headers = Headers(vec![("Content-Type".to_owned(), b"text/plain; x=\xf6".to_vec())]);
     Outcome::Response(Response { status, headers, body: Bytes::copy_from_slice(body.as_bytes()) })
 }
 

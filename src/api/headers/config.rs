@@ -147,13 +147,13 @@ fn read_forwarded(family: &Family<'_>) -> Result<Headers, HeaderError> {
         // The end of the name as sent: a name outside RFC 9110's characters keeps its case.
         let name = &field.written[field.written.len() - (rest.len() - "forward-".len())..];
         check_name(name, field)?;
-        append(&mut headers, name, &field.value);
+        append(&mut headers, name, field.bytes);
     }
     Ok(headers)
 }
 
 /// Appends a header unless it must not be forwarded. Only one content type makes sense: the last.
-pub(super) fn append(headers: &mut Headers, name: &str, value: &str) {
+pub(super) fn append(headers: &mut Headers, name: &str, value: &[u8]) {
     if name.eq_ignore_ascii_case("content-type") {
         headers.remove(name);
     }
@@ -177,7 +177,7 @@ fn read_callback(
         if !word.starts_with("forward-") && !is_known(word) && !field.value.is_empty() {
             let name = &field.written[field.written.len() - word.len()..];
             check_name(name, field)?;
-            append(&mut headers, name, &field.value);
+            append(&mut headers, name, field.bytes);
         }
     }
     Ok(Some(Box::new(CallbackSpec {

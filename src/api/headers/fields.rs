@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use super::HeaderError;
-use crate::domain::message::is_token_byte;
+use crate::domain::message::{header_text, is_token_byte};
 
 /// Header fields that one message may have; far beyond what receivers accept.
 pub const MAX_FIELDS: usize = 256;
@@ -14,16 +14,16 @@ pub const MAX_FIELDS: usize = 256;
 /// Bytes of their names and values; as many as the head of a request can have.
 const MAX_BYTES: usize = 128 << 10;
 
-/// What surrounds a value without belonging to it (RFC 9110, 5.5).
-const BLANK: [char; 2] = [' ', '\t'];
-
-/// A field with its value as text.
+/// A field with its value, blanks around it removed (RFC 9110, 5.5).
 #[derive(Debug)]
 pub(super) struct Field<'a> {
     /// The name as sent, for error texts and forwarding.
     pub(super) written: &'a str,
     /// The name in lower case.
     pub(super) name: Cow<'a, str>,
+    /// The value as sent, for forwarding.
+    pub(super) bytes: &'a [u8],
+    /// The value as text, for what is read here.
     pub(super) value: Cow<'a, str>,
 }
 
@@ -46,16 +46,16 @@ pub(super) struct Family<'a> {
 /// Fields that are empty are dropped, except those to be forwarded, where empty is a value.
 pub(super) fn collect<'a>(
     headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
-    params: &'a [(String, String)],
+    params: &'a [(String, Vec<u8>)],
 ) -> Result<Vec<Field<'a>>, HeaderError> {
     let mut fields = Vec::new();
     for (written, value) in headers {
-        push(&mut fields, written, read_value(written, value)?)?;
+        push(&mut fields, written, value)?;
     }
     let from_headers = fields.len();
     for (written, value) in params.iter().filter(|(name, _)| name.starts_with("upstash-")) {
         if !fields[..from_headers].iter().any(|field| field.name == *written) {
-            push(&mut fields, written, read_value(written, value.as_bytes())?)?;
+            push(&mut fields, written, value)?;
         }
     }
     if size(&fields) > MAX_BYTES {
@@ -66,39 +66,26 @@ pub(super) fn collect<'a>(
 
 /// Bytes of names and values.
 pub(super) fn size(fields: &[Field<'_>]) -> usize {
-    fields.iter().map(|field| field.written.len() + field.value.len()).sum()
+    fields.iter().map(|field| field.written.len() + field.bytes.len()).sum()
 }
 
-fn push<'a>(fields: &mut Vec<Field<'a>>, written: &'a str, value: Cow<'a, str>) -> Result<(), HeaderError> {
+fn push<'a>(fields: &mut Vec<Field<'a>>, written: &'a str, value: &'a [u8]) -> Result<(), HeaderError> {
+    if let Some(byte) = value.iter().find(|byte| byte.is_ascii_control() && **byte != b'\t') {
+        let problem =
+            format!("it contains the control character 0x{byte:02x}; of those, only tab is allowed");
+        return Err(HeaderError::Invalid { header: written.to_owned(), problem });
+    }
     if fields.len() == MAX_FIELDS {
         return Err(HeaderError::TooMany { limit: MAX_FIELDS });
     }
     let is_lower = !written.bytes().any(|byte| byte.is_ascii_uppercase());
     let name = if is_lower { Cow::Borrowed(written) } else { written.to_ascii_lowercase().into() };
-    let value = match value {
-        Cow::Borrowed(value) => Cow::Borrowed(value.trim_matches(BLANK)),
-        Cow::Owned(value) => value.trim_matches(BLANK).to_owned().into(),
-    };
-    if !value.is_empty() || name.starts_with("upstash-") && name.contains("forward-") {
-        fields.push(Field { written, name, value });
+    // Of what this would trim only blanks are left.
+    let bytes = value.trim_ascii();
+    if !bytes.is_empty() || name.starts_with("upstash-") && name.contains("forward-") {
+        fields.push(Field { written, name, bytes, value: header_text(bytes) });
     }
     Ok(())
-}
-
-/// UTF-8, or else Latin-1 as header values once were.
-///
-/// A forwarded value is text from here on, in the database and in answers too, so one in Latin-1 is delivered as UTF-8:
-/// the same characters in other bytes.
-fn read_value<'a>(name: &str, value: &'a [u8]) -> Result<Cow<'a, str>, HeaderError> {
-    if let Some(byte) = value.iter().find(|byte| byte.is_ascii_control() && **byte != b'\t') {
-        let problem =
-            format!("it contains the control character 0x{byte:02x}; of those, only tab is allowed");
-        return Err(HeaderError::Invalid { header: name.to_owned(), problem });
-    }
-    Ok(match std::str::from_utf8(value) {
-        Ok(text) => Cow::Borrowed(text),
-        Err(_) => Cow::Owned(value.iter().map(|byte| char::from(*byte)).collect()),
-    })
 }
 
 impl<'a> Family<'a> {

@@ -133,11 +133,12 @@ impl HeaderError {
 /// Reads a message's headers. `params` are the `upstash-*` query parameters, lower case, which stand in for absent
 /// headers; others among them are ignored. `now` is what `Upstash-Not-Before` is compared with.
 ///
-/// Values are UTF-8, or else Latin-1; control characters other than tab are refused.
+/// What is read here is UTF-8, or else Latin-1; what is forwarded stays the bytes that were sent. Control characters other
+/// than tab are refused.
 pub fn parse<'a>(
     kind: Kind,
     headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
-    params: &'a [(String, String)],
+    params: &'a [(String, Vec<u8>)],
     limits: &Limits,
     now: Timestamp,
 ) -> Result<Publish, HeaderError> {
@@ -169,7 +170,7 @@ pub fn parse_plain<'a>(
     let mut plain = Headers::new();
     for field in fields::collect(headers, &[])? {
         fields::check_name(field.written, &field)?;
-        config::append(&mut plain, field.written, &field.value);
+        config::append(&mut plain, field.written, field.bytes);
     }
     Ok(plain)
 }
@@ -236,7 +237,7 @@ fn delivery_headers(
     let mut headers = Headers::new();
     for field in fields {
         if field.name == "content-type" || all && is_forwarded_unasked(field, fields) {
-            config::append(&mut headers, field.written, &field.value);
+            config::append(&mut headers, field.written, field.bytes);
         }
     }
     for (name, _) in forwarded.iter() {

@@ -416,7 +416,7 @@ fn parameters_stand_in_for_headers() {
         ("upstash-forward-y", "2"),
         ("qstash_token", "secret"),
     ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .map(|(name, value)| (name.to_owned(), value.into()))
     .into();
     let given = [("Upstash-Retries", "2".as_bytes()), ("Upstash-Forward-X", b""), ("Upstash-Delay", b"")];
     let publish = parse(Kind::Publish, given, &params, &limits(), NOW).unwrap();
@@ -440,7 +440,7 @@ fn parameters_configure_callbacks_too() {
         ("upstash-forward-a", "2"),
         ("upstash-header-forward", "TRUE"),
     ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .map(|(name, value)| (name.to_owned(), value.into()))
     .into();
     let given = [("Upstash-Callback-Retries", "2".as_bytes()), ("X-Own", b"3")];
     let publish = parse(Kind::Publish, given, &params, &limits(), NOW).unwrap();
@@ -489,14 +489,42 @@ fn some_headers_belong_to_some_requests() {
 }
 
 #[test]
-fn values_are_utf8_or_latin1() {
-    let read = |value: &'static [u8]| {
-        let publish = parse(Kind::Publish, [("Upstash-Forward-X", value)], &[], &limits(), NOW).unwrap();
-        publish.headers.get("x").unwrap().to_owned()
+fn forwarded_values_are_bytes() {
+    let read = |name: &'static str, value: &'static [u8]| {
+        let given =
+            [("Upstash-Callback", &b"http://c.com"[..]), ("Upstash-Header-Forward", b"true"), (name, value)];
+        let publish = parse(Kind::Publish, given, &[], &limits(), NOW).unwrap();
+        let of_callback = publish.options.callback.unwrap().headers;
+        let mut values = publish.headers.iter().chain(of_callback.iter());
+        let (_, found) = values.next().expect("one is forwarded");
+        assert_eq!(values.next(), None);
+        found.to_owned()
     };
-    assert_eq!(read("caf\u{e9}".as_bytes()), "caf\u{e9}");
-    assert_eq!(read(b"caf\xe9"), "caf\u{e9}");
-    assert_eq!(read(b"a\tb"), "a\tb");
+    for value in [&b"caf\xc3\xa9"[..], b"caf\xe9", b"\xe9 \xc3\xa9", b"a\tb", b"\x80\xff"] {
+        for name in [
+            "Upstash-Forward-X",
+            "Upstash-Callback-Forward-X",
+            "Upstash-Callback-My-Key",
+            "Content-Type",
+            "X-Own",
+        ] {
+            assert_eq!(read(name, value), value, "{name}");
+        }
+        let param = [("upstash-forward-x".to_owned(), value.to_vec())];
+        let publish = parse(Kind::Publish, [], &param, &limits(), NOW).unwrap();
+        assert_eq!(publish.headers.iter().next(), Some(("X", value)));
+    }
+    assert_eq!(read("X-Own", b" \t\xa0x \t"), b"\xa0x");
+}
+
+#[test]
+fn options_are_utf8_or_latin1() {
+    for value in [&b"caf\xc3\xa9"[..], b"caf\xe9"] {
+        let given = [("Upstash-Label", value), ("Upstash-Deduplication-Id", value)];
+        let publish = parse(Kind::Publish, given, &[], &limits(), NOW).unwrap();
+        assert_eq!(publish.labels, ["caf\u{e9}"]);
+        assert_eq!(publish.deduplication, Some(Deduplication::Id("caf\u{e9}".to_owned())));
+    }
 }
 
 proptest! {
@@ -514,7 +542,7 @@ proptest! {
         if let Ok(publish) = parse(Kind::BatchItem, given, &[], &limits(), NOW) {
             for (name, value) in publish.headers.iter() {
                 prop_assert!(http::HeaderName::from_bytes(name.as_bytes()).is_ok());
-                prop_assert!(http::HeaderValue::from_str(value).is_ok());
+                prop_assert!(http::HeaderValue::from_bytes(value).is_ok());
                 prop_assert!(!is_never_forwarded(name));
             }
         }

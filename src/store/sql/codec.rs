@@ -11,19 +11,87 @@ use crate::domain::message::{CallbackSpec, FlowControl, Headers, Method, Options
 use crate::domain::time::Timestamp;
 use crate::store::{Result, StoreError};
 
-/// Headers as JSON `[[name, value], …]`; `None` for none.
+/// Headers as JSON, see [`fields`]; `None` for none.
 pub(super) fn write_headers(headers: &Headers) -> Option<String> {
-    (!headers.is_empty()).then(|| serde_json::to_string(&headers.0).expect("text pairs are valid JSON"))
+    if headers.is_empty() {
+        return None;
+    }
+    let mut json = Vec::with_capacity(128);
+    fields::serialize(headers, &mut serde_json::Serializer::new(&mut json)).expect("texts are valid JSON");
+    Some(String::from_utf8(json).expect("JSON is UTF-8"))
 }
 
 pub(super) fn read_headers(text: Option<&str>, table: &'static str, id: &str) -> Result<Headers> {
-    match text {
-        None => Ok(Headers::new()),
-        Some(text) => serde_json::from_str(text).map(Headers).map_err(|_| StoreError::Corrupt {
-            table,
-            column: "headers",
-            id: id.to_owned(),
-        }),
+    let Some(text) = text else { return Ok(Headers::new()) };
+    let mut json = serde_json::Deserializer::from_str(text);
+    let headers = fields::deserialize(&mut json).and_then(|headers| json.end().map(|()| headers));
+    headers.map_err(|_| StoreError::Corrupt { table, column: "headers", id: id.to_owned() })
+}
+
+/// Header fields as JSON `[[name, value], …]`. A value that is not UTF-8 is written as the Latin-1 text that it is
+/// shown as, and marked: `[name, value, "latin1"]`.
+mod fields {
+    use std::borrow::Cow;
+    use std::fmt;
+
+    use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+    use serde::ser::{Serialize, Serializer};
+
+    use crate::domain::message::{Headers, header_text};
+
+    const LATIN1: &str = "latin1";
+
+    pub(super) fn serialize<S: Serializer>(headers: &Headers, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(headers.iter().map(|(name, value)| Written { name, value }))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Headers, D::Error> {
+        let fields: Vec<Read> = Vec::deserialize(deserializer)?;
+        Ok(Headers(fields.into_iter().map(|Read(name, value)| (name, value)).collect()))
+    }
+
+    struct Written<'a> {
+        name: &'a str,
+        value: &'a [u8],
+    }
+
+    impl Serialize for Written<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            match header_text(self.value) {
+                Cow::Borrowed(text) => (self.name, text).serialize(serializer),
+                Cow::Owned(text) => (self.name, text, LATIN1).serialize(serializer),
+            }
+        }
+    }
+
+    struct Read(String, Vec<u8>);
+
+    impl<'de> Deserialize<'de> for Read {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Field;
+            impl<'de> Visitor<'de> for Field {
+                type Value = Read;
+
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("a name and a value")
+                }
+
+                fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Read, A::Error> {
+                    let missing = || A::Error::custom("a field has no value");
+                    let name = parts.next_element()?.ok_or_else(missing)?;
+                    let value: String = parts.next_element()?.ok_or_else(missing)?;
+                    let value = match parts.next_element::<Cow<'_, str>>()?.as_deref() {
+                        None => Some(value.into_bytes()),
+                        Some(LATIN1) => value.chars().map(|c| u8::try_from(c).ok()).collect(),
+                        Some(_) => None,
+                    };
+                    let value =
+                        value.ok_or_else(|| A::Error::custom("a value is not what it is marked as"))?;
+                    Ok(Read(name, value))
+                }
+            }
+            deserializer.deserialize_seq(Field)
+        }
     }
 }
 
@@ -86,8 +154,8 @@ struct OptionsRow {
 struct CallbackRow {
     url: String,
     method: String,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    headers: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "Headers::is_empty", with = "fields")]
+    headers: Headers,
     #[serde(skip_serializing_if = "Option::is_none")]
     retries: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -170,7 +238,7 @@ impl From<&CallbackSpec> for CallbackRow {
         Self {
             url: spec.url.clone(),
             method: spec.method.as_str().to_owned(),
-            headers: spec.headers.0.clone(),
+            headers: spec.headers.clone(),
             retries: spec.retries,
             delay_ms: spec.delay.map(millis),
             labels: spec.labels.clone(),
@@ -184,7 +252,7 @@ impl From<CallbackRow> for CallbackSpec {
         Self {
             url: row.url,
             method: Method::parse(&row.method).unwrap_or_default(),
-            headers: Headers(row.headers),
+            headers: row.headers,
             retries: row.retries,
             delay: row.delay_ms.map(Duration::from_millis),
             labels: row.labels,
@@ -198,11 +266,45 @@ mod tests {
     use super::*;
 
     #[test]
+    fn headers_survive() {
+        let headers = Headers(vec![
+            ("X-A".to_owned(), b"plain \"quoted\"".to_vec()),
+            ("X-B".to_owned(), "J\u{f6}rg".into()),
+            ("X-B".to_owned(), b"J\xf6rg \xc3\xb6 \x80\xff".to_vec()),
+            ("X-C".to_owned(), Vec::new()),
+        ]);
+        let text = write_headers(&headers).unwrap();
+        assert_eq!(read_headers(Some(&text), "messages", "id").unwrap(), headers);
+        assert_eq!(write_headers(&Headers::new()), None);
+        assert_eq!(read_headers(None, "messages", "id").unwrap(), Headers::new());
+    }
+
+    #[test]
+    fn stored_headers_are_read() {
+        let read = |text| read_headers(Some(text), "messages", "id").ok().map(|headers| headers.0);
+        let field = |value: &[u8]| Some(vec![("X-A".to_owned(), value.to_vec())]);
+        assert_eq!(read(r#"[["X-A","J\u00f6rg"]]"#), field("J\u{f6}rg".as_bytes()));
+        assert_eq!(read(r#"[["X-A","J\u00f6rg","latin1"]]"#), field(b"J\xf6rg"));
+        for corrupt in [
+            "",
+            "{}",
+            r#"[["X-A"]]"#,
+            r#"[["X-A",1]]"#,
+            r#"[["X-A","\u0100","latin1"]]"#,
+            r#"[["X-A","1","utf16"]]"#,
+            r#"[["X-A","1","latin1",1]]"#,
+            r#"[["X-A","1"]] x"#,
+        ] {
+            assert_eq!(read(corrupt), None, "{corrupt}");
+        }
+    }
+
+    #[test]
     fn options_survive() {
         let spec = CallbackSpec {
             url: "https://e.com/cb?x=1".into(),
             method: Method::Put,
-            headers: Headers(vec![("X-A".into(), "1".into())]),
+            headers: Headers(vec![("X-A".into(), b"1 \xf6".to_vec())]),
             retries: Some(0),
             delay: Some(Duration::from_secs(3)),
             labels: vec!["l".into()],

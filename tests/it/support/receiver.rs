@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -45,7 +45,7 @@ impl Gate {
 #[derive(Clone)]
 pub(crate) struct Reply {
     status: u16,
-    headers: Vec<(String, String)>,
+    headers: Vec<(String, Vec<u8>)>,
     body: Bytes,
     gate: Option<Gate>,
     delay: Duration,
@@ -80,8 +80,9 @@ impl Reply {
         Self { ending: Ending::Hangup, ..Self::ok() }
     }
 
-    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.push((name.to_owned(), value.to_owned()));
+    /// Adds a header; the value goes out as it is.
+    pub(crate) fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.push((name.to_owned(), value.as_ref().to_vec()));
         self
     }
 
@@ -131,6 +132,13 @@ impl Received {
     /// A header's value; the first, if there are several.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("a header value in ASCII"))
+    }
+
+    /// A header's only value, as its bytes.
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        let values: Vec<_> = self.headers.get_all(name).iter().collect();
+        assert_eq!(values.len(), 1, "{name}: {values:?}");
+        values[0].as_bytes().to_vec()
     }
 
     /// All values of a header.
@@ -389,7 +397,7 @@ async fn answer(
     *response.status_mut() = StatusCode::from_u16(reply.status).expect("a status");
     for (name, value) in &reply.headers {
         let name = http::HeaderName::from_bytes(name.as_bytes()).expect("a header name");
-        response.headers_mut().append(name, value.parse().expect("a header value"));
+        response.headers_mut().append(name, HeaderValue::from_bytes(value).expect("a header value"));
     }
     Ok(response)
 }

@@ -244,7 +244,7 @@ impl Run {
                 same!(self, |store| store.remove_endpoints(GROUPS[which], &keys, now).await.unwrap());
             }
             GroupCall::Headers { which, count } => {
-                let header = |index| ("X-Ä".to_owned(), format!("{index} {}", self.made));
+                let header = |index| ("X-Ä".to_owned(), format!("{index} {}", self.made).into_bytes());
                 let headers = Headers((0..count).map(header).collect());
                 same!(self, |store| store.set_url_group_headers(GROUPS[which], &headers, now).await.unwrap());
             }
