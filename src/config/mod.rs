@@ -56,8 +56,8 @@ pub struct Config {
     pub public_url: Option<String>,
 
     /// Addresses and networks of the proxies in front (10.0.0.5, 172.16.0.0/12), whose
-    /// X-Forwarded-For is believed: it tells the publisher's address that messages
-    /// carry. Anybody else's is ignored.
+    /// X-Forwarded-For (or, without one, Forwarded) is believed: it tells the publisher's
+    /// address that messages carry. Anybody else's is ignored.
     #[config(default = [])]
     pub trusted_proxies: Vec<String>,
 

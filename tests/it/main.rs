@@ -18,6 +18,7 @@ mod auth;
 mod batch;
 mod bulk;
 mod callbacks;
+mod callers;
 mod commands;
 mod contract;
 mod crash;
