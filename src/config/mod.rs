@@ -141,7 +141,8 @@ pub struct Config {
 
     /// Addresses (10.1.2.3), networks (10.0.0.0/8) and host names (hooks.internal,
     /// *.internal) that are allowed whatever `egress` says. An allowed host name may
-    /// resolve to any address.
+    /// resolve to any address. Letters beyond ASCII (münchen.example) mean the same as
+    /// their xn-- form, here and in egress_deny.
     #[config(default = [])]
     pub egress_allow: Vec<String>,
 

@@ -41,3 +41,4 @@ mod sdk;
 mod signing;
 mod tls;
 mod url_groups;
+mod urls;

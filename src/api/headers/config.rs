@@ -166,10 +166,10 @@ fn read_callback(
     family: Option<&Family<'_>>,
     limits: &Limits,
 ) -> Result<Option<Box<CallbackSpec>>, HeaderError> {
-    let Some((family, url)) = family.and_then(|family| Some((family, family.url?))) else {
+    let Some((family, field)) = family.and_then(|family| Some((family, family.url?))) else {
         return Ok(None);
     };
-    destination::validate_url(&url.value).map_err(|problem| invalid(url, problem))?;
+    let url = destination::read_url(&field.value).map_err(|problem| invalid(field, problem))?;
     let config = read(family, limits)?;
     let mut headers = config.headers;
     for (word, field) in &family.config {
@@ -181,7 +181,7 @@ fn read_callback(
         }
     }
     Ok(Some(Box::new(CallbackSpec {
-        url: url.value.to_string(),
+        url,
         method: config.method,
         headers,
         retries: config.retries,

@@ -377,6 +377,20 @@ fn malformed() {
 }
 
 #[test]
+fn callbacks_take_what_destinations_take() {
+    for (value, url) in
+        [("http://\u{fc}.de/\u{fc} x", "http://\u{fc}.de/%C3%BC%20x"), ("http:/e.com", "http://e.com")]
+    {
+        check(&[("Upstash-Callback", value)], |p| {
+            p.options.callback = Some(callback(|spec| spec.url = url.to_owned()));
+        });
+    }
+    let latin1 = [("Upstash-Callback", &b"http://e.com/\xfc"[..])];
+    let publish = parse(Kind::Publish, latin1, &[], &limits(), NOW).unwrap();
+    assert_eq!(publish.options.callback.expect("a callback").url, "http://e.com/%C3%BC");
+}
+
+#[test]
 fn quotas() {
     let limits = Limits { max_retries: Some(5), max_delay: Some(Duration::from_hours(7 * 24)), ..limits() };
     let read = |name, value: &'static str| {
