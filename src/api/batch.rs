@@ -13,12 +13,13 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use serde::{Deserialize, Serialize};
 
 use super::body::Upload;
-use super::error::ApiError;
+use super::error::{ApiError, json_problem};
 use super::headers::{self, Kind, MAX_FIELDS};
 use super::publish::{MAX_MESSAGES, Messages, Published, Shape};
 use super::url_groups::Groups;
 use super::{Api, json};
 use crate::domain::destination;
+use crate::domain::excerpt::Excerpt;
 
 /// Items that are checked before other tasks have their turn.
 const AT_A_TIME: usize = 256;
@@ -36,7 +37,7 @@ impl Api {
         let mut received = self.read_body(upload, self.settings.max_batch, "the batch").await?;
         let body = std::mem::take(&mut received.body);
         let Items(items) = serde_json::from_slice(&body)
-            .map_err(|error| ApiError::bad_request(format!("invalid batch: {error}")))?;
+            .map_err(|error| ApiError::bad_request(format!("invalid batch: {}", json_problem(&error))))?;
         let mut messages = self.messages(parts);
         let mut shapes = Vec::with_capacity(items.len());
         let mut groups = Groups::new();
@@ -214,7 +215,7 @@ impl<'de> DeserializeSeed<'de> for Values<'_, 'de> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let name = self.name.clone();
         let read = deserializer.deserialize_any(self);
-        read.map_err(|error| D::Error::custom(format_args!("{name}: {error}")))
+        read.map_err(|error| D::Error::custom(format_args!("{}: {error}", Excerpt(&name))))
     }
 }
 

@@ -5,8 +5,9 @@ use std::fmt::Display;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
-use super::error::ApiError;
+use super::error::{ApiError, json_problem};
 use super::headers::read_bool;
+use crate::domain::excerpt::Excerpt;
 use crate::domain::time::Timestamp;
 use crate::store::Order;
 
@@ -39,6 +40,7 @@ impl Query {
                 continue;
             }
             if !known.contains(&name.as_str()) {
+                let name = Excerpt(name);
                 let text = if known.is_empty() {
                     format!("unknown parameter `{name}`; none is allowed here")
                 } else {
@@ -48,7 +50,8 @@ impl Query {
             }
             if value.contains(char::is_control) {
                 return Err(ApiError::bad_request(format!(
-                    "invalid {name} {value:?}: it contains a control character"
+                    "invalid {name} {:?}: it contains a control character",
+                    Excerpt(value)
                 )));
             }
         }
@@ -64,7 +67,7 @@ impl Query {
         let invalid = |problem: &dyn Display| {
             ApiError::bad_request(format!("the body must be JSON like {{\"{ids}\":[\"…\"]}}: {problem}"))
         };
-        let fields = match serde_json::from_slice(body).map_err(|error| invalid(&error))? {
+        let fields = match serde_json::from_slice(body).map_err(|error| invalid(&json_problem(&error)))? {
             Value::Object(fields) => fields,
             list @ Value::Array(_) => Map::from_iter([(ids.to_owned(), list)]),
             _ => return Err(invalid(&"it is neither an object nor a list")),
@@ -79,7 +82,9 @@ impl Query {
                 let text = match value {
                     Value::String(text) => text,
                     Value::Number(number) if name != ids => number.to_string(),
-                    _ => return Err(invalid(&format_args!("{name} has a value that is no text"))),
+                    _ => {
+                        return Err(invalid(&format_args!("{} has a value that is no text", Excerpt(&name))));
+                    }
                 };
                 self.0.push((name.clone(), text));
             }
@@ -119,7 +124,8 @@ impl Query {
             None | Some("-1") => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| {
                 ApiError::bad_request(format!(
-                    "invalid trimBody `{text}`: a number of bytes is allowed, or -1"
+                    "invalid trimBody `{}`: a number of bytes is allowed, or -1",
+                    Excerpt(text)
                 ))
             }),
         }
@@ -159,7 +165,10 @@ impl Query {
         let Some(text) = self.get("count") else { return Ok(default) };
         match text.parse::<usize>() {
             Ok(count) if count >= 1 => Ok(count.min(max)),
-            _ => Err(ApiError::bad_request(format!("invalid count `{text}`: allowed are 1 to {max}"))),
+            _ => {
+                let text = Excerpt(text);
+                Err(ApiError::bad_request(format!("invalid count `{text}`: allowed are 1 to {max}")))
+            }
         }
     }
 
@@ -177,6 +186,7 @@ impl Query {
         self.get(name)
             .map(|text| {
                 text.parse().map(Timestamp::from_millis).map_err(|_| {
+                    let text = Excerpt(text);
                     ApiError::bad_request(format!("invalid {name} `{text}`: Unix milliseconds are allowed"))
                 })
             })
@@ -189,7 +199,8 @@ impl Query {
             Some("earliestFirst") => Ok(Order::EarliestFirst),
             Some("latestFirst") => Ok(Order::LatestFirst),
             Some(other) => Err(ApiError::bad_request(format!(
-                "invalid order `{other}`: earliestFirst and latestFirst are allowed"
+                "invalid order `{}`: earliestFirst and latestFirst are allowed",
+                Excerpt(other)
             ))),
         }
     }
@@ -197,5 +208,6 @@ impl Query {
 
 /// 400 for a cursor that was never issued.
 pub(super) fn invalid_cursor(text: &str) -> ApiError {
+    let text = Excerpt(text);
     ApiError::bad_request(format!("invalid cursor `{text}`: pass back the cursor of the previous page"))
 }

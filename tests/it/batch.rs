@@ -190,6 +190,11 @@ async fn a_bad_item_refuses_all(t: Test) {
             400,
             "item 2: invalid destination url: it contains a control character",
         ),
+        (
+            json!({"destination": receiver.url("/"), "queue": ".."}),
+            400,
+            "item 2: invalid queue: \"..\" can't be",
+        ),
         (json!({"destination": "api/email"}), 400, "item 2: unknown destination api/email"),
         (json!({"destination": "no-such-group"}), 404, "item 2: topic no-such-group not found"),
         // Names stand for themselves here.
