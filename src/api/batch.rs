@@ -14,12 +14,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::body::Upload;
-use super::error::ApiError;
+use super::error::{ApiError, json_problem};
 use super::headers::{self, Kind, MAX_FIELDS};
 use super::publish::{MAX_MESSAGES, Messages, Published, Shape};
 use super::url_groups::Groups;
 use super::{Api, json};
 use crate::domain::destination;
+use crate::domain::excerpt::Excerpt;
 
 /// Items that are checked before other tasks have their turn.
 const AT_A_TIME: usize = 256;
@@ -37,13 +38,14 @@ impl Api {
         let mut received = self.read_body(upload, self.settings.max_batch, "the batch").await?;
         let body = std::mem::take(&mut received.body);
         let Items(items) = serde_json::from_slice(&body)
-            .map_err(|error| ApiError::bad_request(format!("invalid batch: {error}")))?;
+            .map_err(|error| ApiError::bad_request(format!("invalid batch: {}", json_problem(&error))))?;
         let mut messages = self.messages(parts, body.len());
         let mut shapes = Vec::with_capacity(items.len());
         let mut groups = Groups::new();
         for (index, item) in items.into_iter().enumerate() {
-            let item = serde_json::from_str(item.get())
-                .map_err(|error| ApiError::bad_request(format!("invalid batch: item {index}: {error}")))?;
+            let item = serde_json::from_str(item.get()).map_err(|error| {
+                ApiError::bad_request(format!("invalid batch: item {index}: {}", json_problem(&error)))
+            })?;
             let added = self.add_item(&mut messages, item, &mut groups).await;
             shapes.push(added.map_err(|error| error.of(format_args!("item {index}")))?);
             if index % AT_A_TIME == AT_A_TIME - 1 {
@@ -217,7 +219,7 @@ impl<'de> DeserializeSeed<'de> for Values<'_, 'de> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let name = self.name.clone();
         let read = deserializer.deserialize_any(self);
-        read.map_err(|error| D::Error::custom(format_args!("{name}: {error}")))
+        read.map_err(|error| D::Error::custom(format_args!("{}: {error}", Excerpt(&name))))
     }
 }
 

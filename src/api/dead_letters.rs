@@ -12,6 +12,7 @@ use super::error::ApiError;
 use super::headers::{self, Due, Kind, Publish};
 use super::query::{Query, invalid_cursor};
 use super::{Api, PAGE_BYTES, filter, wire};
+use crate::domain::excerpt::Excerpt;
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::{CallbackSpec, Headers, Message, Options};
 use crate::domain::outcome::Ids as _;
@@ -409,7 +410,8 @@ fn read_filter(query: &Query) -> Result<DeadLetterFilter, ApiError> {
     let status = |text: &str| {
         text.parse().map_err(|_| {
             ApiError::bad_request(format!(
-                "invalid responseStatus `{text}`: a status is allowed, or 0 for none"
+                "invalid responseStatus `{}`: a status is allowed, or 0 for none",
+                Excerpt(text)
             ))
         })
     };
@@ -444,7 +446,7 @@ fn put_cursor(answer: &mut Map<String, Value>, last: Option<&DeadLetterId>) {
 }
 
 fn unknown(id: &str) -> ApiError {
-    ApiError::not_found(format!("dead letter {id} not found"))
+    ApiError::not_found(format!("dead letter {} not found", Excerpt(id)))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use super::headers::HeaderError;
 use super::routes::RouteError;
 use crate::domain::destination::DestinationError;
+use crate::domain::excerpt::shorten;
 use crate::store::StoreError;
 
 /// An answer with status 400 or above.
@@ -120,6 +121,11 @@ impl ApiError {
         response.headers_mut().extend(self.headers);
         response
     }
+}
+
+/// What a JSON parser says is wrong, at a length fit for an answer: it repeats texts of the input as they are.
+pub(super) fn json_problem(error: &serde_json::Error) -> String {
+    shorten(&error.to_string())
 }
 
 impl From<RouteError> for ApiError {

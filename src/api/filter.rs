@@ -1,13 +1,18 @@
 //! The parameters that say which messages, which bulk cancelling, the dead letters and the log have in common.
 
+use std::collections::BTreeSet;
+
 use super::error::ApiError;
 use super::query::Query;
+use crate::domain::destination::{path_spellings, spellings};
+use crate::domain::excerpt::Excerpt;
 use crate::domain::filter::{Host, MessageFilter};
 
 /// What the dead letters know as well.
-pub(super) const COMMON: [&str; 10] = [
+pub(super) const COMMON: [&str; 11] = [
     "url",
     "topicName",
+    "urlGroup",
     "queueName",
     "label",
     "flowControlKey",
@@ -25,20 +30,32 @@ pub(super) fn read(query: &Query) -> Result<MessageFilter, ApiError> {
     let list = |name: &str| query.list(name).into_iter().map(str::to_owned).collect();
     let host = |text: &str| {
         Host::parse(text).ok_or_else(|| {
+            let text = Excerpt(text);
             ApiError::bad_request(format!("invalid host `{text}`: a host, or host:port, is allowed"))
         })
     };
     Ok(MessageFilter {
-        urls: query.texts("url"),
+        urls: query.texts("url").iter().flat_map(|url| spellings(url)).collect(),
         hosts: query.list("host").into_iter().map(host).collect::<Result<_, _>>()?,
-        paths: query.texts("path"),
+        paths: query.texts("path").iter().flat_map(|path| path_spellings(path)).collect(),
         labels: list("label"),
-        url_groups: list("topicName"),
+        url_groups: url_groups(query)?,
         queues: list("queueName"),
         schedule_ids: list("scheduleId"),
         flow_keys: query.texts("flowControlKey"),
         caller_ips: [list("callerIp"), list("callerIP")].concat(),
     })
+}
+
+/// The URL groups, under either of their names; old clients send both with one value.
+fn url_groups(query: &Query) -> Result<Vec<String>, ApiError> {
+    let list = |name: &str| query.list(name).into_iter().map(str::to_owned).collect::<BTreeSet<String>>();
+    let (topics, groups) = (list("topicName"), list("urlGroup"));
+    if !topics.is_empty() && !groups.is_empty() && topics != groups {
+        let text = "topicName and urlGroup are one filter, and their values differ: give one of them";
+        return Err(ApiError::bad_request(text));
+    }
+    Ok((if topics.is_empty() { groups } else { topics }).into_iter().collect())
 }
 
 /// Refuses parameters that are there without a value: what is to be cancelled, deleted or retried must not become "all"

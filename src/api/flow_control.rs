@@ -8,7 +8,9 @@ use super::error::ApiError;
 use super::headers::{read_count, read_period};
 use super::query::Query;
 use super::{Api, json};
+use crate::domain::excerpt::Excerpt;
 use crate::domain::gate::{FlowChange, Limits, Rate};
+use crate::domain::id::is_path_step;
 use crate::domain::time::Timestamp;
 use crate::store::gates::FlowKey;
 
@@ -31,6 +33,12 @@ impl Api {
 
     pub(super) async fn change_flow_key(&self, key: &str, change: &FlowChange) -> Result<Response, ApiError> {
         self.check_key(key)?;
+        // A key that has such a name from before can still be resumed, but none is made.
+        if is_path_step(key) && matches!(change, FlowChange::Pause | FlowChange::Pin(_)) {
+            return Err(ApiError::bad_request(format!(
+                "the flow-control key {key:?} can't be used: clients and proxies resolve it as a step of a path"
+            )));
+        }
         if !self.engine.store().change_flow_key(key, change, self.engine.now()).await? {
             return Err(unknown(key));
         }
@@ -116,5 +124,5 @@ fn shown(key: &FlowKey, now: Timestamp) -> Value {
 }
 
 fn unknown(key: &str) -> ApiError {
-    ApiError::not_found(format!("flow-control key {key} not found"))
+    ApiError::not_found(format!("flow-control key {} not found", Excerpt(key)))
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::query::{Query, invalid_cursor};
 use super::{Api, PAGE_BYTES, filter, wire};
+use crate::domain::excerpt::Excerpt;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{LogCursor, LogEntry, LogFilter, Order, State};
@@ -71,7 +72,7 @@ impl Api {
                 next
             }
             Some(other) => {
-                let text = format!("invalid groupBy `{other}`: messageId is allowed");
+                let text = format!("invalid groupBy `{}`: messageId is allowed", Excerpt(other));
                 return Err(ApiError::bad_request(text));
             }
         };
@@ -133,7 +134,8 @@ fn states(text: &str) -> Result<Vec<State>, ApiError> {
         .ok_or_else(|| {
             let names: Vec<&str> = wire::STATES.iter().map(|(_, name)| *name).collect();
             ApiError::bad_request(format!(
-                "invalid state `{text}`; allowed: {}, IN_PROGRESS",
+                "invalid state `{}`; allowed: {}, IN_PROGRESS",
+                Excerpt(text),
                 names.join(", ")
             ))
         })

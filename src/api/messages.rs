@@ -10,6 +10,7 @@ use super::body::Upload;
 use super::error::ApiError;
 use super::query::Query;
 use super::{Api, filter, json, wire};
+use crate::domain::excerpt::Excerpt;
 use crate::domain::id::MessageId;
 use crate::store::{Cancellation, UnfinishedFilter};
 
@@ -26,7 +27,7 @@ impl Api {
     pub(super) async fn cancel_message(&self, id: &str) -> Result<Response, ApiError> {
         match self.engine.cancel(&MessageId::new(id)).await? {
             Cancellation::NotFound => {
-                Err(ApiError::not_found(format!("message {id} not found, or already finished")))
+                Err(ApiError::not_found(format!("message {} not found, or already finished", Excerpt(id))))
             }
             Cancellation::Cancelled | Cancellation::Requested => {
                 json(StatusCode::OK, &json!({ "cancelled": 1 }))
@@ -72,12 +73,13 @@ fn count(query: &Query) -> Result<Option<usize>, ApiError> {
     let read = |text: &str| match text.parse() {
         Ok(count) if (1..=MAX_COUNT).contains(&count) => Ok(count),
         _ => Err(ApiError::bad_request(format!(
-            "invalid count `{text}`: allowed are 1 to {MAX_COUNT}; without it, all are cancelled"
+            "invalid count `{}`: allowed are 1 to {MAX_COUNT}; without it, all are cancelled",
+            Excerpt(text)
         ))),
     };
     query.get("count").map(read).transpose()
 }
 
 fn unknown(id: &str) -> ApiError {
-    ApiError::not_found(format!("message {id} not found"))
+    ApiError::not_found(format!("message {} not found", Excerpt(id)))
 }

@@ -4,10 +4,11 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 
-use super::error::ApiError;
+use super::error::{ApiError, json_problem};
 use super::headers::read_bool;
 use super::publish::MAX_MESSAGES;
 use crate::domain::destination::decode_param;
+use crate::domain::excerpt::Excerpt;
 use crate::domain::time::Timestamp;
 use crate::store::Order;
 
@@ -45,6 +46,7 @@ impl Query {
                 continue;
             }
             if !known.contains(&name.as_str()) {
+                let name = Excerpt(name);
                 let text = if known.is_empty() {
                     format!("unknown parameter `{name}`; none is allowed here")
                 } else {
@@ -54,7 +56,8 @@ impl Query {
             }
             if value.contains(char::is_control) {
                 return Err(ApiError::bad_request(format!(
-                    "invalid {name} {value:?}: it contains a control character"
+                    "invalid {name} {:?}: it contains a control character",
+                    Excerpt(value)
                 )));
             }
         }
@@ -70,7 +73,10 @@ impl Query {
         let mut json = serde_json::Deserializer::from_slice(body);
         let read = json.deserialize_any(Body { query: self, ids }).and_then(|()| json.end());
         read.map_err(|problem| {
-            ApiError::bad_request(format!("the body must be JSON like {{\"{ids}\":[\"…\"]}}: {problem}"))
+            ApiError::bad_request(format!(
+                "the body must be JSON like {{\"{ids}\":[\"…\"]}}: {}",
+                json_problem(&problem)
+            ))
         })
     }
 
@@ -96,7 +102,8 @@ impl Query {
             None | Some("-1") => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| {
                 ApiError::bad_request(format!(
-                    "invalid trimBody `{text}`: a number of bytes is allowed, or -1"
+                    "invalid trimBody `{}`: a number of bytes is allowed, or -1",
+                    Excerpt(text)
                 ))
             }),
         }
@@ -136,7 +143,10 @@ impl Query {
         let Some(text) = self.get("count") else { return Ok(default) };
         match text.parse::<usize>() {
             Ok(count) if count >= 1 => Ok(count.min(max)),
-            _ => Err(ApiError::bad_request(format!("invalid count `{text}`: allowed are 1 to {max}"))),
+            _ => {
+                let text = Excerpt(text);
+                Err(ApiError::bad_request(format!("invalid count `{text}`: allowed are 1 to {max}")))
+            }
         }
     }
 
@@ -154,6 +164,7 @@ impl Query {
         self.get(name)
             .map(|text| {
                 text.parse().map(Timestamp::from_millis).map_err(|_| {
+                    let text = Excerpt(text);
                     ApiError::bad_request(format!("invalid {name} `{text}`: Unix milliseconds are allowed"))
                 })
             })
@@ -166,7 +177,8 @@ impl Query {
             Some("earliestFirst") => Ok(Order::EarliestFirst),
             Some("latestFirst") => Ok(Order::LatestFirst),
             Some(other) => Err(ApiError::bad_request(format!(
-                "invalid order `{other}`: earliestFirst and latestFirst are allowed"
+                "invalid order `{}`: earliestFirst and latestFirst are allowed",
+                Excerpt(other)
             ))),
         }
     }
@@ -292,6 +304,7 @@ fn text(part: &str) -> String {
 
 /// 400 for a cursor that was never issued.
 pub(super) fn invalid_cursor(text: &str) -> ApiError {
+    let text = Excerpt(text);
     ApiError::bad_request(format!("invalid cursor `{text}`: pass back the cursor of the previous page"))
 }
 

@@ -6,10 +6,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::Upload;
-use super::error::ApiError;
+use super::error::{ApiError, json_problem};
+use super::headers::read_name;
 use super::{Api, json};
+use crate::domain::excerpt::Excerpt;
 use crate::domain::gate::queue_gate;
-use crate::domain::id::is_name;
 use crate::store::StoreError;
 use crate::store::gates::Queue;
 
@@ -39,10 +40,12 @@ impl Api {
         let received = self.read_body(upload, self.settings.max_message, "the body").await?;
         let upsert: Upsert = serde_json::from_slice(&received.body).map_err(|error| {
             ApiError::bad_request(format!(
-                "the body must be JSON like {{\"queueName\":\"q\",\"parallelism\":2,\"paused\":false}}: {error}"
+                "the body must be JSON like {{\"queueName\":\"q\",\"parallelism\":2,\"paused\":false}}: {}",
+                json_problem(&error)
             ))
         })?;
         let name = check_name(&upsert.queue_name)?;
+        let name = name.as_str();
         let parallelism = upsert.parallelism.map(|wanted| self.check_parallelism(wanted)).transpose()?;
         let (max, now) = (self.settings.max_queues, self.engine.now());
         let store = self.engine.store();
@@ -91,13 +94,8 @@ impl Api {
     }
 }
 
-fn check_name(name: &str) -> Result<&str, ApiError> {
-    if is_name(name) {
-        return Ok(name);
-    }
-    Err(ApiError::bad_request(format!(
-        "invalid queueName {name:?}: letters, digits, -, _ and . are allowed, at most 256"
-    )))
+fn check_name(name: &str) -> Result<String, ApiError> {
+    read_name(name).map_err(|problem| ApiError::bad_request(format!("invalid queueName: {problem}")))
 }
 
 fn shown(queue: &Queue) -> Value {
@@ -112,5 +110,5 @@ fn shown(queue: &Queue) -> Value {
 }
 
 fn unknown(name: &str) -> ApiError {
-    ApiError::not_found(format!("queue {name} not found"))
+    ApiError::not_found(format!("queue {} not found", Excerpt(name)))
 }

@@ -1,7 +1,10 @@
 //! The route table: which path and method mean what, and who may call it. Works on the raw request target.
 //!
-//! The fixed words of a path match in any case and a trailing slash is no different from none; names and ids are taken as
-//! they are (percent-decoded once). Nothing here redirects.
+//! The fixed words of a path match in any case. Surplus slashes around them don't count, which a base URL that ends in one
+//! leaves, nor does a trailing slash. Names and ids are taken as they are (percent-decoded once), and nothing of a
+//! destination is touched. Nothing here redirects.
+
+use std::borrow::Cow;
 
 use http::Method;
 use percent_encoding::percent_decode_str;
@@ -209,14 +212,16 @@ impl Route {
 /// The route of a path in which something stands as it is, unencoded.
 fn raw_route(method: &Method, target: &str) -> Option<Result<Route, RouteError>> {
     let post = |route: Route| Some(only(method, &[(Method::POST, route)], "POST"));
-    if let Some(rest) = after_words(target, "/v2/publish") {
+    // No destination begins with a slash.
+    let trimmed = |rest: &'static str| after_words(target, rest).map(|rest| rest.trim_start_matches('/'));
+    if let Some(rest) = trimmed("/v2/publish") {
         return post(Route::Publish { rest: rest.to_owned() });
     }
-    if let Some(rest) = after_words(target, "/v2/enqueue") {
+    if let Some(rest) = trimmed("/v2/enqueue") {
         let (queue, rest) = split_name(rest);
-        return post(Route::Enqueue { queue, rest: rest.to_owned() });
+        return post(Route::Enqueue { queue, rest: rest.trim_start_matches('/').to_owned() });
     }
-    let rest = after_words(target, "/v2/schedules")?;
+    let rest = trimmed("/v2/schedules")?;
     if is_url(rest) || *method == Method::POST && is_new_schedule(rest) {
         return post(Route::CreateSchedule { rest: rest.to_owned() });
     }
@@ -225,6 +230,7 @@ fn raw_route(method: &Method, target: &str) -> Option<Result<Route, RouteError>>
 
 /// Finds the route of a method and a raw request target (path and query).
 pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
+    let target = &*without_surplus_slashes(target);
     if let Some(found) = raw_route(method, target) {
         return found;
     }
@@ -327,6 +333,22 @@ pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
     }
 }
 
+/// The target with one slash before `v2` and one after it.
+fn without_surplus_slashes(target: &str) -> Cow<'_, str> {
+    let from_version = target.trim_start_matches('/');
+    let Some(rest) = from_version
+        .get(..3)
+        .and_then(|word| word.eq_ignore_ascii_case("v2/").then(|| from_version[3..].trim_start_matches('/')))
+    else {
+        return Cow::Borrowed(target);
+    };
+    if target.len() == rest.len() + "/v2/".len() {
+        Cow::Borrowed(target)
+    } else {
+        Cow::Owned(format!("/v2/{rest}"))
+    }
+}
+
 /// Whether what is posted to `/v2/schedules/` is a destination, and not an id with what to do: `pause` or `resume`.
 fn is_new_schedule(rest: &str) -> bool {
     let path = rest.split(['?', '#']).next().unwrap_or_default();
@@ -417,7 +439,7 @@ mod tests {
         check("POST", "/v2/enqueue/a%252Fb/x", &enqueue("a%2Fb", "x"));
         check("POST", "/v2/enqueue/q?upstash-delay=1s", &enqueue("q", "?upstash-delay=1s"));
         check("POST", "/v2/enqueue/q/", &enqueue("q", ""));
-        check("POST", "/v2/enqueue/https://e.com", &enqueue("https:", "/e.com"));
+        check("POST", "/v2/enqueue/https://e.com", &enqueue("https:", "e.com"));
         check("POST", "/v2/enqueue", &enqueue("", ""));
         check("GET", "/v2/enqueue/q/x", &Err(RouteError::Method { allow: "POST" }));
     }
@@ -432,6 +454,48 @@ mod tests {
         check("GET", "/v2/messages/msg_aB", &Ok(Route::GetMessage { id: "msg_aB".to_owned() }));
         check("HEAD", "/healthz", &Ok(Route::Healthz));
         check("GET", "/openapi.json", &Ok(Route::OpenApi));
+    }
+
+    #[test]
+    fn surplus_slashes_before_a_destination_are_ignored() {
+        let rest = "https://e.com//a//?x=//y";
+        for base in ["", "/", "//"] {
+            for after in ["", "/", "//"] {
+                let target = |words: &str| format!("{base}/V2{after}/{words}");
+                let is = |words: &str, expected: Route| check("POST", &target(words), &Ok(expected));
+                for slashes in ["/", "//", "///"] {
+                    is(&format!("publish{slashes}{rest}"), Route::Publish { rest: rest.to_owned() });
+                    is(
+                        &format!("enqueue{slashes}q{slashes}{rest}"),
+                        Route::Enqueue { queue: "q".to_owned(), rest: rest.to_owned() },
+                    );
+                    is(&format!("schedules{slashes}{rest}"), Route::CreateSchedule { rest: rest.to_owned() });
+                    is(
+                        &format!("schedules{slashes}s{slashes}pause"),
+                        Route::PauseSchedule { id: "s".to_owned() },
+                    );
+                    is(
+                        &format!("queues{slashes}q{slashes}pause/"),
+                        Route::PauseQueue { name: "q".to_owned() },
+                    );
+                }
+                is("batch", Route::Batch);
+                is("dlq/retry?a=//b", Route::RetryDeadLetters { trailing_slash: false });
+                is("flowControl/k//pause", Route::PauseFlowKey { key: "k/".to_owned() });
+                check("GET", &target("flowControl//k"), &Ok(Route::GetFlowKey { key: "/k".to_owned() }));
+                check("DELETE", &target("messages"), &Ok(Route::CancelMessages { trailing_slash: false }));
+                check("DELETE", &target("messages//"), &Ok(Route::CancelMessages { trailing_slash: true }));
+            }
+            check("GET", &format!("{base}/healthz"), &Ok(Route::Healthz));
+        }
+        for target in ["/v2", "//v2//", "/v", "v2x/keys", "/\u{fc}/", "//v2\u{fc}/keys"] {
+            check("GET", target, &Err(RouteError::Unknown));
+        }
+        check(
+            "POST",
+            "/v2/publish/v2/publish/https://e.com",
+            &Ok(Route::Publish { rest: "v2/publish/https://e.com".to_owned() }),
+        );
     }
 
     #[test]

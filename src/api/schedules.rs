@@ -19,6 +19,7 @@ use super::headers::{self, Due, Kind};
 use super::{Api, wire};
 use crate::domain::cron::{Cron, CronError};
 use crate::domain::destination::{self, Destination};
+use crate::domain::excerpt::Excerpt;
 use crate::domain::id::{MessageId, ScheduleId};
 use crate::domain::template::Template;
 use crate::engine::schedules::{group, targets};
@@ -203,5 +204,5 @@ fn invalid_cron(error: &CronError) -> ApiError {
 }
 
 fn unknown(id: &str) -> ApiError {
-    ApiError::not_found(format!("schedule {id} not found"))
+    ApiError::not_found(format!("schedule {} not found", Excerpt(id)))
 }

@@ -12,9 +12,10 @@ use serde_json::json;
 
 use super::batch::Fields;
 use super::body::Upload;
-use super::error::ApiError;
+use super::error::{ApiError, json_problem};
 use super::{Api, headers, json, wire};
 use crate::domain::destination::{Destination, DestinationError, parse_literal};
+use crate::domain::excerpt::Excerpt;
 use crate::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
 use crate::store::url_groups::Upserted;
 
@@ -148,7 +149,10 @@ impl Api {
         let keys: Result<Vec<_>, _> = (self.read_endpoints(upload).await?.into_iter().enumerate())
             .map(|(index, mut given)| match (given.name(), given.url.filter(|url| !url.is_empty())) {
                 (Some(name), _) => Ok(EndpointKey::Name(name)),
-                (None, Some(url)) => Ok(EndpointKey::Url(url)),
+                (None, Some(url)) => Ok(EndpointKey::Url(match parse_literal(&url) {
+                    Ok(Destination::Url(url)) => url,
+                    _ => url,
+                })),
                 (None, None) => {
                     let error = ApiError::bad_request("a name or a url must be given");
                     Err(error.of(format_args!("endpoint {index}")))
@@ -165,7 +169,8 @@ impl Api {
     async fn read_endpoints(&self, upload: &mut Upload) -> Result<Vec<EndpointBody>, ApiError> {
         let received = self.read_body(upload, self.settings.max_message, "the body").await?;
         let read: EndpointsBody = serde_json::from_slice(&received.body).map_err(|error| {
-            ApiError::bad_request(format!("the body must be JSON like {ENDPOINTS}: {error}"))
+            let problem = json_problem(&error);
+            ApiError::bad_request(format!("the body must be JSON like {ENDPOINTS}: {problem}"))
         })?;
         if read.endpoints.is_empty() {
             return Err(ApiError::bad_request("at least one endpoint must be given"));
@@ -217,7 +222,8 @@ fn check_endpoint_name(name: &str) -> Result<(), ApiError> {
         return Ok(());
     }
     Err(ApiError::bad_request(format!(
-        "invalid name {name:?}: at most {MAX_ENDPOINT_NAME} bytes without control characters are allowed"
+        "invalid name {:?}: at most {MAX_ENDPOINT_NAME} bytes without control characters are allowed",
+        Excerpt(name)
     )))
 }
 

@@ -56,8 +56,8 @@ pub struct Config {
     pub public_url: Option<String>,
 
     /// Addresses and networks of the proxies in front (10.0.0.5, 172.16.0.0/12), whose
-    /// X-Forwarded-For is believed: it tells the publisher's address that messages
-    /// carry. Anybody else's is ignored.
+    /// X-Forwarded-For (or, without one, Forwarded) is believed: it tells the publisher's
+    /// address that messages carry. Anybody else's is ignored.
     #[config(default = [])]
     pub trusted_proxies: Vec<String>,
 
@@ -141,7 +141,8 @@ pub struct Config {
 
     /// Addresses (10.1.2.3), networks (10.0.0.0/8) and host names (hooks.internal,
     /// *.internal) that are allowed whatever `egress` says. An allowed host name may
-    /// resolve to any address.
+    /// resolve to any address. Letters beyond ASCII (münchen.example) mean the same as
+    /// their xn-- form, here and in egress_deny.
     #[config(default = [])]
     pub egress_allow: Vec<String>,
 

@@ -16,6 +16,7 @@ use jiff::ToSpan as _;
 use jiff::civil::{Date, DateTime, date};
 use jiff::tz::{AmbiguousOffset, TimeZone, TimeZoneDatabase};
 
+use super::excerpt::Excerpt;
 use super::time::Timestamp;
 
 /// Why a cron expression was refused. The texts are fit for the user.
@@ -32,11 +33,15 @@ pub enum CronError {
     Seconds,
     /// A word with `@` that is not known.
     #[error(
-        "unknown word {0:?}; allowed are @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually"
+        "unknown word {:?}; allowed are @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually",
+        Excerpt(.0)
     )]
     Word(String),
     /// A time zone that is not known.
-    #[error("unknown time zone {0:?}; a name of the IANA database is allowed, such as Europe/Berlin")]
+    #[error(
+        "unknown time zone {:?}; a name of the IANA database is allowed, such as Europe/Berlin",
+        Excerpt(.0)
+    )]
     Zone(String),
     /// A value, a range or a step that is not one of the field.
     #[error("{field}: {problem}")]
@@ -291,7 +296,10 @@ impl Field {
                     _ => String::new(),
                 };
                 let (first, max) = (self.first, self.max);
-                Err(self.error(format!("{text:?} is not allowed; allowed are {first} to {max}{names}")))
+                Err(self.error(format!(
+                    "{:?} is not allowed; allowed are {first} to {max}{names}",
+                    Excerpt(text)
+                )))
             }
         }
     }
@@ -299,7 +307,7 @@ impl Field {
     fn parse_step(&self, text: &str) -> Result<u8, CronError> {
         read_number(text)
             .filter(|step| *step > 0)
-            .ok_or_else(|| self.error(format!("the step {text:?} is not a number from 1 to 255")))
+            .ok_or_else(|| self.error(format!("the step {:?} is not a number from 1 to 255", Excerpt(text))))
     }
 
     fn error(&self, problem: String) -> CronError {

@@ -1,21 +1,33 @@
 //! Where a message goes: the forms a destination is written in, and what of it goes onto the wire.
 //!
-//! A URL is kept exactly as it was published, since receivers compare the signature's `sub` with it literally. Nothing
-//! here re-serialises one: parts are cut out of the text, and what cannot be sent as it stands is refused. Which
-//! addresses may be connected to is not decided here.
+//! A URL is kept as it was published, since receivers compare the signature's `sub` with it literally. Nothing here
+//! re-serialises one: parts are cut out of the text, and only characters that a request line can't carry are
+//! percent-encoded. A host keeps its letters beyond ASCII; DNS, TLS, `Host` and the address policy get its `xn--` form.
+//! Which addresses may be connected to is not decided here.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use percent_encoding::{percent_decode, percent_decode_str};
+use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46, verify_dns_length};
+use percent_encoding::{AsciiSet, percent_decode, percent_decode_str, utf8_percent_encode};
 
+use super::excerpt::Excerpt;
 use super::id::is_name;
+
+/// The longest URL that the HTTP library sends, in bytes.
+const MAX_URL: usize = u16::MAX as usize - 1;
+
+/// Characters of a path that the HTTP library refuses to send. It lets some pass that RFC 3986 doesn't know, such as `{`
+/// and `|`, and those go out as they came.
+const PATH: &AsciiSet = &AsciiSet::EMPTY.add(b' ').add(b'<').add(b'>').add(b'`');
+/// The same of a query.
+const QUERY: &AsciiSet = &AsciiSet::EMPTY.add(b' ').add(b'"').add(b'<').add(b'>');
 
 /// A destination as a publisher wrote it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Destination {
-    /// An http or https URL that [`validate_url`] accepts, exactly as written.
+    /// An http or https URL as [`read_url`] makes it.
     Url(String),
     /// The name of a URL group, which may or may not exist.
     Group(String),
@@ -55,13 +67,13 @@ pub enum DestinationError {
     #[error("invalid destination url: {0}")]
     InvalidUrl(String),
     /// `api/` and a word that we do not know.
-    #[error("unknown destination api/{0}: only api/llm is supported")]
+    #[error("unknown destination api/{}: only api/llm is supported", Excerpt(.0))]
     UnknownApi(String),
     /// `api/` and a word that we know, for which nothing is configured.
     #[error("api/{0} is not available: no language model is configured")]
     UnavailableApi(String),
     /// No such URL group; for those who look them up. All other cases are malformed requests.
-    #[error("topic {0} not found")]
+    #[error("topic {} not found", Excerpt(.0))]
     UnknownGroup(String),
 }
 
@@ -70,7 +82,8 @@ pub enum DestinationError {
 pub struct Origin {
     /// Whether the scheme is https.
     pub https: bool,
-    /// A name or an address in lower case, an IPv6 address in its short form without brackets.
+    /// A name or an address in lower case, a name beyond ASCII in its `xn--` form, an IPv6 address in its short form
+    /// without brackets.
     pub host: String,
     /// The port, with the scheme's default filled in; never 0.
     pub port: u16,
@@ -93,7 +106,8 @@ impl fmt::Display for Origin {
 pub struct RequestTarget {
     /// Where to connect.
     pub origin: Origin,
-    /// The `Host` header: host and port as written, a default port kept, without user and password.
+    /// The `Host` header: host and port as written, a default port kept, without user and password; a name beyond ASCII
+    /// in its `xn--` form.
     pub authority: String,
     /// Path and query as written, at least `/`; the fragment is dropped.
     pub path_and_query: String,
@@ -111,7 +125,7 @@ pub fn parse(raw_rest: &str) -> Result<Parsed, DestinationError> {
     };
     let (kept, params) = cut_params(&whole);
     let destination = if is_http(&kept) {
-        read_url(&kept)?
+        Destination::Url(read_url(&kept)?)
     } else {
         let name = kept.split('?').next().unwrap_or_default();
         match api_name(name) {
@@ -123,12 +137,14 @@ pub fn parse(raw_rest: &str) -> Result<Parsed, DestinationError> {
 }
 
 /// Reads a batch item's destination: given literally, so that a name is not decoded and a query is all the URL's own.
+/// Blanks around it don't count, as in the URL Standard.
 pub fn parse_literal(text: &str) -> Result<Destination, DestinationError> {
+    let text = text.trim_matches(' ');
     if let Some(decoded) = decode_segment(text)? {
-        return read_url(&decoded);
+        return read_url(&decoded).map(Destination::Url);
     }
     if is_http(text) {
-        return read_url(text);
+        return read_url(text).map(Destination::Url);
     }
     match api_name(text) {
         Some(api) => read_api(api),
@@ -136,10 +152,50 @@ pub fn parse_literal(text: &str) -> Result<Destination, DestinationError> {
     }
 }
 
-/// Checks that a URL can be sent to, and says where that would connect.
+/// Reads a URL in the form in which it is stored, signed and shown: slashes that a proxy has merged are repaired, and
+/// what a request line can't carry is percent-encoded, the host excepted. All else stays as written.
 ///
-/// The scheme is http or https; the host is not empty; there are no spaces, control or non-ASCII characters, which the
-/// publisher has to percent-encode, since only they know in which form the receiver verifies the signature.
+/// The scheme is http or https, the host is not empty, and there are no control characters.
+pub fn read_url(text: &str) -> Result<String, DestinationError> {
+    if text.contains(char::is_control) {
+        return Err(invalid("it contains a control character, which must be percent-encoded"));
+    }
+    let text = text.trim_matches(' ');
+    let repaired = match text.split_once(":/") {
+        Some((scheme, rest)) if !rest.starts_with('/') => Cow::Owned(format!("{scheme}://{rest}")),
+        _ => Cow::Borrowed(text),
+    };
+    let url = match cut(&repaired) {
+        Some(cut) => cut.encoded(),
+        None => repaired.into_owned(),
+    };
+    validate_url(&url)?;
+    Ok(url)
+}
+
+/// The forms in which a URL may be stored that a filter names: as written, as [`read_url`] makes it, and with the host's
+/// letters beyond ASCII percent-encoded, as an HTTP client puts them into a path, or not.
+pub fn spellings(url: &str) -> Vec<String> {
+    let mut forms = vec![url.to_owned()];
+    let Some(cut) = cut(url) else { return forms };
+    let escaped = utf8_percent_encode(cut.host, PATH).to_string();
+    let plain = percent_decode_str(cut.host).decode_utf8().unwrap_or(Cow::Borrowed(cut.host));
+    for host in [cut.host, &escaped, &plain] {
+        let form = Cut { host, ..cut }.encoded();
+        if !forms.contains(&form) {
+            forms.push(form);
+        }
+    }
+    forms
+}
+
+/// The forms in which the path of a URL may be stored that a filter names: as written, and as [`read_url`] makes it.
+pub fn path_spellings(path: &str) -> Vec<String> {
+    let encoded = utf8_percent_encode(path, PATH).to_string();
+    if encoded == path { vec![encoded] } else { vec![path.to_owned(), encoded] }
+}
+
+/// Checks that a URL can be sent to as it stands, and says where that would connect. What [`read_url`] returns can.
 pub fn validate_url(url: &str) -> Result<Origin, DestinationError> {
     split(url).map(|parts| parts.origin)
 }
@@ -156,7 +212,7 @@ pub fn request_target(url: &str) -> Result<RequestTarget, DestinationError> {
     let slash = if rest.starts_with('/') { "" } else { "/" };
     Ok(RequestTarget {
         origin: parts.origin,
-        authority: parts.authority.to_owned(),
+        authority: parts.authority.into_owned(),
         path_and_query: format!("{slash}{rest}"),
         userinfo,
     })
@@ -172,30 +228,64 @@ pub fn origin_and_path(url: &str) -> Result<(Origin, &str), DestinationError> {
 
 /// Reads a host as [`Origin`] has it, and the port behind it, if any.
 pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), DestinationError> {
-    let (host, port) = split_port(text)?;
-    Ok((read_host(host)?, port.map(read_port).transpose()?))
+    let (host, port) = split_port(text);
+    Ok((read_host(host)?, port.strip_prefix(':').map(read_port).transpose()?))
 }
 
-/// A URL's parts, borrowed from its text.
+/// A URL's text, cut where its parts begin and end, whatever is in them.
+#[derive(Clone, Copy)]
+struct Cut<'a> {
+    scheme: &'a str,
+    userinfo: Option<&'a str>,
+    host: &'a str,
+    /// With its colon, if there is one.
+    port: &'a str,
+    /// Path, query and fragment.
+    rest: &'a str,
+}
+
+impl Cut<'_> {
+    /// The text again, with what a request line can't carry percent-encoded. Escapes that are there stay what they are.
+    fn encoded(&self) -> String {
+        let Self { scheme, userinfo, host, port, rest } = self;
+        let (path, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
+        let (path, query) = (utf8_percent_encode(path, PATH), utf8_percent_encode(query, QUERY));
+        match userinfo {
+            Some(userinfo) => {
+                let userinfo = utf8_percent_encode(userinfo, QUERY);
+                format!("{scheme}://{userinfo}@{host}{port}{path}{query}")
+            }
+            None => format!("{scheme}://{host}{port}{path}{query}"),
+        }
+    }
+}
+
+/// Cuts a text that has a scheme.
+fn cut(url: &str) -> Option<Cut<'_>> {
+    let (scheme, after) = url.split_once("://")?;
+    let (authority, rest) = after.split_at(after.find(['/', '?', '#']).unwrap_or(after.len()));
+    let (userinfo, authority) = match authority.rsplit_once('@') {
+        Some((userinfo, authority)) => (Some(userinfo), authority),
+        None => (None, authority),
+    };
+    let (host, port) = split_port(authority);
+    Some(Cut { scheme, userinfo, host, port, rest })
+}
+
+/// A URL's parts, checked.
 struct Parts<'a> {
     origin: Origin,
     userinfo: Option<&'a str>,
-    /// Host and port.
-    authority: &'a str,
+    /// Host and port, in ASCII.
+    authority: Cow<'a, str>,
     /// Path, query and fragment.
     rest: &'a str,
 }
 
 fn split(url: &str) -> Result<Parts<'_>, DestinationError> {
-    if let Some(c) = url.chars().find(|c| !c.is_ascii_graphic()) {
-        let what = match c {
-            ' ' => "a space",
-            c if c.is_control() => "a control character",
-            _ => "a non-ASCII character",
-        };
-        return Err(invalid(&format!("it contains {what}, which must be percent-encoded")));
-    }
-    let (scheme, after) = url.split_once("://").ok_or(DestinationError::InvalidScheme)?;
+    let Some(Cut { scheme, userinfo, host, port, rest }) = cut(url) else {
+        return Err(DestinationError::InvalidScheme);
+    };
     let https = if scheme.eq_ignore_ascii_case("https") {
         true
     } else if scheme.eq_ignore_ascii_case("http") {
@@ -203,57 +293,97 @@ fn split(url: &str) -> Result<Parts<'_>, DestinationError> {
     } else {
         return Err(DestinationError::InvalidScheme);
     };
-    let (full_authority, rest) = after.split_at(after.find(['/', '?', '#']).unwrap_or(after.len()));
-    let (userinfo, authority) = match full_authority.rsplit_once('@') {
-        Some((userinfo, authority)) => (Some(userinfo), authority),
-        None => (None, full_authority),
-    };
-    let (host, port) = split_port(authority)?;
-    let port = match port {
+    let name = read_host(host)?;
+    let number = match port.strip_prefix(':') {
         Some(text) => read_port(text)?,
         None if https => 443,
         None => 80,
     };
-    let origin = Origin { https, host: read_host(host)?, port };
-    // What hyper would refuse to send must not be accepted.
-    if url.parse::<http::Uri>().is_err() {
-        return Err(invalid("it contains a character that must be percent-encoded, or it is too long"));
+    if let Some(c) = userinfo.unwrap_or_default().chars().chain(rest.chars()).find(|c| !c.is_ascii_graphic())
+    {
+        let what = match c {
+            ' ' => "a space",
+            c if c.is_control() => "a control character",
+            _ => "a non-ASCII character",
+        };
+        return Err(invalid(&format!("it contains {what}, which must be percent-encoded")));
     }
-    Ok(Parts { origin, userinfo, authority, rest })
+    if url.len() > MAX_URL {
+        return Err(invalid(&format!("it is longer than {MAX_URL} bytes")));
+    }
+    // What hyper would refuse to send must not be accepted.
+    if !rest.is_empty() && rest.parse::<http::uri::PathAndQuery>().is_err() {
+        return Err(invalid("it contains a character that must be percent-encoded"));
+    }
+    let authority = if is_plain(host) || host.starts_with('[') {
+        Cow::Borrowed(&url[url.len() - rest.len() - port.len() - host.len()..url.len() - rest.len()])
+    } else {
+        Cow::Owned(format!("{name}{port}"))
+    };
+    Ok(Parts { origin: Origin { https, host: name, port: number }, userinfo, authority, rest })
 }
 
-fn split_port(authority: &str) -> Result<(&str, Option<&str>), DestinationError> {
+/// Host, and port with its colon.
+fn split_port(authority: &str) -> (&str, &str) {
     // Colons inside brackets belong to an IPv6 address.
     let host_end = authority.rfind(']').map_or(0, |bracket| bracket + 1);
-    match authority[host_end..].split_once(':') {
-        Some((name, port)) => Ok((&authority[..host_end + name.len()], Some(port))),
-        None if authority.is_empty() => Err(invalid("it has no host")),
-        None => Ok((authority, None)),
-    }
+    let colon = authority[host_end..].find(':').map_or(authority.len(), |at| host_end + at);
+    authority.split_at(colon)
 }
 
 fn read_port(text: &str) -> Result<u16, DestinationError> {
     let digits_only = text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
         Ok(port) if digits_only && port > 0 => Ok(port),
-        _ => Err(invalid(&format!("invalid port {text:?}, it must be a number from 1 to 65535"))),
+        _ => {
+            let text = Excerpt(text);
+            Err(invalid(&format!("invalid port {text:?}, it must be a number from 1 to 65535")))
+        }
     }
 }
 
+/// Reads a host as [`Origin`] has it.
 fn read_host(text: &str) -> Result<String, DestinationError> {
     if text.is_empty() {
         return Err(invalid("it has no host"));
     }
     if let Some(address) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         let address: Ipv6Addr =
-            address.parse().map_err(|_| invalid(&format!("invalid IPv6 address [{address}]")))?;
+            address.parse().map_err(|_| invalid(&format!("invalid IPv6 address [{}]", Excerpt(address))))?;
         return Ok(address.to_string());
     }
-    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')) {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        Err(invalid(&format!("invalid host {text:?}")))
+    if is_plain(text) {
+        return Ok(text.to_ascii_lowercase());
     }
+    host_to_ascii(text).map_err(|why| invalid(&format!("invalid host {:?}{why}", Excerpt(text))))
+}
+
+/// Whether a host needs no conversion: it has only characters of host names.
+fn is_plain(host: &str) -> bool {
+    host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+}
+
+/// The `xn--` form of a host with letters beyond ASCII, raw or percent-encoded: the URL Standard's "domain to ASCII",
+/// which is UTS 46 without transitional processing. What comes of it may be an IPv4 address. The error completes
+/// "invalid host …".
+pub fn host_to_ascii(text: &str) -> Result<String, &'static str> {
+    // An escaped ASCII character has no purpose but to hide what the host is.
+    if text.split('%').skip(1).any(|escape| escape.starts_with(|c: char| c < '8')) {
+        return Err(": only letters beyond ASCII can be percent-encoded there");
+    }
+    let Ok(decoded) = percent_decode_str(text).decode_utf8() else {
+        return Err(": its escapes are not UTF-8");
+    };
+    if decoded.is_ascii() {
+        return Err("");
+    }
+    let name = Uts46::new()
+        .to_ascii(decoded.as_bytes(), AsciiDenyList::URL, Hyphens::Allow, DnsLength::Ignore)
+        .map_err(|_| ": not a domain name by UTS 46, by its characters or their order")?;
+    if !verify_dns_length(&name, true) {
+        return Err(": a label is empty or has more than 63 bytes as xn--, or the name has more than 253");
+    }
+    if is_plain(&name) { Ok(name.into_owned()) } else { Err(": it has characters that no host name has") }
 }
 
 fn invalid(why: &str) -> DestinationError {
@@ -276,15 +406,6 @@ fn is_encoded_http(text: &str) -> bool {
 
 fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
     text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-}
-
-fn read_url(text: &str) -> Result<Destination, DestinationError> {
-    let url = match text.split_once(":/") {
-        Some((scheme, rest)) if !rest.starts_with('/') => format!("{scheme}://{rest}"),
-        _ => text.to_owned(),
-    };
-    validate_url(&url)?;
-    Ok(Destination::Url(url))
 }
 
 /// Decodes a URL that was percent-encoded as one segment, up to its first raw `?`; `None` when this is not one.
@@ -477,25 +598,145 @@ mod tests {
                 ),
             );
         }
-        check_error("https://e%2Ecom/", "invalid destination url: invalid host \"e%2Ecom\"");
         check_error("https://[x", "invalid destination url: invalid host \"[x\"");
         check_error("https://[::g]/", "invalid destination url: invalid IPv6 address [::g]");
         check_error("https://[::1]x/", "invalid destination url: invalid host \"[::1]x\"");
-        for (url, what) in [
-            ("https%3A//e.com/a%20b", "a space"),
-            ("https%3A//e.com/a%0Db", "a control character"),
-            ("https://e.com/caf\u{e9}", "a non-ASCII character"),
-        ] {
-            check_error(
-                url,
-                &format!("invalid destination url: it contains {what}, which must be percent-encoded"),
-            );
+        for url in
+            ["https%3A//e.com/a%0Db", "https%3A//e.com/a%7F", "https://e.com/\u{85}", "https://e.com/\tx"]
+        {
+            let text = "it contains a control character, which must be percent-encoded";
+            check_error(url, &format!("invalid destination url: {text}"));
         }
         check_error(
-            "https://e.com/a>b",
-            "invalid destination url: it contains a character that must be percent-encoded, or it is too long",
+            &format!("https://e.com/{}", "\u{fc}".repeat(12_000)),
+            "invalid destination url: it is longer than 65534 bytes",
+        );
+        check_error(
+            &format!("https://{}/", "a!".repeat(1000)),
+            &format!("invalid destination url: invalid host \"{}\"\u{2026}", "a!".repeat(100)),
         );
         check_error("https%3A%2F%2Fe.com%2F%FF", "invalid destination url: it is not UTF-8");
+    }
+
+    #[test]
+    fn what_a_request_line_cannot_carry_is_encoded() {
+        for (url, expected) in [
+            (
+                "https://e.com/gr\u{fc}\u{df}e?x=\u{fc} y#\u{fc}",
+                "https://e.com/gr%C3%BC%C3%9Fe?x=%C3%BC%20y#%C3%BC",
+            ),
+            ("https://e.com/a b", "https://e.com/a%20b"),
+            ("https://e.com/%C3%BC/%c3%bc/\u{fc}", "https://e.com/%C3%BC/%c3%bc/%C3%BC"),
+            ("https://e.com/\u{1f980}", "https://e.com/%F0%9F%A6%80"),
+            ("https://e.com/a<b>`c`?<d>\"", "https://e.com/a%3Cb%3E%60c%60?%3Cd%3E%22"),
+            // What is not in RFC 3986 but passes goes out as it came.
+            ("https://e.com/\"{a}|b\\^?`{c}|", "https://e.com/\"{a}|b\\^?`{c}|"),
+            ("https://e.com/%zz%", "https://e.com/%zz%"),
+            ("https://j\u{f6}rg:p \u{e4}@e.com/", "https://j%C3%B6rg:p%20%C3%A4@e.com/"),
+            ("https://e.com?\u{fc}", "https://e.com?%C3%BC"),
+            // The host stays, and what is decided by it with it.
+            ("https://M\u{fc}nchen.de/\u{fc}", "https://M\u{fc}nchen.de/%C3%BC"),
+        ] {
+            assert_eq!(read_url(url).as_deref(), Ok(expected), "{url}");
+            assert_eq!(read_url(expected).as_deref(), Ok(expected), "a second time changes nothing");
+            check(url, expected, &[]);
+            assert_eq!(parse_literal(url), Ok(Destination::Url(expected.to_owned())));
+            let encoded = utf8_percent_encode(url, percent_encoding::NON_ALPHANUMERIC).to_string();
+            check(&encoded, expected, &[]);
+        }
+        assert_eq!(parse_literal("  https://e.com/ "), Ok(Destination::Url("https://e.com/".to_owned())));
+        check(
+            "https%3A%2F%2Fe.com%2F%C3%BC?\u{fc}&upstash-delay=1",
+            "https://e.com/%C3%BC?%C3%BC",
+            &[("upstash-delay", "1")],
+        );
+    }
+
+    #[track_caller]
+    fn check_host(host: &str, expected: &str) {
+        let url = format!("http://u:p@{host}:81/x");
+        check(&url, &url, &[]);
+        let target = request_target(&url).unwrap();
+        assert_eq!((target.origin.host.as_str(), target.authority), (expected, format!("{expected}:81")));
+        assert_eq!(host_and_port(host), Ok((expected.to_owned(), None)));
+    }
+
+    #[test]
+    fn hosts_beyond_ascii() {
+        check_host("l\u{fc}calhost.test", "xn--lcalhost-n2a.test");
+        check_host("l%C3%BCcalhost.test", "xn--lcalhost-n2a.test");
+        check_host("l%c3%bcCALHOST.test", "xn--lcalhost-n2a.test");
+        check_host("M\u{dc}NCHEN.de", "xn--mnchen-3ya.de");
+        check_host("mu\u{308}nchen.de", "xn--mnchen-3ya.de");
+        check_host("stra\u{df}e.de", "xn--strae-oqa.de");
+        check_host("\u{4f8b}\u{3048}.\u{30c6}\u{30b9}\u{30c8}", "xn--r8jz45g.xn--zckzah");
+        check_host("\u{4f8b}\u{3048}\u{3002}jp", "xn--r8jz45g.jp");
+        check_host("\u{1f980}.example", "xn--fs9h.example");
+        check_host("a_b-.\u{fc}.example.", "a_b-.xn--tda.example.");
+        check_host("\u{ff4c}ocalho\u{17f}t", "localhost");
+        check_host("a\u{ad}b", "ab");
+        // Addresses in other digits are the addresses.
+        check_host("\u{ff11}\u{ff12}\u{ff17}.0.0.1", "127.0.0.1");
+        check_host("127\u{3002}0\u{ff0e}0.1", "127.0.0.1");
+        check_host("%EF%BC%91%EF%BC%92%EF%BC%97.1", "127.1");
+        check_host("\u{ff10}\u{ff58}7f.1", "0x7f.1");
+        check_host("\u{2460}69.254.169.254", "169.254.169.254");
+    }
+
+    #[test]
+    fn hosts_that_are_none() {
+        let escapes = ": only letters beyond ASCII can be percent-encoded there";
+        let none = ": not a domain name by UTS 46, by its characters or their order";
+        let length = ": a label is empty or has more than 63 bytes as xn--, or the name has more than 253";
+        for (host, why) in [
+            ("e%2Ecom", escapes),
+            ("%31%32%37.0.0.1", escapes),
+            ("%C3%BC%2Ecom", escapes),
+            ("\u{fc}%40e.com", escapes),
+            ("%FC.com", ": its escapes are not UTF-8"),
+            ("%zz", ""),
+            ("%", ""),
+            ("\u{fc}%zz", none),
+            ("a b", ""),
+            ("a!\u{fc}", ": it has characters that no host name has"),
+            ("a b\u{fc}", none),
+            ("\u{fc}<x", none),
+            ("e\u{ff0f}x.com", none),
+            ("e\u{ff20}x.com", none),
+            ("e\u{ff1a}80.com", none),
+            ("\u{ff3b}::1]", ""),
+            ("\u{301}a.com", none),
+            ("\u{5d0}a.com", none),
+            ("\u{fdd0}.com", none),
+            ("\u{ad}", length),
+            ("\u{fc}..com", length),
+            (&format!("{}.de", "\u{fc}".repeat(60)), length),
+        ] {
+            let error = read_url(&format!("http://{host}/")).unwrap_err().to_string();
+            let expected = format!("invalid destination url: invalid host {host:?}{why}");
+            if host.contains(':') {
+                assert!(error.starts_with("invalid destination url: "), "{error}");
+            } else {
+                assert_eq!(error, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn filters_find_urls_in_every_spelling() {
+        for (wanted, stored) in [
+            ("http://e.com/gr\u{fc}n", "http://e.com/gr%C3%BCn"),
+            ("http://\u{fc}.de/\u{fc}", "http://\u{fc}.de/%C3%BC"),
+            ("http://\u{fc}.de/\u{fc}", "http://%C3%BC.de/%C3%BC"),
+            ("http://%C3%BC.de/a", "http://\u{fc}.de/a"),
+            ("http://%C3%BC.de/a", "http://%C3%BC.de/a"),
+        ] {
+            assert!(spellings(wanted).iter().any(|form| form == stored), "{wanted}: {:?}", spellings(wanted));
+        }
+        assert_eq!(spellings("http://e.com/a"), ["http://e.com/a"]);
+        assert_eq!(spellings("anything"), ["anything"]);
+        assert_eq!(path_spellings("/gr\u{fc}n"), ["/gr\u{fc}n", "/gr%C3%BCn"]);
+        assert_eq!(path_spellings("/a"), ["/a"]);
     }
 
     #[test]
@@ -537,6 +778,8 @@ mod tests {
                 prop_assert!(target.path_and_query.starts_with('/'));
                 prop_assert!(target.path_and_query.parse::<http::uri::PathAndQuery>().is_ok());
                 prop_assert!(http::HeaderValue::from_str(&target.authority).is_ok());
+                prop_assert!(target.authority.parse::<http::uri::Authority>().is_ok());
+                prop_assert_eq!(read_url(&url), Ok(url));
             }
         }
 

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use super::excerpt::Excerpt;
+
 /// The longest duration: as many milliseconds as a JSON integer carries exactly, some 285 000 years.
 const MAX_NANOS: u128 = (1 << 53) * 1_000_000;
 
@@ -36,13 +38,13 @@ pub enum DurationError {
     #[error("a negative duration; {ACCEPTED}")]
     Negative,
     /// No digits where a number should begin; the text from there on.
-    #[error("no number at {0:?}; {ACCEPTED}")]
+    #[error("no number at {:?}; {ACCEPTED}", Excerpt(.0))]
     NotANumber(String),
     /// A number without unit, after or before other pairs.
     #[error("no unit after the last number; {ACCEPTED}")]
     NoUnit,
     /// Letters that are no unit.
-    #[error("unknown unit {0:?}; {ACCEPTED}")]
+    #[error("unknown unit {:?}; {ACCEPTED}", Excerpt(.0))]
     UnknownUnit(String),
     /// More than 2^53 milliseconds.
     #[error("a duration that is too long")]

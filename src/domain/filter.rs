@@ -160,6 +160,12 @@ mod tests {
         check_host("e.com", "https://www.e.com/", false);
         check_host("e.com", "https://x.com/e.com?e.com@e.com", false);
         check_host("::1", "http://[0:0::1]:9/", true);
+        for host in ["m\u{fc}nchen.de", "M\u{dc}nchen.DE:80", "m%C3%BCnchen.de", "xn--mnchen-3ya.de"] {
+            for url in ["http://m\u{fc}nchen.de/", "http://m%c3%bcnchen.de", "http://XN--mnchen-3ya.de?x"] {
+                check_host(host, url, true);
+            }
+            check_host(host, "http://munchen.de", false);
+        }
         check_host("[::1]:9", "http://[::1]:9/", true);
         check_host("[::1]:9", "http://[::1]/", false);
         for wrong in ["", "e.com/", "https://e.com", "e.com:", "e.com:0", "e.com:x", "a b", "[::1"] {

@@ -86,6 +86,12 @@ pub fn is_name(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
+/// Whether a text is `.` or `..`. Neither names anything new: clients and proxies resolve them as steps of a path, so
+/// what has such a name can't be asked for.
+pub fn is_path_step(text: &str) -> bool {
+    matches!(text, "." | "..")
+}
+
 fn uuid_v7(now: Timestamp, random: [u8; 10]) -> Uuid {
     let ms = u64::try_from(now.as_millis()).unwrap_or(0);
     uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()

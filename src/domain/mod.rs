@@ -9,6 +9,7 @@ pub mod cron;
 pub mod deduplication;
 pub mod destination;
 pub mod duration;
+pub mod excerpt;
 pub mod filter;
 pub mod gate;
 pub mod id;

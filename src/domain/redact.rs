@@ -4,11 +4,12 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
+use super::excerpt::Excerpt;
 use super::message::{Redact, canonical_name, is_token_byte};
 
 /// An entry of `Upstash-Redact-Fields` that is not known.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("unknown field {0:?}; allowed are body, header (all headers) and header[Name]")]
+#[error("unknown field {:?}; allowed are body, header (all headers) and header[Name]", Excerpt(.0))]
 pub struct RedactError(pub String);
 
 /// Reads a comma-separated list of `body`, `header` or `headers` (all of them) and `header[Name]` or `headers[Name]`.

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::excerpt::Excerpt;
 use super::retry::MAX_DELAY;
 
 /// Bytes that an expression may have. It is evaluated after every failed attempt, so it stays small.
@@ -254,7 +255,7 @@ impl<'a> Parser<'a> {
         let start = self.at;
         let text = self.take_while(|c| c.is_ascii_digit() || c == '.');
         let value = text.parse().map_err(|_| {
-            self.error_at(start, format!("invalid number {text:?}, expected one such as 1.5"))
+            self.error_at(start, format!("invalid number {:?}, expected one such as 1.5", Excerpt(text)))
         })?;
         self.program.push(Op::Number(value));
         Ok(())
@@ -269,7 +270,9 @@ impl<'a> Parser<'a> {
         }
         let Some(function) = Function::read(name) else {
             let known = "retried, pow, sqrt, abs, exp, floor, ceil, round, min, max";
-            return Err(self.error_at(start, format!("unknown name {name:?}, expected one of {known}")));
+            return Err(
+                self.error_at(start, format!("unknown name {:?}, expected one of {known}", Excerpt(name)))
+            );
         };
         self.expect('(', "(")?;
         let mut arguments = 0;

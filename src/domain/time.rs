@@ -11,6 +11,10 @@ impl Timestamp {
     /// The latest time that the wire can carry: JSON integers are exact up to 2^53.
     pub const MAX: Self = Self(1 << 53);
 
+    /// The last millisecond of the year 9999, beyond which RFC 3339 has no date. What a publisher asks for later is a
+    /// mistake, such as milliseconds in the place of seconds.
+    pub const LAST: Self = Self(253_402_300_799_999);
+
     /// A timestamp from Unix milliseconds.
     pub const fn from_millis(ms: i64) -> Self {
         Self(ms)

@@ -27,6 +27,7 @@ use self::list::List;
 use self::literal::carried_v4;
 pub use self::literal::parse_literal;
 use self::special::{Class, Special, special};
+use crate::domain::excerpt::Excerpt;
 
 /// How far messages may go where no list says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -79,6 +80,7 @@ enum Why {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rule, address, why } = self;
+        let address = Excerpt(address);
         let (special, carried) = match why {
             Why::Denied { entry } => {
                 return write!(
@@ -109,7 +111,8 @@ impl fmt::Display for Refusal {
 
 impl Policy {
     /// A policy of a mode and two lists. An entry is an address (`10.1.2.3`, `fd00::1`), a network (`10.0.0.0/8`), a
-    /// host name (`hooks.internal`) or all names below a domain, without itself (`*.internal`).
+    /// host name (`hooks.internal`) or all names below a domain, without itself (`*.internal`). Names beyond ASCII are
+    /// written with their letters or in their `xn--` form; hosts are compared in the latter.
     pub fn new(mode: Mode, allow: &[String], deny: &[String]) -> Result<Self, PolicyError> {
         Ok(Self { mode, allow: List::parse("egress_allow", allow)?, deny: List::parse("egress_deny", deny)? })
     }

@@ -186,9 +186,14 @@ async fn a_bad_item_refuses_all(t: Test) {
         ),
         (json!({"destination": "http://169.254.169.254/"}), 400, "item 2: invalid destination url: "),
         (
-            json!({"destination": "https://e.com/caf\u{e9}"}),
+            json!({"destination": "https://e.com/caf\u{85}"}),
             400,
-            "item 2: invalid destination url: it contains a non-ASCII",
+            "item 2: invalid destination url: it contains a control character",
+        ),
+        (
+            json!({"destination": receiver.url("/"), "queue": ".."}),
+            400,
+            "item 2: invalid queue: \"..\" can't be",
         ),
         (json!({"destination": "api/email"}), 400, "item 2: unknown destination api/email"),
         (json!({"destination": "no-such-group"}), 404, "item 2: topic no-such-group not found"),

@@ -20,6 +20,7 @@ engines! {
     every_malformed_body_is_an_error_object,
     destinations_stay_raw_in_every_path,
     merged_slashes_are_repaired_in_every_path,
+    surplus_slashes_are_ignored_in_every_path,
     a_schedule_named_pause_is_no_destination,
     flow_control_keys_stay_raw,
     a_delete_reads_its_json_body,
@@ -219,6 +220,46 @@ async fn merged_slashes_are_repaired_in_every_path(t: Test) {
         let schedule = format!("/v2/schedules/{}", answer["scheduleId"].as_str().expect("an id"));
         assert_eq!(server.get_json(&schedule).await["destination"], receiver.url("/x"));
     }
+}
+
+/// A base URL that ends in a slash, or in `/v2/`, leaves them.
+async fn surplus_slashes_are_ignored_in_every_path(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let status = async |method: &str, target: &str| {
+        with_token(&server, method, target, READ_ONLY_TOKEN).send().await.status
+    };
+    for (method, target, _, _) in operations(&server).await {
+        let expected = status(&method, &target).await;
+        assert_ne!(expected, 404, "{method} {target}");
+        for (before, after) in [("//", "/"), ("/", "//"), ("///", "///")] {
+            let surplus = match target.strip_prefix("/v2/") {
+                Some(rest) => format!("{before}v2{after}{rest}"),
+                None => format!("{before}{}", &target[1..]),
+            };
+            assert_eq!(status(&method, &surplus).await, expected, "{method} {surplus}");
+        }
+    }
+    let url = receiver.url("/a//b/../?x=//y");
+    for target in [
+        format!("//v2/publish/{url}"),
+        format!("/v2//publish/{url}"),
+        format!("///v2///publish//{url}"),
+        format!("//v2/enqueue/q/{url}"),
+        format!("/v2//enqueue//q//{url}"),
+        format!("//v2/publish/{}", url.replacen("//", "/", 1)),
+    ] {
+        let answer = server.call("POST", &target).body("x").send().await.json(200);
+        assert_eq!(receiver.next_request().await.target, "/a//b/../?x=//y", "{target}");
+        let id = answer["messageId"].as_str().expect("an id");
+        assert_eq!(server.message(id).await["url"], url, "{target}");
+    }
+    let call = server.call("POST", &format!("//v2//schedules//{url}")).header("Upstash-Cron", "@yearly");
+    let id = call.send().await.json(200)["scheduleId"].as_str().expect("an id").to_owned();
+    assert_eq!(server.get_json(&format!("//v2//Schedules//{id}")).await["destination"], url);
+    assert_eq!(server.call("PATCH", &format!("//v2/schedules/{id}//pause")).send().await.status, 200);
+    // A flow-control key may begin with a slash itself.
+    assert_eq!(server.call("POST", "//v2/flowControl//k/pause").send().await.status, 200);
+    assert_eq!(server.get_json("/v2//flowControl//k").await["flowControlKey"], "/k");
 }
 
 async fn a_schedule_named_pause_is_no_destination(t: Test) {

@@ -9,6 +9,9 @@ use crate::support::{Receiver, Reply, Server, TOKEN, Test};
 engines! {
     bad_destinations_are_refused,
     bad_options_are_refused,
+    times_after_the_year_9999_are_refused,
+    names_that_paths_cannot_hold_are_refused,
+    errors_repeat_little_of_what_they_refuse,
     control_characters_are_refused,
     bodies_over_the_limit_are_refused,
     an_early_error_reaches_who_writes_first,
@@ -117,6 +120,181 @@ async fn bad_options_are_refused(t: Test) {
     }
     assert_nothing_stored(&server).await;
     assert_eq!(receiver.requests().len(), 0);
+}
+
+/// Milliseconds in the place of seconds, above all.
+async fn times_after_the_year_9999_are_refused(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    receiver.script("/", [Reply::status(500)]);
+    let id = server.publish(&receiver.url("/"), &[("Upstash-Retries", "0")], "x").await;
+    let retry = format!("/v2/dlq/retry/{}", server.dead_letter(&id).await["dlqId"].as_str().expect("an id"));
+    let url = receiver.url("/never");
+    let callback = [("Upstash-Callback", url.as_str()), ("Upstash-Cron", "@yearly")];
+    for (name, value) in [
+        ("Upstash-Not-Before", "1796081837163"),
+        ("Upstash-Not-Before", "253402300800"),
+        ("Upstash-Delay", "99999999d"),
+        ("Upstash-Delay", "1796081837163"),
+        ("Upstash-Delay", "99999999999999999999d"),
+        ("Upstash-Callback-Delay", "99999999d"),
+        ("Upstash-Callback-Failure-Callback-Delay", "99999999d"),
+    ] {
+        let nested = format!("{}-Failure-Callback", "Upstash-Callback");
+        let headers = [callback[0], (nested.as_str(), url.as_str()), (name, value)];
+        for target in [
+            format!("/v2/publish/{url}"),
+            format!("/v2/enqueue/q/{url}"),
+            format!("/v2/schedules/{url}"),
+            retry.clone(),
+            "/v2/dlq/retry".to_owned(),
+        ] {
+            let is_schedule = target.contains("/schedules/");
+            if is_schedule && name == "Upstash-Not-Before" {
+                continue;
+            }
+            let mut call = server.call("POST", &target).headers(&headers);
+            if is_schedule {
+                call = call.header("Upstash-Cron", "@yearly");
+            }
+            let error = call.send().await.error(400);
+            assert!(error.contains("Unix time in seconds") && error.contains(name), "{target}: {error}");
+        }
+        let parameter = format!("{}={value}", name.to_lowercase());
+        for target in [format!("/v2/publish/{url}?{parameter}"), format!("{retry}?{parameter}")] {
+            let error = server.call("POST", &target).headers(&headers[..2]).send().await.error(400);
+            assert!(error.contains("Unix time in seconds"), "{target}: {error}");
+        }
+        let fields: serde_json::Map<_, _> =
+            headers.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        let batch = json!([{"destination": url, "headers": fields}]).to_string();
+        let error = server.call("POST", "/v2/batch").body(batch).send().await.error(400);
+        assert!(error.starts_with("item 0: ") && error.contains("Unix time in seconds"), "{error}");
+    }
+    // The last second that there is.
+    let last = server.publish(&url, &[("Upstash-Not-Before", "253402300799")], "x").await;
+    assert_eq!(server.message(&last).await["notBefore"], 253_402_300_799_000_i64);
+    assert_eq!(server.get_json("/v2/schedules").await, json!([]));
+    assert_eq!(receiver.requests().len(), 1);
+    // Parts of a second, as a division by 1000 leaves them.
+    let id = server.publish(&url, &[("Upstash-Not-Before", "253402300798.25")], "x").await;
+    assert_eq!(server.message(&id).await["notBefore"], 253_402_300_798_250_i64);
+}
+
+async fn names_that_paths_cannot_hold_are_refused(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let url = receiver.url("/");
+    let refused = async |method: &str, target: &str, headers: &[(&str, &str)], body: String| {
+        let error = server.call(method, target).headers(headers).body(body).send().await.error(400);
+        assert!(error.contains("step of a path"), "{method} {target}: {error}");
+    };
+    for name in [".", ".."] {
+        refused("POST", "/v2/queues", &[], json!({"queueName": name}).to_string()).await;
+        refused("POST", &format!("/v2/enqueue/{name}/{url}"), &[], String::new()).await;
+        refused("POST", &format!("/v2/enqueue/{}/{url}", name.replace('.', "%2e")), &[], String::new()).await;
+        let endpoints = json!({"endpoints": [{"url": url}]}).to_string();
+        refused("POST", &format!("/v2/topics/{name}/endpoints"), &[], endpoints).await;
+        let publish = format!("/v2/publish/{url}");
+        refused("POST", &publish, &[("Upstash-Queue-Name", name)], String::new()).await;
+        let flow = [("Upstash-Flow-Control-Key", name), ("Upstash-Flow-Control-Value", "rate=1")];
+        refused("POST", &publish, &flow, String::new()).await;
+        let schedule = [("Upstash-Cron", "@yearly"), ("Upstash-Schedule-Id", name)];
+        refused("POST", &format!("/v2/schedules/{url}"), &schedule, String::new()).await;
+        refused("POST", &format!("/v2/flowControl/{name}/pause"), &[], String::new()).await;
+        refused("POST", &format!("/v2/flowControl/{name}/pin?rate=1"), &[], String::new()).await;
+        let batch = json!([{"destination": url, "queue": name}]).to_string();
+        refused("POST", "/v2/batch", &[], batch).await;
+        server.call("POST", &format!("/v2/publish/{name}")).send().await.error(404);
+    }
+    // What got such a name from an earlier version can be read, used up and deleted.
+    let called = |name: &str| json!({"queueName": name, "paused": true}).to_string();
+    server.call("POST", "/v2/queues").body(called("old")).send().await.json(200);
+    let endpoints = json!({"endpoints": [{"url": url}]}).to_string();
+    server.call("POST", "/v2/topics/old/endpoints").body(endpoints).send().await.json(200);
+    server.call("POST", "/v2/flowControl/old/pause").send().await.json(200);
+    t.execute("UPDATE url_groups SET name = '..'").await;
+    assert_eq!(server.get_json("/v2/topics/..").await["name"], "..");
+    server.call("POST", "/v2/publish/..").send().await.json(200);
+    receiver.next_on("/").await;
+    server.call("DELETE", "/v2/topics/..").send().await.json(200);
+    assert_eq!(server.get_json("/v2/topics").await, json!([]));
+}
+
+async fn errors_repeat_little_of_what_they_refuse(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let long = "\u{fc}".repeat(5000);
+    let escaped = "%C3%BC".repeat(5000);
+    let url = receiver.url("/");
+    let mut answers = Vec::new();
+    for target in [
+        format!("/v2/messages/{escaped}"),
+        format!("/v2/dlq/{escaped}"),
+        format!("/v2/schedules/{escaped}"),
+        format!("/v2/topics/{escaped}"),
+        format!("/v2/queues/{escaped}"),
+        format!("/v2/flowControl/{}", "%C3%BC".repeat(250)),
+        format!("/v2/events?{escaped}=1"),
+        format!("/v2/events?cursor={escaped}"),
+        format!("/v2/events?state={escaped}"),
+        format!("/v2/events?order={escaped}"),
+        format!("/v2/events?groupBy={escaped}"),
+        format!("/v2/events?count={escaped}"),
+        format!("/v2/events?fromDate={escaped}"),
+        format!("/v2/events?host=a%20{escaped}"),
+        format!("/v2/events?label=%01{escaped}"),
+        format!("/v2/dlq?responseStatus={escaped}"),
+        format!("/v2/dlq?cursor={escaped}"),
+        format!("/v2/dlq?trimBody={escaped}"),
+    ] {
+        answers.push((target.clone(), server.get(&target).await));
+    }
+    for target in [
+        format!("/v2/publish/{}", "a".repeat(5000)),
+        format!("/v2/publish/api/{}", "a".repeat(5000)),
+        format!("/v2/publish/http://a%21{escaped}/"),
+        format!("/v2/publish/http://[{}]/", "1".repeat(5000)),
+        format!("/v2/publish/http://a:{}/", "a".repeat(5000)),
+        format!("/v2/enqueue/{escaped}/{url}"),
+        format!("/v2/publish/{url}?upstash-delay={escaped}"),
+        format!("/v2/flowControl/k/pin?rate={escaped}"),
+        format!("/v2/schedules/{url}?upstash-cron={escaped}"),
+        format!("/v2/schedules/{url}?upstash-cron=*+*+*+*+{escaped}"),
+        format!("/v2/schedules/{url}?upstash-cron=TZ={escaped}+*+*+*+*+*"),
+        format!("/v2/schedules/{url}?upstash-cron=@{escaped}"),
+    ] {
+        answers.push((target.clone(), server.call("POST", &target).send().await));
+    }
+    for (method, target, body) in [
+        ("POST", "/v2/batch", json!([{"destination": long}])),
+        ("POST", "/v2/batch", json!([{"destination": format!("http://{long}!/")}])),
+        ("POST", "/v2/batch", json!([{"destination": url, "queue": long}])),
+        ("POST", "/v2/batch", json!([{"destination": url, "headers": {&long: 1}}])),
+        ("POST", "/v2/batch", json!([{"destination": url, "headers": {"Upstash-Retries": long}}])),
+        (
+            "POST",
+            "/v2/batch",
+            json!([{"destination": url, "headers": {format!("Upstash-Forward-{long}"): "1"}}]),
+        ),
+        ("POST", "/v2/batch", json!(long)),
+        ("POST", "/v2/queues", json!({"queueName": long})),
+        ("POST", "/v2/queues", json!({"queueName": "q", "parallelism": long})),
+        ("POST", "/v2/topics/g/endpoints", json!({"endpoints": [{"name": long, "url": url}]})),
+        ("POST", "/v2/topics/g/endpoints", json!({"endpoints": long})),
+        ("DELETE", "/v2/messages", json!({&long: "1"})),
+        ("DELETE", "/v2/dlq", json!({&long: [{}]})),
+    ] {
+        let answer = server.call(method, target).body(body.to_string()).send().await;
+        answers.push((target.to_owned(), answer));
+    }
+    for (target, answer) in answers {
+        let target = &target[..target.len().min(80)];
+        assert!((400..500).contains(&answer.status), "{target}: {} {}", answer.status, answer.text());
+        let error = answer.error(answer.status);
+        assert!(error.chars().count() <= 700, "{target}: {} characters: {error}", error.chars().count());
+        assert!(
+            !error.contains(&"\u{fc}".repeat(201)) && !error.contains(&"a".repeat(201)),
+            "{target}: {error}"
+        );
+    }
 }
 
 async fn control_characters_are_refused(t: Test) {

@@ -10,6 +10,7 @@ use crate::support::{CURRENT_KEY, Gate, NEXT_KEY, Receiver, Reply, Server, TOKEN
 
 engines! {
     javascript,
+    javascript_version_2_7,
     javascript_schedule_run,
     javascript_limits,
     javascript_development_mode,
@@ -25,6 +26,10 @@ const MESSAGES_PER_DAY: &str = "10";
 
 async fn javascript(t: Test) {
     Script::javascript("main.mjs").run(&t.server().await).await;
+}
+
+async fn javascript_version_2_7(t: Test) {
+    Script::javascript("version_2_7.mjs").run(&t.server().await).await;
 }
 
 async fn javascript_schedule_run(t: Test) {

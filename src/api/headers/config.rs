@@ -5,9 +5,14 @@ use std::time::Duration;
 
 use super::fields::{Family, Field, check_name, is_never_forwarded};
 use super::{HeaderError, Limits};
+use crate::domain::destination;
+use crate::domain::duration::{self, DurationError};
+use crate::domain::excerpt::Excerpt;
+use crate::domain::id::is_path_step;
 use crate::domain::message::{CallbackSpec, FlowControl, Headers, Method, Options};
+use crate::domain::redact;
 use crate::domain::retry_delay::Expression;
-use crate::domain::{destination, duration, redact};
+use crate::domain::time::Timestamp;
 
 /// Retries beyond this do not fit the 32-bit integers that SDKs read them into.
 const MAX_RETRIES: u32 = i32::MAX.unsigned_abs();
@@ -46,8 +51,8 @@ pub(super) struct Config {
     pub(super) options: Options,
 }
 
-/// Reads a family with its callbacks.
-pub(super) fn read(family: &Family<'_>, limits: &Limits) -> Result<Config, HeaderError> {
+/// Reads a family with its callbacks. `now` is what delays are counted from.
+pub(super) fn read(family: &Family<'_>, limits: &Limits, now: Timestamp) -> Result<Config, HeaderError> {
     let options = Options {
         timeout: read_with(family, "timeout", duration::parse)?
             .filter(|timeout| !timeout.is_zero())
@@ -55,8 +60,8 @@ pub(super) fn read(family: &Family<'_>, limits: &Limits) -> Result<Config, Heade
         retry_delay: read_with(family, "retry-delay", |text| {
             Expression::parse(text).map(|_| text.to_owned())
         })?,
-        callback: read_callback(family.callback.as_deref(), limits)?,
-        failure_callback: read_callback(family.failure_callback.as_deref(), limits)?,
+        callback: read_callback(family.callback.as_deref(), limits, now)?,
+        failure_callback: read_callback(family.failure_callback.as_deref(), limits, now)?,
         redact: read_with(family, "redact-fields", redact::parse)?.unwrap_or_default(),
         flow_control: read_flow_control(family, limits)?,
         api: None,
@@ -64,7 +69,7 @@ pub(super) fn read(family: &Family<'_>, limits: &Limits) -> Result<Config, Heade
     Ok(Config {
         method: read_with(family, "method", read_method)?.unwrap_or_default(),
         retries: read_retries(family, limits)?,
-        delay: read_delay(family, limits)?,
+        delay: read_delay(family, limits, now)?,
         labels: read_labels(family),
         headers: read_forwarded(family)?,
         options,
@@ -93,7 +98,7 @@ pub(in crate::api) fn read_bool(text: &str) -> Result<bool, String> {
     } else if text.eq_ignore_ascii_case("false") {
         Ok(false)
     } else {
-        Err(format!("{text:?} is neither true nor false"))
+        Err(format!("{:?} is neither true nor false", Excerpt(text)))
     }
 }
 
@@ -108,14 +113,14 @@ pub(super) fn check_delay(delay: Duration, limits: &Limits) -> Result<(), Header
 fn read_method(text: &str) -> Result<Method, String> {
     Method::parse(text).ok_or_else(|| {
         let allowed = Method::ALL.map(Method::as_str).join(", ");
-        format!("unknown method {text:?}; allowed are {allowed}")
+        format!("unknown method {:?}; allowed are {allowed}", Excerpt(text))
     })
 }
 
 fn read_retries(family: &Family<'_>, limits: &Limits) -> Result<Option<u32>, HeaderError> {
     let read = |text: &str| match text.parse() {
         Ok(retries) if retries <= MAX_RETRIES && !text.starts_with('+') => Ok(retries),
-        _ => Err(format!("{text:?} is not an integer from 0 to {MAX_RETRIES}")),
+        _ => Err(format!("{:?} is not an integer from 0 to {MAX_RETRIES}", Excerpt(text))),
     };
     let retries = read_with(family, "retries", read)?;
     match (retries, limits.max_retries) {
@@ -124,8 +129,17 @@ fn read_retries(family: &Family<'_>, limits: &Limits) -> Result<Option<u32>, Hea
     }
 }
 
-fn read_delay(family: &Family<'_>, limits: &Limits) -> Result<Option<Duration>, HeaderError> {
-    let delay = read_with(family, "delay", duration::parse)?.filter(|delay| !delay.is_zero());
+fn read_delay(family: &Family<'_>, limits: &Limits, now: Timestamp) -> Result<Option<Duration>, HeaderError> {
+    let read = |text: &str| match duration::parse(text) {
+        Ok(delay) if now.after(delay) <= Timestamp::LAST => Ok(delay),
+        Ok(_) | Err(DurationError::TooLong) => Err(format!(
+            "{:?} ends after the year 9999; a delay is a duration such as 10s or 1d, and a Unix time in seconds belongs \
+             into Upstash-Not-Before",
+            Excerpt(text)
+        )),
+        Err(error) => Err(error.to_string()),
+    };
+    let delay = read_with(family, "delay", read)?.filter(|delay| !delay.is_zero());
     if let Some(delay) = delay {
         check_delay(delay, limits)?;
     }
@@ -165,12 +179,13 @@ pub(super) fn append(headers: &mut Headers, name: &str, value: &[u8]) {
 fn read_callback(
     family: Option<&Family<'_>>,
     limits: &Limits,
+    now: Timestamp,
 ) -> Result<Option<Box<CallbackSpec>>, HeaderError> {
-    let Some((family, url)) = family.and_then(|family| Some((family, family.url?))) else {
+    let Some((family, field)) = family.and_then(|family| Some((family, family.url?))) else {
         return Ok(None);
     };
-    destination::validate_url(&url.value).map_err(|problem| invalid(url, problem))?;
-    let config = read(family, limits)?;
+    let url = destination::read_url(&field.value).map_err(|problem| invalid(field, problem))?;
+    let config = read(family, limits, now)?;
     let mut headers = config.headers;
     for (word, field) in &family.config {
         // Python's `callback_headers` come without `Forward`.
@@ -181,7 +196,7 @@ fn read_callback(
         }
     }
     Ok(Some(Box::new(CallbackSpec {
-        url: url.value.to_string(),
+        url,
         method: config.method,
         headers,
         retries: config.retries,
@@ -205,6 +220,9 @@ fn read_flow_control(family: &Family<'_>, limits: &Limits) -> Result<Option<Flow
     if key.value.len() > limits.max_flow_control_key {
         return Err(invalid(key, format!("it is longer than {} bytes", limits.max_flow_control_key)));
     }
+    if is_path_step(&key.value) {
+        return Err(invalid(key, "clients and proxies resolve it as a step of a path, so it can't be a key"));
+    }
     let mut flow = FlowControl { key: key.value.to_string(), parallelism: None, rate: None, period_s: 1 };
     read_flow_value(&value.value, limits, &mut flow).map_err(|problem| invalid(value, problem))?;
     Ok(Some(flow))
@@ -218,7 +236,10 @@ fn read_flow_value(text: &str, limits: &Limits, flow: &mut FlowControl) -> Resul
             "parallelism" => flow.parallelism = Some(read_count(name, value)?),
             "rate" => flow.rate = Some(read_count(name, value)?),
             "period" => flow.period_s = read_period(value, limits)?,
-            _ => return Err(format!("unknown key {name:?}; allowed are parallelism, rate and period")),
+            _ => {
+                let name = Excerpt(name);
+                return Err(format!("unknown key {name:?}; allowed are parallelism, rate and period"));
+            }
         }
     }
     if flow.parallelism.is_none() && flow.rate.is_none() {
@@ -231,7 +252,7 @@ fn read_flow_value(text: &str, limits: &Limits, flow: &mut FlowControl) -> Resul
 pub(in crate::api) fn read_count(name: &str, value: &str) -> Result<u32, String> {
     match value.parse() {
         Ok(count @ 1..=MAX_RETRIES) if !value.starts_with('+') => Ok(count),
-        _ => Err(format!("{name} {value:?} is not an integer from 1 to {MAX_RETRIES}")),
+        _ => Err(format!("{} {:?} is not an integer from 1 to {MAX_RETRIES}", Excerpt(name), Excerpt(value))),
     }
 }
 
@@ -240,8 +261,8 @@ pub(in crate::api) fn read_period(value: &str, limits: &Limits) -> Result<u32, S
     let period = duration::parse(value).map_err(|error| format!("period: {error}"))?;
     let max = limits.max_flow_control_period;
     if period.is_zero() || period > max {
-        return Err(format!("period {value:?} is not from 1 second to {} seconds", max.as_secs()));
+        return Err(format!("period {:?} is not from 1 second to {} seconds", Excerpt(value), max.as_secs()));
     }
     let seconds = period.as_secs() + u64::from(period.subsec_nanos() > 0);
-    u32::try_from(seconds).map_err(|_| format!("period {value:?} is too long"))
+    u32::try_from(seconds).map_err(|_| format!("period {:?} is too long", Excerpt(value)))
 }

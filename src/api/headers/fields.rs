@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use super::HeaderError;
+use crate::domain::excerpt::Excerpt;
 use crate::domain::message::{header_text, is_token_byte};
 
 /// Header fields that one message may have; far beyond what receivers accept.
@@ -161,6 +162,7 @@ pub(super) fn check_name(name: &str, field: &Field<'_>) -> Result<(), HeaderErro
     if !name.is_empty() && name.bytes().all(is_token_byte) {
         return Ok(());
     }
+    let name = Excerpt(name);
     let problem = format!("{name:?} is not a header name; letters, digits and !#$%&'*+-.^_`|~ are allowed");
     Err(HeaderError::Invalid { header: field.written.to_owned(), problem })
 }

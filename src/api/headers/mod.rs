@@ -15,7 +15,9 @@ pub(super) use self::config::{read_bool, read_count, read_period};
 pub use self::fields::MAX_FIELDS;
 use self::fields::{Family, Field, is_never_forwarded};
 pub use crate::domain::deduplication::{Deduplication, content_key, id_key};
-use crate::domain::id::is_name;
+use crate::domain::duration::{self, DurationError};
+use crate::domain::excerpt::Excerpt;
+use crate::domain::id::{is_name, is_path_step};
 use crate::domain::message::{Headers, Method, Options};
 use crate::domain::time::Timestamp;
 
@@ -90,7 +92,7 @@ pub struct Publish {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HeaderError {
     /// A malformed request: the header as the user wrote it, what is wrong with it and what is allowed.
-    #[error("invalid header {header}: {problem}")]
+    #[error("invalid header {}: {problem}", Excerpt(.header))]
     Invalid {
         /// The header or query parameter, as written.
         header: String,
@@ -145,7 +147,7 @@ pub fn parse<'a>(
     let fields = fields::collect(headers, params)?;
     let family = Family::sort(&fields);
     refuse_workflows(&family)?;
-    let config = config::read(&family, limits)?;
+    let config = config::read(&family, limits, now)?;
     let is_schedule = kind == Kind::Schedule;
     let makes_schedule = matches!(kind, Kind::Publish | Kind::Schedule);
     Ok(Publish {
@@ -194,16 +196,18 @@ fn read_due(
     let Some(field) = not_before else {
         return Ok(config.delay.map_or(Due::Now, Due::After));
     };
-    let digits_only = field.value.bytes().all(|byte| byte.is_ascii_digit());
-    let seconds: i64 = match field.value.parse() {
-        Ok(seconds) if digits_only => seconds,
-        _ => return Err(invalid(field, format!("{:?} is not a Unix time in whole seconds", field.value))),
+    let refused =
+        |why: &str| invalid(field, format!("{:?} is not a Unix time in seconds{why}", Excerpt(&field.value)));
+    let is_number = field.value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let at = match duration::parse(&field.value) {
+        Ok(since_epoch) if is_number => Timestamp::from_millis(0).after(since_epoch),
+        Err(DurationError::TooLong) if is_number => Timestamp::MAX,
+        _ => return Err(refused("")),
     };
-    let at = Timestamp::from_millis(seconds.saturating_mul(1000));
-    config::check_delay(at.since(now), limits)?;
-    if at > Timestamp::MAX {
-        return Err(invalid(field, format!("{seconds} is too far in the future")));
+    if at > Timestamp::LAST {
+        return Err(refused(": it would be after the year 9999"));
     }
+    config::check_delay(at.since(now), limits)?;
     Ok(if at > now { Due::At(at) } else { Due::Now })
 }
 
@@ -215,11 +219,15 @@ fn read_deduplication(family: &Family<'_>) -> Result<Option<Deduplication>, Head
     Ok(by_content.then_some(Deduplication::Content))
 }
 
-/// Reads the name of a queue or a schedule; the error says what is allowed.
+/// Reads the name of a queue, a URL group or a schedule that may have to be made; the error says what is allowed.
 pub fn read_name(text: &str) -> Result<String, String> {
+    if is_path_step(text) {
+        return Err(format!("{text:?} can't be a name: clients and proxies resolve it as a step of a path"));
+    }
     if is_name(text) {
         return Ok(text.to_owned());
     }
+    let text = Excerpt(text);
     Err(format!("{text:?} is not a name; letters, digits, -, _ and . are allowed, at most 256"))
 }
 

@@ -317,13 +317,12 @@ fn malformed() {
             &format!("invalid header Upstash-Retries: {value:?} is not an integer from 0"),
         );
     }
-    for value in ["1.5", "-1", "99999999999999999999", "tomorrow"] {
-        check_error(&[("Upstash-Not-Before", value)], "invalid header Upstash-Not-Before: ");
+    for value in ["1.5.1", ".", "-1", "+1", "1e9", "5s", "tomorrow", "NaN"] {
+        check_error(
+            &[("Upstash-Not-Before", value)],
+            &format!("invalid header Upstash-Not-Before: {value:?} is not a Unix time in seconds"),
+        );
     }
-    check_error(
-        &[("Upstash-Not-Before", "9999999999999")],
-        "invalid header Upstash-Not-Before: 9999999999999 is too far in the future",
-    );
     check_error(
         &[("Upstash-Retry-Delay", "1 +")],
         "invalid header Upstash-Retry-Delay: unexpected end, expected",
@@ -376,6 +375,105 @@ fn malformed() {
     check_error(&[("X", &"1".repeat(128 << 10))], "headers of more than 131072 bytes together");
 }
 
+/// Milliseconds in the place of seconds, above all.
+#[test]
+fn nothing_is_due_after_the_year_9999() {
+    for value in ["1796081837163", "253402300800", "9223372036854775807", "1e400", "99999999999999999999999"]
+    {
+        let text = if value.contains('e') { "" } else { ": it would be after the year 9999" };
+        check_error(
+            &[("Upstash-Not-Before", value)],
+            &format!("invalid header Upstash-Not-Before: {value:?} is not a Unix time in seconds{text}"),
+        );
+    }
+    let urls =
+        [("Upstash-Callback", "https://e.com"), ("Upstash-Callback-Failure-Callback", "https://e.com")];
+    for name in ["Upstash-Delay", "Upstash-Callback-Delay", "Upstash-Callback-Failure-Callback-Delay"] {
+        for value in ["99999999d", "1796081837163", "251702300800", "99999999999999999999d"] {
+            let fields = [urls[0], urls[1], (name, value)];
+            for kind in [Kind::Publish, Kind::Enqueue, Kind::BatchItem, Kind::Schedule] {
+                let error = read(kind, &fields).unwrap_err();
+                let expected = format!("invalid header {name}: {value:?} ends after the year 9999; ");
+                assert!(error.to_string().starts_with(&expected), "{error}");
+                assert!(error.to_string().contains("Unix time in seconds") && !error.is_quota());
+            }
+        }
+    }
+    check(&[("Upstash-Not-Before", "253402300799")], |p| {
+        p.due = Due::At(Timestamp::from_millis(253_402_300_799_000));
+    });
+    check(&[("Upstash-Not-Before", "1796081837.163")], |p| {
+        p.due = Due::At(Timestamp::from_millis(1_796_081_837_163));
+    });
+    check(&[("Upstash-Delay", "251702300799")], |p| p.due = Due::After(Duration::from_secs(251_702_300_799)));
+    let params = [("upstash-not-before".to_owned(), "1796081837163".into())];
+    let error = parse(Kind::Publish, [], &params, &limits(), NOW).unwrap_err();
+    assert!(error.to_string().contains("is not a Unix time in seconds"), "{error}");
+}
+
+#[test]
+fn callbacks_take_what_destinations_take() {
+    for (value, url) in
+        [("http://\u{fc}.de/\u{fc} x", "http://\u{fc}.de/%C3%BC%20x"), ("http:/e.com", "http://e.com")]
+    {
+        check(&[("Upstash-Callback", value)], |p| {
+            p.options.callback = Some(callback(|spec| spec.url = url.to_owned()));
+        });
+    }
+    let latin1 = [("Upstash-Callback", &b"http://e.com/\xfc"[..])];
+    let publish = parse(Kind::Publish, latin1, &[], &limits(), NOW).unwrap();
+    assert_eq!(publish.options.callback.expect("a callback").url, "http://e.com/%C3%BC");
+}
+
+#[test]
+fn names_that_paths_cannot_hold_are_refused() {
+    for name in [".", ".."] {
+        for header in ["Upstash-Queue-Name", "Upstash-Schedule-Id"] {
+            check_error(&[(header, name)], &format!("invalid header {header}: {name:?} can't be a name: "));
+        }
+        check_error(
+            &[("Upstash-Flow-Control-Key", name), ("Upstash-Flow-Control-Value", "rate=1")],
+            "invalid header Upstash-Flow-Control-Key: clients and proxies resolve it as a step of a path",
+        );
+    }
+    check(&[("Upstash-Queue-Name", "...")], |p| p.queue = Some("...".to_owned()));
+}
+
+#[test]
+fn errors_repeat_200_characters() {
+    let long = "\u{fc}".repeat(1000);
+    for name in [
+        "Upstash-Method",
+        "Upstash-Delay",
+        "Upstash-Not-Before",
+        "Upstash-Retries",
+        "Upstash-Retry-Delay",
+        "Upstash-Timeout",
+        "Upstash-Callback-Retries",
+        "Upstash-Redact-Fields",
+        "Upstash-Queue-Name",
+        "Upstash-Schedule-Id",
+        "Upstash-Header-Forward",
+        "Upstash-Content-Based-Deduplication",
+        &format!("Upstash-Forward-{long}"),
+        &format!("Upstash-Callback-Forward-{long}"),
+    ] {
+        let ascii = "1".repeat(1000);
+        for value in [&long, &ascii] {
+            let fields = [("Upstash-Callback", "https://e.com"), (name, value)];
+            let Err(error) = read(Kind::Publish, &fields) else { continue };
+            let text = error.to_string();
+            assert!(text.chars().count() < 700 && !text.contains(&long[..402]), "{text}");
+        }
+    }
+    for value in ["rate=X", "X=1", "rate=1,period=X", "rate=1,period=1X"] {
+        let value = value.replace('X', &long);
+        let fields = [("Upstash-Flow-Control-Key", "k"), ("Upstash-Flow-Control-Value", &value)];
+        let text = read(Kind::Publish, &fields).unwrap_err().to_string();
+        assert!(text.contains(&long[..400]) && !text.contains(&long[..402]), "{text}");
+    }
+}
+
 #[test]
 fn quotas() {
     let limits = Limits { max_retries: Some(5), max_delay: Some(Duration::from_hours(7 * 24)), ..limits() };
@@ -391,7 +489,7 @@ fn quotas() {
     for (name, value) in [
         ("Upstash-Delay", "8d"),
         ("Upstash-Not-Before", "1700604801"),
-        ("Upstash-Not-Before", "9223372036854775807"),
+        ("Upstash-Not-Before", "253402300799"),
         ("Upstash-Callback-Delay", "8d"),
     ] {
         let error = read(name, value).unwrap_err();

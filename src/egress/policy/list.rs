@@ -6,6 +6,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::PolicyError;
 use super::literal::parse_literal;
+use crate::domain::destination::host_to_ascii;
 
 /// A parsed list; each entry is kept as written, for messages.
 #[derive(Debug, Clone)]
@@ -14,9 +15,9 @@ pub(super) struct List(Vec<(Entry, String)>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
     Net(IpNet),
-    /// A host name, in lower case.
+    /// A host name, in lower case and in its `xn--` form.
     Name(String),
-    /// What names below a domain end with, its dot included, in lower case.
+    /// What names below a domain end with, its dot included, in lower case and in its `xn--` form.
     Below(String),
 }
 
@@ -58,7 +59,16 @@ impl Entry {
                 Err(format!("the network of that size is {}", net.trunc()))
             };
         }
-        if let Some(ip) = parse_literal(text) {
+        let (name, below) = match text.strip_prefix("*.") {
+            Some(domain) => (domain, true),
+            None => (text, false),
+        };
+        let name = if name.is_ascii() {
+            name.to_owned()
+        } else {
+            host_to_ascii(name).map_err(|why| format!("not a host name{why}"))?
+        };
+        if let Some(ip) = parse_literal(&name).filter(|_| !below) {
             return Ok(Self::Net(ip.to_canonical().into()));
         }
         if text.contains('/') {
@@ -67,11 +77,7 @@ impl Entry {
         if text.contains(':') {
             return Err("not an address, and a host name has no port".to_owned());
         }
-        let (name, below) = match text.strip_prefix("*.") {
-            Some(domain) => (domain, true),
-            None => (text, false),
-        };
-        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let name = name.strip_suffix('.').unwrap_or(&name).to_ascii_lowercase();
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         let label = |label: &str| (1..=63).contains(&label.len()) && label.chars().all(fits);
         // No top-level domain is a number: this is an address with a slip in it.

@@ -316,6 +316,23 @@ fn lists() {
     assert_eq!(rule(&denying, "example.com"), None);
     assert_eq!(rule(&denying, "[::ffff:8.8.8.8]"), Some("egress_deny"));
 
+    // Names beyond ASCII are the same in both forms; the hosts asked about are in the latter.
+    for entry in ["m\u{fc}nchen.example", "M\u{dc}NCHEN.example.", "xn--mnchen-3ya.example", "*.EXAMPLE"] {
+        assert_eq!(
+            rule(&policy(Mode::Private, &[], &[entry]), "xn--mnchen-3ya.example"),
+            Some("egress_deny"),
+            "{entry}"
+        );
+        let allowing = policy(Mode::Public, &[entry], &[]);
+        assert!(allowing.check_addr(Some("xn--mnchen-3ya.example"), addr("10.0.0.1")).is_ok(), "{entry}");
+    }
+    let below = policy(Mode::Private, &[], &["*.m\u{fc}nchen.example"]);
+    assert_eq!(rule(&below, "a.xn--mnchen-3ya.example"), Some("egress_deny"));
+    assert_eq!(rule(&below, "xn--mnchen-3ya.example"), None);
+    // In other digits, an address.
+    let digits = policy(Mode::Private, &[], &["\u{ff18}.8.8.8"]);
+    assert!(digits.check_addr(None, addr("8.8.8.8")).is_err());
+
     // A mapped network is the IPv4 network that it maps.
     assert!(policy(Mode::Private, &[], &["::ffff:8.0.0.0/104"]).check_addr(None, addr("8.8.8.8")).is_err());
 }
@@ -336,6 +353,8 @@ fn bad_list_entries() {
     check("a.*.b", "not a host name");
     check("", "not a host name");
     check("a..b", "not a host name");
+    check("\u{fc}/x", "not a host name: not a domain name by UTS 46, by its characters or their order");
+    check("\u{fc}.\u{ff11}", "not a host name");
 }
 
 #[test]
