@@ -35,6 +35,7 @@ mod queues;
 mod quota;
 mod redaction;
 mod resources;
+mod responses;
 mod schedules;
 mod sdk;
 mod signing;
