@@ -361,6 +361,30 @@ mod tests {
         assert_eq!((failure.class, failure.error.as_str()), (FailureClass::Connect, text));
     }
 
+    /// An address that takes no connection and refuses none, as if packets to it were lost, and what keeps it so.
+    async fn silent_address() -> (SocketAddr, TcpListener, Vec<TcpStream>) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.3:0".parse().unwrap()).unwrap();
+        // It accepts nothing; when its queue is full, the kernel drops what comes.
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queue = Vec::new();
+        while let Ok(tcp) = tokio::time::timeout(STAGGER, TcpStream::connect(address)).await {
+            queue.push(tcp.unwrap());
+        }
+        (address, listener, queue)
+    }
+
+    #[tokio::test]
+    async fn a_silent_address_makes_way_after_a_moment() {
+        let (silent, _listener, _queue) = silent_address().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let living = listener.local_addr().unwrap();
+        let mut failures = Vec::new();
+        let tcp = dial(vec![silent, living], &mut failures).await.expect("a connection");
+        assert_eq!((tcp.peer_addr().unwrap(), failures.len()), (living, 0));
+    }
+
     #[tokio::test]
     async fn a_refused_address_makes_way_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

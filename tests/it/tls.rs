@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use rustls::pki_types::PrivateKeyDer;
 use tempfile::NamedTempFile;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -28,10 +29,12 @@ engines! {
     http1_is_spoken_where_http2_is_not,
     an_unknown_authority_is_a_failed_attempt,
     a_certificate_marked_as_an_authority_is_trusted_where_it_is_named,
+    a_certificate_that_has_expired_is_not_trusted_for_being_named,
     an_answer_counts_that_ends_without_a_goodbye,
     what_met_a_closing_connection_is_sent_again,
     requests_above_a_goaway_are_sent_again,
-    a_goaway_with_an_error_and_a_refused_stream_cost_no_attempt,
+    a_goaway_with_an_error_costs_no_attempt_of_what_is_above_it,
+    a_refused_stream_costs_no_attempt,
     a_destination_that_refuses_all_streams_fails,
     a_reset_stream_is_a_failed_attempt,
     headers_have_the_limit_of_http1,
@@ -181,7 +184,7 @@ async fn a_certificate_marked_as_an_authority_is_trusted_where_it_is_named(t: Te
     let server = identity.trusted_by(&t).await;
     let id = server.publish(&receiver.url("/"), &ONCE, "x").await;
     assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
-    // Only for its names, only while it is valid, and no other that looks like it.
+    // Only for its names, and no other that looks like it.
     let by_address = receiver.url("/").replace("localhost", "127.0.0.1");
     let id = server.publish(&by_address, &ONCE, "x").await;
     assert!(error_of(&server, &id).await.starts_with("TLS failed: "));
@@ -189,14 +192,19 @@ async fn a_certificate_marked_as_an_authority_is_trusted_where_it_is_named(t: Te
     let receiver = RawReceiver::start_tls(other.acceptor, |_, _| Bytes::ok()).await;
     let id = server.publish(&receiver.url("/"), &ONCE, "x").await;
     assert!(error_of(&server, &id).await.contains("CA:TRUE"));
+}
+
+async fn a_certificate_that_has_expired_is_not_trusted_for_being_named(t: Test) {
     let expired = Identity::new(&["http/1.1"], |params| {
-        ca(params);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.not_before = rcgen::date_time_ymd(2001, 1, 1);
         params.not_after = rcgen::date_time_ymd(2002, 1, 1);
     });
     let receiver = RawReceiver::start_tls(expired.acceptor.clone(), |_, _| Bytes::ok()).await;
-    let id = expired.trusted_by(&t).await.publish(&receiver.url("/"), &ONCE, "x").await;
-    assert!(error_of(&server, &id).await.contains("expired"));
+    let server = expired.trusted_by(&t).await;
+    let id = server.publish(&receiver.url("/"), &ONCE, "x").await;
+    let error = error_of(&server, &id).await;
+    assert!(error.contains("expired"), "{error}");
 }
 
 async fn an_answer_counts_that_ends_without_a_goodbye(t: Test) {
@@ -250,6 +258,11 @@ struct H2Receiver {
 
 impl H2Receiver {
     async fn start(act: Act) -> Self {
+        Self::start_with(None, act).await
+    }
+
+    /// The first connection is answered with these bytes when its first request has come, if there are any.
+    async fn start_with(first: Option<&'static [u8]>, act: Act) -> Self {
         let identity = Identity::new(&["h2"], |_| ());
         let acceptor = identity.acceptor.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -267,7 +280,10 @@ impl H2Receiver {
                 let (acceptor, counts, ended) = (acceptor.clone(), Arc::clone(&counts), Arc::clone(&ended));
                 let number = connections.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(async move {
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    if let Some(frames) = first.filter(|_| number == 0) {
+                        return answer_with(&mut stream, frames).await.unwrap();
+                    }
                     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
                     let mut served = 0;
                     while let Some(Ok((request, respond))) = connection.accept().await {
@@ -295,6 +311,24 @@ impl H2Receiver {
         let ended = async || self.ended.lock().unwrap().contains(&0).then_some(());
         within(CLOSED_WITHIN, "the first connection ends", ended).await;
     }
+}
+
+/// Answers the first request of a connection with frames, and closes it.
+async fn answer_with(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), frames: &[u8]) -> io::Result<()> {
+    const NO_SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+    const HEADERS: u8 = 1;
+    stream.write_all(NO_SETTINGS).await?;
+    stream.read_exact(&mut [0; 24]).await?;
+    let mut kind = 0;
+    while kind != HEADERS {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let [_, high, low, this, ..] = head;
+        stream.read_exact(&mut vec![0; usize::from(u16::from_be_bytes([high, low]))]).await?;
+        kind = this;
+    }
+    stream.write_all(frames).await?;
+    stream.shutdown().await
 }
 
 fn thank(mut respond: Respond) {
@@ -329,20 +363,22 @@ async fn requests_above_a_goaway_are_sent_again(t: Test) {
     assert!(counts.len() == 80 && counts.values().all(|count| *count == 1), "{counts:?}");
 }
 
-async fn a_goaway_with_an_error_and_a_refused_stream_cost_no_attempt(t: Test) {
-    let receiver = H2Receiver::start(|connection, _, mut respond, number, served| match (number, served) {
-        // The first request is refused; and the second one, with its connection.
-        (0, 0) => respond.send_reset(h2::Reason::REFUSED_STREAM),
-        (1, 0) => {
-            respond.send_reset(h2::Reason::REFUSED_STREAM);
-            connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
-        }
-        _ => thank(respond),
+async fn a_goaway_with_an_error_costs_no_attempt_of_what_is_above_it(t: Test) {
+    // GOAWAY with the last stream 0 and ENHANCE_YOUR_CALM.
+    let goaway = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
+    let receiver = H2Receiver::start_with(Some(goaway), |_, _, respond, _, _| thank(respond)).await;
+    let server = receiver.identity.trusted_by(&t).await;
+    publish_many(&server, &receiver.url("/x"), 1, 1).await;
+    assert_eq!(receiver.connections(), 2);
+}
+
+async fn a_refused_stream_costs_no_attempt(t: Test) {
+    let receiver = H2Receiver::start(|_, _, mut respond, number, _| {
+        if number < 2 { respond.send_reset(h2::Reason::REFUSED_STREAM) } else { thank(respond) }
     })
     .await;
     let server = receiver.identity.trusted_by(&t).await;
-    publish_many(&server, &receiver.url("/x"), 1, 1).await;
-    publish_many(&server, &receiver.url("/x"), 4, 5).await;
+    publish_many(&server, &receiver.url("/x"), 1, 3).await;
 }
 
 async fn a_destination_that_refuses_all_streams_fails(t: Test) {
