@@ -151,7 +151,8 @@ pub struct Config {
     #[config(default = [])]
     pub egress_deny: Vec<String>,
 
-    /// PEM file with certificates of authorities to trust beside the system's.
+    /// PEM file with certificates to trust beside the system's: of authorities, or of
+    /// destinations themselves.
     pub extra_ca_file: Option<PathBuf>,
 
     /// Where messages to api/llm go: the base URL of a service that is compatible with

@@ -1,39 +1,39 @@
-//! The client for deliveries: HTTP/1.1 and HTTP/2, pooled connections, rustls, nothing followed and nothing inflated.
-//!
-//! It is hyper's pooled client and not a larger one on top of it, since the request line must carry the URL exactly as
-//! it was published, and since the address check must see literals too.
+//! The client for deliveries: HTTP/1.1 and HTTP/2, pooled connections, nothing followed and nothing inflated.
 
-use std::error::Error as _;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Request, Uri};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use http::header::{CONNECTION, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{Uri, uri};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::connector::{ConnectError, Connector, Timed};
+use super::connector::Connector;
+use super::exchange::{BodyError, Broken, Head, Request};
+pub use super::exchange::{Failure, SendError};
 use super::policy::Policy;
+use super::pool::{Free, Origin, Pool, SWEEP, Turn};
+use super::{http1, http2, tls};
 use crate::domain::message::{Headers, Method};
 use crate::domain::outcome::{FailureClass, Response};
 
 /// Response bodies up to this size are read without asking; beyond, the attempt takes a share of the memory for large
 /// responses.
 const SMALL_BODY: usize = 64 << 10;
-/// Header fields of a response at most; hyper refuses more.
-const MAX_HEADERS: usize = 200;
-/// How long an unused connection stays in the pool: shorter than common servers keep theirs, since a request that meets
-/// a closing connection is a failed attempt.
-const POOL_IDLE: Duration = Duration::from_secs(30);
+/// How often a request is sent in one attempt, if it is sure each time but the last that it was not processed. The last
+/// time it goes out first on a connection of its own.
+const MAX_SENDS: usize = 4;
+/// Fields that are a connection's own (RFC 9110, 7.6.1).
+static HOP_BY_HOP: [HeaderName; 6] = [
+    CONNECTION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
 
 /// How the client is set up.
 pub struct Settings<'a> {
@@ -46,7 +46,7 @@ pub struct Settings<'a> {
     pub max_response: usize,
     /// Bytes of large response bodies in memory at once.
     pub max_response_memory: usize,
-    /// A PEM file with further certificate authorities.
+    /// A PEM file with further certificate authorities, and certificates to be trusted themselves.
     pub extra_ca: Option<&'a Path>,
 }
 
@@ -59,19 +59,13 @@ pub enum ClientError {
     Tls(#[from] rustls::Error),
 }
 
-/// A failed exchange: no complete response.
-#[derive(Debug)]
-pub struct Failure {
-    pub class: FailureClass,
-    /// One sentence for users.
-    pub error: String,
-}
-
 /// A response, and the share of memory that its body holds until it is dropped.
 #[derive(Debug)]
 pub struct Received {
     pub response: Response,
     pub memory: Option<OwnedSemaphorePermit>,
+    /// Whether the body may lack its end: the connection broke off.
+    pub perhaps_cut: bool,
 }
 
 /// A request to a destination.
@@ -84,59 +78,165 @@ pub struct Outgoing {
 
 /// Sends requests to destinations. Cheap to clone.
 #[derive(Clone)]
-pub struct Client {
-    inner: legacy::Client<Timed<HttpsConnector<Connector>>, Full<Bytes>>,
+pub struct Client(Arc<Shared>);
+
+struct Shared {
+    connector: Connector,
+    pool: Arc<Pool>,
     max_response: usize,
     large_bodies: Arc<Semaphore>,
+    _sweeper: AbortOnDropHandle<()>,
 }
 
 impl Client {
-    /// A client with an empty pool. Reads the system's certificate authorities.
+    /// A client with an empty pool, in a runtime. Reads the system's certificate authorities.
     pub fn new(settings: &Settings<'_>) -> Result<Self, ClientError> {
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls(settings.extra_ca)?)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(Connector::new(Arc::clone(&settings.policy)));
-        let inner = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(settings.idle_per_origin)
-            .http1_max_headers(MAX_HEADERS)
-            .set_host(false)
-            .build(Timed::new(connector, settings.connect_timeout));
+        let tls = tls::config(settings.extra_ca)?;
         let memory = settings.max_response_memory.max(settings.max_response);
-        Ok(Self {
-            inner,
+        let pool = Arc::new(Pool::new(settings.idle_per_origin));
+        let swept = Arc::clone(&pool);
+        let sweeper = tokio::spawn(async move {
+            loop {
+                crate::clock::pause(SWEEP).await;
+                swept.sweep();
+            }
+        });
+        Ok(Self(Arc::new(Shared {
+            connector: Connector::new(Arc::clone(&settings.policy), tls, settings.connect_timeout),
+            pool,
             max_response: settings.max_response,
             large_bodies: Arc::new(Semaphore::new(kib(memory) as usize)),
-        })
+            _sweeper: AbortOnDropHandle::new(sweeper),
+        })))
     }
 
-    /// One exchange. Dropping it closes the connection. The caller limits the time.
-    pub async fn send(&self, outgoing: Outgoing) -> Result<Received, Failure> {
-        let mut request = Request::new(Full::new(outgoing.body));
-        *request.method_mut() = method(outgoing.method);
-        *request.uri_mut() = outgoing.uri;
-        *request.headers_mut() = outgoing.headers;
-        let response = self.inner.request(request).await.map_err(|error| failure(&error))?;
-        let (parts, body) = response.into_parts();
-        let headers = read_headers(&parts.headers);
-        let (body, memory) = self.read_body(body).await?;
-        Ok(Received { response: Response { status: parts.status.as_u16(), headers, body }, memory })
+    /// One attempt. A request that has surely not been processed is sent again, a few times, on another connection.
+    /// Dropping it closes the connection, or leaves it to the other requests that are out on it. The caller limits the
+    /// time.
+    pub async fn send(&self, outgoing: Outgoing) -> Result<Received, SendError> {
+        let Outgoing { method, uri, mut headers, body } = outgoing;
+        for name in &HOP_BY_HOP {
+            headers.remove(name);
+        }
+        let request = Request { method: self::method(method), uri, headers, body };
+        let mut sends = 0;
+        loop {
+            sends += 1;
+            let last = sends == MAX_SENDS;
+            match self.0.send(&request, last).await {
+                Ok(received) => return Ok(received),
+                Err(Broken::Unprocessed(failure)) if last => return Err(SendError::Failed(failure)),
+                Err(Broken::Unprocessed(failure)) => {
+                    let origin = request.uri.authority().map(uri::Authority::as_str);
+                    tracing::debug!(
+                        error = failure.error,
+                        origin,
+                        "a request was not taken and is sent again"
+                    );
+                }
+                Err(Broken::Final(SendError::Lacking(error))) => {
+                    // Some of what is lacking may be here.
+                    self.0.pool.clear();
+                    return Err(SendError::Lacking(error));
+                }
+                Err(Broken::Final(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Sends a request once.
+    async fn send(&self, request: &Request, fresh: bool) -> Result<Received, Broken> {
+        let origin = Origin::of(&request.uri);
+        let Obtained { free, new, turn } = self.connection(&origin, request, fresh).await?;
+        match free {
+            Free::Http1(mut connection) => {
+                let head = connection.send(request).await?;
+                let mut incoming = Incoming::Http1(connection);
+                let received = self.receive(head, &mut incoming).await?;
+                if let Incoming::Http1(connection) = incoming
+                    && let Some(connection) = connection.reuse()
+                {
+                    self.pool.put(origin, connection);
+                }
+                Ok(received)
+            }
+            Free::Http2(place) => {
+                let connection = Arc::clone(place.connection());
+                let mut exchange = place.start(request).await?;
+                if new {
+                    self.pool.share(origin, connection);
+                }
+                drop(turn);
+                let head = exchange.head().await?;
+                Ok(self.receive(head, &mut Incoming::Http2(exchange)).await?)
+            }
+        }
     }
 
-    /// The body up to the cap. What comes beyond is not read: the connection is closed.
-    async fn read_body(&self, mut body: Incoming) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failure> {
+    /// A connection for a request: one from the pool, unless it must be `fresh`, or a new one.
+    async fn connection(
+        &self,
+        origin: &Origin,
+        request: &Request,
+        fresh: bool,
+    ) -> Result<Obtained, SendError> {
+        let pooled = || if fresh { None } else { self.pool.take(origin) };
+        if let Some(free) = pooled() {
+            return Ok(Obtained { free, new: false, turn: None });
+        }
+        let deadline = self.connector.deadline();
+        let turn = match tokio::time::timeout_at(deadline, self.pool.turn(origin)).await {
+            Ok(turn) => turn,
+            Err(_) => return Err(self.connector.too_late(&request.uri, &[])),
+        };
+        if let Some(free) = turn.as_ref().and_then(|_| pooled()) {
+            return Ok(Obtained { free, new: false, turn: None });
+        }
+        let connection = self.connector.connect(&request.uri, deadline).await?;
+        if !connection.http2 {
+            self.pool.note_http1(origin);
+            let free = Free::Http1(Box::new(http1::Connection::new(connection.stream)));
+            return Ok(Obtained { free, new: true, turn: None });
+        }
+        let connection = http2::Connection::new(connection.stream).await.map_err(SendError::Failed)?;
+        let place = connection.place().ok_or_else(|| {
+            let error = "the destination takes no requests by HTTP/2".to_owned();
+            SendError::Failed(Failure { class: FailureClass::Reset, error })
+        })?;
+        Ok(Obtained { free: Free::Http2(place), new: true, turn })
+    }
+
+    /// The response that begins with `head`. One that breaks off in its body counts where it is a failure anyway, and where
+    /// its length isn't known to be missed.
+    async fn receive(&self, head: Head, incoming: &mut Incoming) -> Result<Received, Failure> {
+        let status = head.status;
+        let (body, memory, end) = self.read_body(incoming).await;
+        if let Err(BodyError::Short(reason)) = &end
+            && (200..300).contains(&status)
+        {
+            let error = format!("the response (status {status}) broke off in its body: {reason}");
+            return Err(Failure { class: FailureClass::Body, error });
+        }
+        let response = Response { status, headers: read_headers(&head.headers), body };
+        Ok(Received { response, memory, perhaps_cut: end.is_err() })
+    }
+
+    /// The body up to the cap, and whether it came to its end. What comes beyond is not read: the connection is closed.
+    async fn read_body(
+        &self,
+        incoming: &mut Incoming,
+    ) -> (Bytes, Option<OwnedSemaphorePermit>, Result<(), BodyError>) {
         let mut memory = None;
         let mut whole = BytesMut::new();
         let mut first: Option<Bytes> = None;
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Failure {
-                class: FailureClass::Body,
-                error: format!("the response body broke off: {error}"),
-            })?;
-            let Ok(data) = frame.into_data() else { continue };
+        let end = loop {
+            let data = match incoming.data().await {
+                Ok(Some(data)) => data,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            };
             let room = self.max_response - whole.len() - first.as_ref().map_or(0, Bytes::len);
             let data = data.slice(..data.len().min(room));
             // Most bodies come in one piece, which is kept as it is.
@@ -150,15 +250,39 @@ impl Client {
             }
             let have = whole.len() + first.as_ref().map_or(0, Bytes::len);
             if have >= self.max_response {
-                break;
+                break Ok(());
             }
             if have > SMALL_BODY && memory.is_none() {
                 // The whole of what may come at once: holding a part while waiting for the rest could block all.
                 let permits = kib(self.max_response);
                 memory = Arc::clone(&self.large_bodies).acquire_many_owned(permits).await.ok();
             }
+        };
+        (first.unwrap_or_else(|| whole.freeze()), memory, end)
+    }
+}
+
+/// A connection for a request.
+struct Obtained {
+    free: Free,
+    /// Whether it has been opened for this request.
+    new: bool,
+    /// Kept until others can share the connection.
+    turn: Option<Turn>,
+}
+
+/// A response whose head has come.
+enum Incoming {
+    Http1(Box<http1::Connection>),
+    Http2(http2::Exchange),
+}
+
+impl Incoming {
+    async fn data(&mut self) -> Result<Option<Bytes>, BodyError> {
+        match self {
+            Self::Http1(connection) => connection.data().await,
+            Self::Http2(exchange) => exchange.data().await,
         }
-        Ok((first.unwrap_or_else(|| whole.freeze()), memory))
     }
 }
 
@@ -182,82 +306,4 @@ fn read_headers(map: &HeaderMap) -> Headers {
         headers.append(name.as_str(), value.as_bytes());
     }
     headers
-}
-
-fn tls(extra_ca: Option<&Path>) -> Result<rustls::ClientConfig, ClientError> {
-    let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    for error in &system.errors {
-        tracing::debug!(%error, "a system certificate can't be read");
-    }
-    let (_, ignored) = roots.add_parsable_certificates(system.certs);
-    if ignored > 0 {
-        tracing::debug!(ignored, "system certificates that can't be used");
-    }
-    if let Some(path) = extra_ca {
-        let unreadable = |reason: String| ClientError::ExtraCa { path: path.display().to_string(), reason };
-        let certificates = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| unreadable(error.to_string()))?;
-        if certificates.is_empty() {
-            return Err(unreadable("it holds no certificate".to_owned()));
-        }
-        for certificate in certificates {
-            roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
-        }
-    }
-    if roots.is_empty() {
-        tracing::warn!("no certificate authorities were found: deliveries to https destinations will fail");
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-/// Which class a failed exchange belongs to, and a sentence about it.
-fn failure(error: &legacy::Error) -> Failure {
-    let mut class = if error.is_connect() { FailureClass::Connect } else { FailureClass::Reset };
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = cause.to_string();
-        if let Some(found) = cause.downcast_ref::<ConnectError>() {
-            return Failure { class: found.class, error: found.to_string() };
-        }
-        if let Some(tls) = tls_error(cause) {
-            return Failure { class: FailureClass::Tls, error: tls_text(tls) };
-        }
-        if let Some(hyper) = cause.downcast_ref::<hyper::Error>() {
-            if hyper.is_parse() || hyper.is_parse_too_large() {
-                class = FailureClass::Headers;
-            }
-            if hyper.is_incomplete_message() {
-                "the connection was closed before the response was complete".clone_into(&mut text);
-                break;
-            }
-        }
-        source = cause.source();
-    }
-    if class == FailureClass::Headers {
-        text.insert_str(0, "malformed response: ");
-    }
-    Failure { class, error: text }
-}
-
-fn tls_text(error: &rustls::Error) -> String {
-    use rustls::{CertificateError, Error};
-    match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            format!("TLS failed: {error}; an authority of your own can be named in extra_ca_file")
-        }
-        _ => format!("TLS failed: {error}"),
-    }
-}
-
-/// The TLS error in an I/O error, which is how handshakes report theirs, perhaps in another I/O error.
-fn tls_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    cause.downcast_ref::<rustls::Error>().or_else(|| tls_error(inner?))
 }

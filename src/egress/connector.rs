@@ -1,89 +1,118 @@
-//! Connections to destinations: resolve, check every address against the policy, dial what passed.
+//! Connections to destinations: resolve, check every address against the policy, dial what passed, and speak TLS there.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::Uri;
-use hyper_util::rt::TokioIo;
+use http::uri::Scheme;
+use rustix::io::Errno;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tower_service::Service;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
-use super::policy::{Policy, parse_literal};
+use super::exchange::{Failure, SendError};
+use super::policy::{Policy, Refusal, parse_literal};
+use super::tls;
 use crate::domain::outcome::FailureClass;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// How long an address has before the next one is tried beside it ("Connection Attempt Delay", RFC 8305, 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// Addresses of one host that are tried.
+const MAX_ADDRESSES: usize = 16;
+/// Descriptors that looking up a name may need at once: files, and a socket for each kind of address.
+const LOOKUP_DESCRIPTORS: usize = 4;
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-#[error("{text}")]
-pub struct ConnectError {
-    pub class: FailureClass,
-    text: String,
-}
-
-impl ConnectError {
-    fn new(class: FailureClass, text: String) -> Self {
-        Self { class, text }
-    }
+/// A connection that is ready for requests.
+pub(super) struct Connection {
+    pub(super) stream: Stream,
+    /// Whether TLS has agreed on HTTP/2.
+    pub(super) http2: bool,
 }
 
 /// Dials destinations that the policy allows.
 #[derive(Clone)]
-pub struct Connector {
+pub(super) struct Connector {
     policy: Arc<Policy>,
+    tls: TlsConnector,
+    /// For resolving, connecting and TLS together.
+    limit: Duration,
 }
 
 impl Connector {
-    /// A connector that has no time limit of its own: see [`Timed`].
-    pub fn new(policy: Arc<Policy>) -> Self {
-        Self { policy }
+    pub(super) fn new(policy: Arc<Policy>, tls: rustls::ClientConfig, limit: Duration) -> Self {
+        Self { policy, tls: TlsConnector::from(Arc::new(tls)), limit }
     }
 
-    async fn connect(self, uri: Uri) -> Result<TcpStream, ConnectError> {
-        let host = uri.host().unwrap_or_default();
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
-        self.dial(host, port).await
+    /// Until when a connection that is asked for now must be there.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.limit
     }
 
-    async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
-        let mut failure = None;
-        for address in self.resolve(host, port).await? {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    // Small requests must not wait for an acknowledgement of the previous one.
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "TCP_NODELAY could not be set");
-                    }
-                    return Ok(stream);
-                }
-                Err(error) => failure = Some((address, error)),
-            }
+    /// Connects to a URI's origin.
+    pub(super) async fn connect(&self, uri: &Uri, deadline: Instant) -> Result<Connection, SendError> {
+        let mut failures = Vec::new();
+        let establishing = self.establish(uri, &mut failures);
+        match tokio::time::timeout_at(deadline, establishing).await {
+            Ok(result) => result,
+            Err(_) => Err(self.too_late(uri, &failures)),
         }
-        Err(match failure {
-            Some((address, error)) => ConnectError::new(
-                FailureClass::Connect,
-                format!("can't connect to {address}: {}", describe(&error)),
-            ),
-            None => ConnectError::new(FailureClass::Dns, format!("{host} has no address")),
-        })
     }
 
-    /// The addresses of a host that the policy allows, in the order to try them. An error when none is left.
-    async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
-        let blocked =
-            |refusal: super::policy::Refusal| ConnectError::new(FailureClass::Blocked, refusal.to_string());
+    /// The failure at the deadline; the text tells what was tried in vain.
+    pub(super) fn too_late(&self, uri: &Uri, failures: &[(SocketAddr, io::Error)]) -> SendError {
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+        let text = format!("no connection to {scheme}://{authority} within {:?}", self.limit);
+        let each = failures.iter().map(|(address, error)| format!("; {address}: {}", describe(error)));
+        failed(FailureClass::Timeout, text + &each.collect::<String>())
+    }
+
+    /// Connects; what addresses answered that could not be reached goes into `failures`.
+    async fn establish(
+        &self,
+        uri: &Uri,
+        failures: &mut Vec<(SocketAddr, io::Error)>,
+    ) -> Result<Connection, SendError> {
+        let host = uri.host().unwrap_or_default();
+        let https = uri.scheme() == Some(&Scheme::HTTPS);
+        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        let addresses = self.resolve(host, port).await?;
+        let Some(tcp) = dial(addresses, failures).await else { return Err(unreachable(host, failures)) };
+        if !https {
+            return Ok(Connection { stream: Stream::Plain(tcp), http2: false });
+        }
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let name = ServerName::try_from(bare.to_owned())
+            .map_err(|error| failed(FailureClass::Tls, format!("TLS failed: {host}: {error}")))?;
+        let stream = self.tls.connect(name, tcp).await.map_err(|error| {
+            let text = tls::error_in(&error).map_or_else(|| format!("TLS failed: {error}"), tls::text);
+            failed(FailureClass::Tls, text)
+        })?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok(Connection { stream: Stream::Tls(Box::new(stream)), http2 })
+    }
+
+    /// The addresses of a host that the policy allows, in the resolver's order. An error when none is left.
+    async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, SendError> {
+        let blocked = |refusal: Refusal| failed(FailureClass::Blocked, refusal.to_string());
         // Resolvers are not asked about literals, so that these are checked here.
         self.policy.check_literal(host).map_err(blocked)?;
         if let Some(address) = parse_literal(host) {
             return Ok(vec![SocketAddr::new(address, port)]);
         }
-        let found = tokio::net::lookup_host((host, port)).await.map_err(|error| {
-            ConnectError::new(FailureClass::Dns, format!("unable to resolve host: lookup {host}: {error}"))
-        })?;
+        let found = match tokio::net::lookup_host((host, port)).await {
+            Ok(found) => found,
+            Err(error) => return Err(unresolved(host, &error)),
+        };
         let mut refusal = None;
         let mut allowed: Vec<SocketAddr> = Vec::new();
         for address in found {
@@ -99,6 +128,83 @@ impl Connector {
     }
 }
 
+/// Connects to the first address that answers, as RFC 8305 says: each one gets a head start over the next.
+async fn dial(addresses: Vec<SocketAddr>, failures: &mut Vec<(SocketAddr, io::Error)>) -> Option<TcpStream> {
+    let mut waiting = in_turn(addresses).into_iter();
+    let mut dialling = FuturesUnordered::new();
+    loop {
+        if let Some(address) = waiting.next() {
+            dialling.push(async move { (address, TcpStream::connect(address).await) });
+        } else if dialling.is_empty() {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            Some((address, result)) = dialling.next() => match result {
+                Ok(tcp) => {
+                    // Small requests must not wait for an acknowledgement of the previous one.
+                    if let Err(error) = tcp.set_nodelay(true) {
+                        tracing::debug!(%error, "TCP_NODELAY could not be set");
+                    }
+                    return Some(tcp);
+                }
+                Err(error) => failures.push((address, error)),
+            },
+            () = crate::clock::pause(STAGGER), if waiting.len() > 0 => {}
+        }
+    }
+}
+
+/// The families in turn, beginning with that of the first address (RFC 8305, 4).
+fn in_turn(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let begins_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == begins_v6);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut mixed = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair == [None, None] || mixed.len() >= MAX_ADDRESSES {
+            return mixed;
+        }
+        mixed.extend(pair.into_iter().flatten());
+    }
+}
+
+fn failed(class: FailureClass, error: String) -> SendError {
+    SendError::Failed(Failure { class, error })
+}
+
+/// Why none of a host's addresses could be connected to.
+fn unreachable(host: &str, failures: &[(SocketAddr, io::Error)]) -> SendError {
+    if let Some((_, error)) = failures.iter().find(|(address, error)| is_own_lack(*address, error)) {
+        return SendError::Lacking(describe(error));
+    }
+    match failures {
+        [] => failed(FailureClass::Dns, format!("{host} has no address")),
+        [(address, error)] => {
+            failed(FailureClass::Connect, format!("can't connect to {address}: {}", describe(error)))
+        }
+        several => {
+            let each: Vec<_> =
+                several.iter().map(|(address, error)| format!("{address}: {}", describe(error))).collect();
+            failed(FailureClass::Connect, format!("can't connect to {host}: {}", each.join("; ")))
+        }
+    }
+}
+
+fn unresolved(host: &str, error: &io::Error) -> SendError {
+    // A resolver that gets no descriptor says that the lookup failed for now, which the destination is not to blame for.
+    let probe = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+    let probes: Result<Vec<_>, _> = (0..LOOKUP_DESCRIPTORS).map(|_| probe()).collect();
+    if let Some(lack) =
+        [Some(error), probes.as_ref().err()].into_iter().flatten().find(|error| is_short(error))
+    {
+        return SendError::Lacking(describe(lack));
+    }
+    failed(FailureClass::Dns, format!("unable to resolve host: lookup {host}: {error}"))
+}
+
 fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
@@ -106,63 +212,190 @@ fn describe(error: &io::Error) -> String {
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+/// Whether this machine, not the destination, is why a connection could not be made.
+fn is_own_lack(address: SocketAddr, error: &io::Error) -> bool {
+    is_short(error) || (Errno::from_io_error(error) == Some(Errno::ADDRNOTAVAIL) && has_source(address))
+}
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
+/// Whether the process or the machine is short of descriptors or memory.
+fn is_short(error: &io::Error) -> bool {
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| short.contains(&errno))
+}
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(async move { connector.connect(uri).await.map(TokioIo::new) })
+/// Whether there is an address to reach that one from. If so, "address not available" means that no port is free; if
+/// not (no IPv6 here, perhaps), waiting doesn't help. Sends nothing.
+fn has_source(address: SocketAddr) -> bool {
+    let any = match address {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address)).is_ok()
+}
+
+/// A connection's bytes.
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// The socket below.
+    pub(super) fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
     }
 }
 
-/// Limits the time until an inner connector's connection is ready for requests, TLS included.
-#[derive(Clone)]
-pub struct Timed<C> {
-    inner: C,
-    limit: Duration,
-}
-
-impl<C> Timed<C> {
-    /// Limits `inner` to `limit`.
-    pub fn new(inner: C, limit: Duration) -> Self {
-        Self { inner, limit }
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Self::Tls(tls) = self {
+            // Says goodbye (close_notify), if there is room for it now; nobody waits for more.
+            drop(Pin::new(tls).poll_shutdown(&mut Context::from_waker(Waker::noop())));
+        }
     }
 }
 
-impl<C> Service<Uri> for Timed<C>
-where
-    C: Service<Uri>,
-    C::Error: Into<BoxError>,
-    C::Future: Send + 'static,
-    C::Response: Send,
-{
-    type Response = C::Response;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(context, buffer),
+            Self::Tls(tls) => Pin::new(tls).poll_read(context, buffer),
+        }
+    }
+}
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(context).map_err(Into::into)
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(context, bytes),
+            Self::Tls(tls) => Pin::new(tls).poll_write(context, bytes),
+        }
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let limit = self.limit;
-        let text = format!(
-            "no connection to {}://{} within {limit:?}",
-            uri.scheme_str().unwrap_or_default(),
-            uri.authority().map(http::uri::Authority::as_str).unwrap_or_default(),
-        );
-        let connecting = self.inner.call(uri);
-        Box::pin(async move {
-            match tokio::time::timeout(limit, connecting).await {
-                Ok(result) => result.map_err(Into::into),
-                Err(_) => Err(ConnectError::new(FailureClass::Timeout, text).into()),
-            }
-        })
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(context, slices),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(tcp) => tcp.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(context),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(context),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 80)).collect()
+    }
+
+    #[test]
+    fn families_take_turns() {
+        for (given, expected) in [
+            (&["1.1.1.1", "1.1.1.2"][..], &["1.1.1.1", "1.1.1.2"][..]),
+            (&["::1", "::2", "1.1.1.1", "1.1.1.2"], &["::1", "1.1.1.1", "::2", "1.1.1.2"]),
+            (&["1.1.1.1", "1.1.1.2", "1.1.1.3", "::1"], &["1.1.1.1", "::1", "1.1.1.2", "1.1.1.3"]),
+            (&[], &[]),
+        ] {
+            assert_eq!(in_turn(addresses(given)), addresses(expected), "{given:?}");
+        }
+        assert_eq!(in_turn(addresses(&["1.1.1.1"; 40])).len(), MAX_ADDRESSES);
+    }
+
+    #[test]
+    fn only_the_servers_own_lack_is_one() {
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        let of = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
+            assert!(is_own_lack(here, &of(errno)), "{errno}");
+        }
+        for errno in [Errno::CONNREFUSED, Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::TIMEDOUT] {
+            assert!(!is_own_lack(here, &of(errno)), "{errno}");
+        }
+        assert!(matches!(unreachable("h", &[(here, of(Errno::MFILE))]), SendError::Lacking(_)));
+        let mixed = [(here, of(Errno::CONNREFUSED)), (here, of(Errno::MFILE))];
+        assert!(matches!(unreachable("h", &mixed), SendError::Lacking(_)), "an address was not tried");
+    }
+
+    #[test]
+    fn an_error_names_each_address() {
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let [a, b] = [1, 2].map(|last| SocketAddr::from(([127, 0, 0, last], 9)));
+        let SendError::Failed(failure) = unreachable("h", &[(a, refused()), (b, refused())]) else {
+            panic!("not a lack")
+        };
+        let text = "can't connect to h: 127.0.0.1:9: connection refused; 127.0.0.2:9: connection refused";
+        assert_eq!((failure.class, failure.error.as_str()), (FailureClass::Connect, text));
+    }
+
+    /// An address that takes no connection and refuses none, as if packets to it were lost, and what keeps it so.
+    async fn silent_address() -> (SocketAddr, TcpListener, Vec<TcpStream>) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.3:0".parse().unwrap()).unwrap();
+        // It accepts nothing; when its queue is full, the kernel drops what comes.
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queue = Vec::new();
+        while let Ok(tcp) = tokio::time::timeout(STAGGER, TcpStream::connect(address)).await {
+            queue.push(tcp.unwrap());
+        }
+        (address, listener, queue)
+    }
+
+    #[tokio::test]
+    async fn a_silent_address_makes_way_after_a_moment() {
+        let (silent, _listener, _queue) = silent_address().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let living = listener.local_addr().unwrap();
+        let mut failures = Vec::new();
+        let tcp = dial(vec![silent, living], &mut failures).await.expect("a connection");
+        assert_eq!((tcp.peer_addr().unwrap(), failures.len()), (living, 0));
+    }
+
+    #[tokio::test]
+    async fn a_refused_address_makes_way_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let living = listener.local_addr().unwrap();
+        let unused = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let refused = unused.local_addr().unwrap();
+        drop(unused);
+        let mut failures = Vec::new();
+        let tcp = dial(vec![refused, living], &mut failures).await.expect("a connection");
+        assert_eq!(tcp.peer_addr().unwrap(), living);
+        assert_eq!(failures.len(), 1);
+        assert!(dial(Vec::new(), &mut Vec::new()).await.is_none());
     }
 }

@@ -12,7 +12,7 @@
 //! 4. loopback and private networks are allowed if `egress` is `private`, refused if it is `public`;
 //! 5. the rest is the public internet, and allowed.
 //!
-//! An IPv6 address that carries an IPv4 address (mapped, NAT64, 6to4, Teredo) must pass as both.
+//! An IPv6 address that carries an IPv4 address (mapped, NAT64, 6to4, Teredo, ISATAP) must pass as both.
 
 mod list;
 mod literal;

@@ -5,6 +5,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -16,19 +17,25 @@ use rand::RngExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Shared, finisher, gates};
-use crate::clock::since_boot;
+use crate::clock::{pause, since_boot};
 use crate::domain::destination::{RequestTarget, request_target};
 use crate::domain::message::{Message, Method};
 use crate::domain::outcome::{Attempt, FailureClass, Outcome};
 use crate::domain::signature;
 use crate::domain::time::Timestamp;
-use crate::egress::client::Outgoing;
+use crate::egress::client::{Outgoing, SendError};
 use crate::store::Delivery;
 
 /// Leases taken for one attempt from which on its starts are counted.
 const SUSPECT_CLAIMS: u32 = 5;
 /// Starts of one attempt, so counted, before the message is given up: it may be what ends its nodes.
 const MAX_STARTS: u32 = 15;
+/// How long an attempt waits that can't be made for want of descriptors or the like.
+const LACK_PAUSE: Duration = Duration::from_secs(1);
+/// How often it waits before its delivery is given back, to whoever has what it takes.
+const LACK_PATIENCE: u32 = 10;
+/// How often the log says so.
+const LACK_SAID_EVERY: Duration = Duration::from_mins(1);
 /// The client that destinations see, unless the message says otherwise.
 const AGENT: HeaderValue = HeaderValue::from_static("Upstash-QStash");
 
@@ -47,22 +54,38 @@ pub(super) fn start(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
     }
 }
 
+/// What became of a delivery whose turn it was.
+enum Tried {
+    /// An attempt, and the share of memory that its response holds.
+    Made(Attempt, Option<OwnedSemaphorePermit>),
+    /// Nothing: the lease can't be trusted.
+    Untrusted,
+    /// Nothing: it has to be given back.
+    GivenBack,
+}
+
 async fn run(shared: Arc<Shared>, delivery: Delivery) {
     let lane = Arc::clone(&delivery.lane);
-    if delivery.start_by.is_some_and(|start_by| since_boot() > start_by) {
-        give_back(&shared, &delivery).await;
-    } else if let Some((attempt, memory)) = attempt(&shared, &delivery).await {
+    let tried = if is_late(&delivery) { Tried::GivenBack } else { attempt(&shared, &delivery).await };
+    match tried {
         // The slot is kept until the outcome is handed over, so that outcomes don't pile up while the store is away.
-        finisher::submit(&shared, delivery, attempt, memory).await;
-    } else {
-        // The lease can't be trusted: the delivery is left to whoever finds it free.
-        shared.dispatcher.forget(&delivery);
-        shared.doubt_leases();
+        Tried::Made(attempt, memory) => finisher::submit(&shared, delivery, attempt, memory).await,
+        Tried::GivenBack => give_back(&shared, &delivery).await,
+        Tried::Untrusted => {
+            // The delivery is left to whoever finds it free.
+            shared.dispatcher.forget(&delivery);
+            shared.doubt_leases();
+        }
     }
     start(&shared, shared.dispatcher.attempt_ended(&lane));
 }
 
-/// Gives back what came too late to be counted by its rate as it was admitted.
+/// Whether a delivery can't start any more within the time in which its rate has counted it.
+fn is_late(delivery: &Delivery) -> bool {
+    delivery.start_by.is_some_and(|start_by| since_boot() > start_by)
+}
+
+/// Gives a delivery back unattempted.
 async fn give_back(shared: &Arc<Shared>, delivery: &Delivery) {
     let held = super::held(std::slice::from_ref(delivery));
     let released = shared.store.release(shared.node(), &held).await;
@@ -76,20 +99,19 @@ async fn give_back(shared: &Arc<Shared>, delivery: &Delivery) {
     }
 }
 
-/// `None`: it was not made.
-async fn attempt(shared: &Shared, delivery: &Delivery) -> Option<(Attempt, Option<OwnedSemaphorePermit>)> {
+async fn attempt(shared: &Shared, delivery: &Delivery) -> Tried {
     if !shared.holds(delivery.lease) {
-        return None;
+        return Tried::Untrusted;
     }
     if delivery.claims > SUSPECT_CLAIMS {
         return suspect(shared, delivery).await;
     }
-    Some(make(shared, delivery).await)
+    make(shared, delivery, LACK_PATIENCE).await
 }
 
 /// The attempt of a message whose leases ended without an outcome again and again. It may be what ends its nodes, or it
 /// only waited in memory whenever they ended: what begins is counted in the store before it begins.
-async fn suspect(shared: &Shared, delivery: &Delivery) -> Option<(Attempt, Option<OwnedSemaphorePermit>)> {
+async fn suspect(shared: &Shared, delivery: &Delivery) -> Tried {
     let id = &delivery.message.id;
     match shared.store.count_start(shared.node(), id, delivery.lease).await {
         Ok(Some(starts)) if starts > MAX_STARTS => {
@@ -97,41 +119,91 @@ async fn suspect(shared: &Shared, delivery: &Delivery) -> Option<(Attempt, Optio
             let error = format!("given up: the server itself ended in each of {MAX_STARTS} attempts");
             let outcome = Outcome::Unsendable { class: FailureClass::Message, error };
             let attempt = Attempt { retried: delivery.retried, started_at: now, ended_at: now, outcome };
-            Some((attempt, None))
+            Tried::Made(attempt, None)
         }
-        Ok(Some(_)) => Some(make(shared, delivery).await),
-        Ok(None) => None,
+        // It is not given back where it only has to wait: the next start would count again.
+        Ok(Some(_)) => make(shared, delivery, u32::MAX).await,
+        Ok(None) => Tried::Untrusted,
         Err(error) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 message.id = %id,
                 "an attempt could not be counted, and is not made now"
             );
-            None
+            Tried::Untrusted
         }
     }
 }
 
-async fn make(shared: &Shared, delivery: &Delivery) -> (Attempt, Option<OwnedSemaphorePermit>) {
+/// Makes the attempt, as soon as this machine has what it takes; it waits for that `patience` times.
+async fn make(shared: &Shared, delivery: &Delivery, patience: u32) -> Tried {
     let message = &*delivery.message;
-    let started_at = shared.clock.now().max(message.due_at);
-    let made = AssertUnwindSafe(send(shared, delivery, started_at)).catch_unwind().await;
-    let (outcome, memory) = made.unwrap_or_else(|_| {
-        tracing::error!(message.id = %message.id, "an attempt's task failed");
-        let error = "the server failed while it made the attempt".to_owned();
-        (Outcome::NoResponse { class: FailureClass::Internal, error }, None)
-    });
-    let ended_at = shared.clock.now().max(started_at);
-    (Attempt { retried: delivery.retried, started_at, ended_at, outcome }, memory)
+    let mut waits = 0;
+    loop {
+        let started_at = shared.clock.now().max(message.due_at);
+        let made = AssertUnwindSafe(send(shared, delivery, started_at)).catch_unwind().await;
+        let made = made.unwrap_or_else(|_| {
+            tracing::error!(message.id = %message.id, "an attempt's task failed");
+            let error = "the server failed while it made the attempt".to_owned();
+            Ok((Outcome::NoResponse { class: FailureClass::Internal, error }, None))
+        });
+        match made {
+            Ok((outcome, memory)) => {
+                let ended_at = shared.clock.now().max(started_at);
+                return Tried::Made(
+                    Attempt { retried: delivery.retried, started_at, ended_at, outcome },
+                    memory,
+                );
+            }
+            Err(Lacking(error)) => shared.lack.say(&error),
+        }
+        waits += 1;
+        let stays = tokio::select! {
+            () = pause(LACK_PAUSE) => waits < patience,
+            () = shared.draining.cancelled() => false,
+        };
+        if !shared.holds(delivery.lease) {
+            return Tried::Untrusted;
+        }
+        if !stays || is_late(delivery) {
+            return Tried::GivenBack;
+        }
+    }
+}
+
+/// An attempt could not be made for want of something on this machine; the system's text.
+struct Lacking(String);
+
+/// Says in the log that attempts wait for something that this machine lacks, seldom enough not to add to its troubles.
+#[derive(Default)]
+pub(super) struct Lack {
+    /// When it was last said, in milliseconds since boot.
+    said_ms: AtomicU64,
+}
+
+impl Lack {
+    fn say(&self, error: &str) {
+        let now = u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX);
+        let every = u64::try_from(LACK_SAID_EVERY.as_millis()).unwrap_or(u64::MAX);
+        let due = |said: u64| (said == 0 || now.saturating_sub(said) >= every).then_some(now);
+        if self.said_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_ok() {
+            tracing::warn!(
+                error,
+                "deliveries wait and are not counted as attempts: this machine is short of descriptors, ports or memory \
+                 for connections"
+            );
+        }
+    }
 }
 
 async fn send(
     shared: &Shared,
     delivery: &Delivery,
     now: Timestamp,
-) -> (Outcome, Option<OwnedSemaphorePermit>) {
+) -> Result<(Outcome, Option<OwnedSemaphorePermit>), Lacking> {
     let message = &*delivery.message;
-    let unsendable = |error: String| (Outcome::Unsendable { class: FailureClass::Message, error }, None);
+    let unsendable = |error: String| Ok((Outcome::Unsendable { class: FailureClass::Message, error }, None));
+    let no_response = |class: FailureClass, error: String| Ok((Outcome::NoResponse { class, error }, None));
     if signature::body_sha256(&message.body) != message.body_sha256 {
         return unsendable("the stored body does not match its hash".to_owned());
     }
@@ -141,12 +213,19 @@ async fn send(
     };
     let limit = timeout(message, shared.settings.max_timeout);
     match tokio::time::timeout(limit, shared.client.send(outgoing)).await {
-        Ok(Ok(received)) => (Outcome::Response(received.response), received.memory),
-        Ok(Err(failure)) => (Outcome::NoResponse { class: failure.class, error: failure.error }, None),
-        Err(_) => {
-            let error = format!("no complete response within {limit:?}");
-            (Outcome::NoResponse { class: FailureClass::Timeout, error }, None)
+        Ok(Ok(received)) => {
+            if received.perhaps_cut {
+                tracing::warn!(
+                    message.id = %message.id,
+                    status = received.response.status,
+                    "the connection broke off during a response's body, which is perhaps cut off; its status counts"
+                );
+            }
+            Ok((Outcome::Response(received.response), received.memory))
         }
+        Ok(Err(SendError::Failed(failure))) => no_response(failure.class, failure.error),
+        Ok(Err(SendError::Lacking(error))) => Err(Lacking(error)),
+        Err(_) => no_response(FailureClass::Timeout, format!("no complete response within {limit:?}")),
     }
 }
 

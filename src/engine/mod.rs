@@ -112,6 +112,7 @@ pub(crate) struct Shared {
     withdrawals: AtomicU64,
     finisher: mpsc::Sender<finisher::Job>,
     attempts: TaskTracker,
+    lack: attempt::Lack,
     /// No new work.
     draining: CancellationToken,
     /// Everything ends.
@@ -264,6 +265,7 @@ impl Engine {
             withdrawals: AtomicU64::new(0),
             finisher,
             attempts: TaskTracker::new(),
+            lack: attempt::Lack::default(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
             failed: CancellationToken::new(),

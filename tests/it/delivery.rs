@@ -1,11 +1,14 @@
 //! What a destination receives, and what its answers lead to.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Gate, Receiver, Reply, Test, eventually, hex};
+use crate::support::{Gate, Receiver, Reply, TOKEN, Test, eventually, hex};
 
 engines! {
     the_server_adds_its_headers,
@@ -28,6 +31,7 @@ engines! {
     unusable_retry_headers_are_ignored,
     a_silent_destination_holds_up_no_other,
     parallel_deliveries_keep_their_bodies,
+    a_lack_of_descriptors_costs_no_attempt,
 }
 
 async fn the_server_adds_its_headers(t: Test) {
@@ -426,4 +430,63 @@ async fn parallel_deliveries_keep_their_bodies(t: Test) {
         assert_eq!(request.body, published[request.message_id()]);
     }
     assert!(receiver.most_open() > 1, "deliveries run side by side");
+}
+
+/// The lowest descriptor that a process has free: with it as the limit, it gets none.
+fn lowest_free_descriptor(pid: Pid) -> u64 {
+    let open: HashSet<u64> = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()))
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+        .collect();
+    (0..).find(|number| !open.contains(number)).unwrap()
+}
+
+async fn a_lack_of_descriptors_costs_no_attempt(t: Test) {
+    t.allow_errors("Too many open files");
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    // The server can't accept a connection then, so there has to be one.
+    let mut connection = TcpStream::connect(server.address()).await.expect("a connection");
+    let publish = async |connection: &mut TcpStream, url: &str| {
+        let request = format!(
+            "POST /v2/publish/{url} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\
+             Upstash-Retries: 0\r\nContent-Length: 1\r\n\r\nx"
+        );
+        connection.write_all(request.as_bytes()).await.expect("the request is sent");
+        let mut answer = String::new();
+        while !answer.contains('}') {
+            let mut part = [0; 4096];
+            let count = connection.read(&mut part).await.expect("an answer");
+            assert!(count > 0, "the server hung up: {answer}");
+            answer.push_str(std::str::from_utf8(&part[..count]).expect("text"));
+        }
+        let json = answer.split("\r\n\r\n").nth(1).expect("a body");
+        let json: serde_json::Value = serde_json::from_str(json).expect("JSON");
+        json["messageId"].as_str().expect("an id").to_owned()
+    };
+    // Everything that is opened once is open after a first delivery, which leaves no connection behind.
+    receiver.script("/warm", [Reply::ok().header("Connection", "close")]);
+    let warm = publish(&mut connection, &receiver.url("/warm")).await;
+    assert_eq!(server.ended(&warm).await, "CREATED ACTIVE DELIVERED");
+
+    let pid = server.pid();
+    let old = prlimit(Some(pid), Resource::Nofile, limit(lowest_free_descriptor(pid))).expect("a limit");
+    let mut ids = Vec::new();
+    let said = async || {
+        // Connections of earlier calls may end meanwhile and leave descriptors free below the limit.
+        prlimit(Some(pid), Resource::Nofile, limit(lowest_free_descriptor(pid))).expect("a limit");
+        for host in ["127.0.0.1", "localhost"] {
+            ids.push(publish(&mut connection, &format!("http://{host}:{}/", receiver.port())).await);
+        }
+        server.log().text().contains("this machine is short of descriptors").then_some(())
+    };
+    eventually("the log says what is lacking", said).await;
+    prlimit(Some(pid), Resource::Nofile, old).expect("the old limit");
+    for id in ids {
+        assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
+    }
+}
+
+/// The soft limit; the server has inherited the hard one.
+fn limit(descriptors: u64) -> Rlimit {
+    Rlimit { current: Some(descriptors), ..getrlimit(Resource::Nofile) }
 }

@@ -38,6 +38,7 @@ mod queues;
 mod quota;
 mod redaction;
 mod resources;
+mod responses;
 mod schedules;
 mod sdk;
 mod signing;

@@ -46,33 +46,46 @@ fn parse_part(part: &str) -> Option<u32> {
     if digits.starts_with('+') { None } else { u32::from_str_radix(digits, radix).ok() }
 }
 
-/// The IPv4 addresses that an IPv6 address leads to on a network that translates or tunnels.
+/// The IPv4 addresses that an IPv6 address may lead to on a network that translates or tunnels.
 pub(super) fn carried_v4(ip: IpAddr) -> Vec<Ipv4Addr> {
     let IpAddr::V6(v6) = ip else { return Vec::new() };
     let b = v6.octets();
     let v4 = |at: [usize; 4]| Ipv4Addr::from(at.map(|i| b[i]));
     let end = v4([12, 13, 14, 15]);
-    match v6.segments() {
+    let mut carried = match v6.segments() {
         // Unspecified and loopback, which are what they are.
-        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Vec::new(),
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => return Vec::new(),
         // Compatible (`::a.b.c.d`), mapped, translated, and NAT64 by the well-known prefix.
         [0, 0, 0, 0, 0, 0 | 0xffff, _, _]
         | [0, 0, 0, 0, 0xffff, 0, _, _]
         | [0x64, 0xff9b, 0, 0, 0, 0, _, _] => {
             vec![end]
         }
-        // NAT64 by a local prefix, whose length only that network knows. RFC 6052 puts the address right behind the
-        // prefix, around byte 8, and zeros behind it; so the zeros tell the length.
-        [0x64, 0xff9b, 1, ..] => vec![match b {
-            [_, _, _, _, _, _, _, _, _, _, _, 0, 0, 0, 0, 0] => v4([6, 7, 9, 10]),
-            [_, _, _, _, _, _, _, _, _, _, _, _, 0, 0, 0, 0] => v4([7, 9, 10, 11]),
-            [_, _, _, _, _, _, _, _, _, _, _, _, _, 0, 0, 0] => v4([9, 10, 11, 12]),
-            _ => end,
-        }],
+        // NAT64 by a local prefix (RFC 8215), whose length only that network knows. The address stands right behind the
+        // prefix, around byte 8, and what follows should be zero, but a translator may not look (RFC 6052, 2.2). So all
+        // places count, but for those that only hold such zeros.
+        [0x64, 0xff9b, 1, ..] => {
+            let places = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], [12, 13, 14, 15]];
+            let zeros = b.iter().rev().take_while(|byte| **byte == 0).count();
+            let likely = match zeros {
+                5.. => 0,
+                4 => 1,
+                3 => 2,
+                _ => 3,
+            };
+            let counts = |(i, address): &(usize, Ipv4Addr)| *i == likely || address.octets()[0] != 0;
+            places.map(v4).into_iter().enumerate().filter(counts).map(|(_, address)| address).collect()
+        }
         // 6to4.
         [0x2002, ..] => vec![v4([2, 3, 4, 5])],
         // Teredo: the relay's server, and the client behind its NAT, inverted.
         [0x2001, 0, ..] => vec![v4([4, 5, 6, 7]), Ipv4Addr::from(!u32::from(end))],
         _ => Vec::new(),
+    };
+    // ISATAP, by its interface identifier under any prefix (RFC 5214, 6.1); two bits of it say how unique it is.
+    let [.., identifier, 0x5efe, _, _] = v6.segments() else { return carried };
+    if identifier & !0x0300 == 0 {
+        carried.push(end);
     }
+    carried
 }

@@ -82,6 +82,9 @@ fn carriers(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
         Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, high, low),
         Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low),
         Ipv6Addr::new(0x64, 0xff9b, 1, high, u16::from(c), u16::from(d) << 8, 0, 0),
+        Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0x5efe, high, low),
+        Ipv6Addr::new(0xfd00, 1, 2, 3, 0x200, 0x5efe, high, low),
+        Ipv6Addr::new(0x2002, 0x808, 0x808, 0, 0x200, 0x5efe, high, low),
         Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
         Ipv6Addr::new(0x2001, 0, high, low, 0, 0, !0x101, !0x101),
         Ipv6Addr::new(0x2001, 0, 0x101, 0x101, 0, 0, !high, !low),
@@ -211,6 +214,10 @@ fn rules() {
     check("[2002:808:808::1]", None, Some("transition"));
     check("[64:ff9b:1::8.8.8.8]", None, Some("transition"));
     check("[64:ff9b:1:808:8:800::]", None, Some("transition"));
+    check("[2606:4700::200:5efe:8.8.8.8]", None, None);
+    check("[2606:4700::200:5efe:a00:1]", None, Some("private-network"));
+    check("[2606:4700::5eff:a00:1]", None, None);
+    check("[2606:4700::400:5efe:a00:1]", None, None);
     for metadata in [
         "169.254.169.254",
         "0xa9fea9fe",
@@ -234,6 +241,16 @@ fn rules() {
         "[64:ff9b:1:0:a9:fea9:fe00:0]",
         "[2002:a9fe:a9fe::]",
         "[2001:0:808:808::5601:5601]",
+        // Behind each length of a local NAT64 prefix, and something else behind that.
+        "[64:ff9b:1:a9fe:a9:fe00:808:808]",
+        "[64:ff9b:1:8a9:fe:a9fe:808:808]",
+        "[64:ff9b:1:808:a9:fea9:fe08:808]",
+        "[64:ff9b:1:808:8:808:a9fe:a9fe]",
+        // ISATAP.
+        "[2606:4700::5efe:a9fe:a9fe]",
+        "[2606:4700::200:5efe:169.254.169.254]",
+        "[2606:4700::300:5efe:a9fe:a9fe]",
+        "[fd12::5efe:a9fe:a9fe]",
     ] {
         check(metadata, Some("cloud-metadata"), Some("cloud-metadata"));
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod database;
 pub(crate) mod http;
+pub(crate) mod raw;
 pub(crate) mod receiver;
 pub(crate) mod server;
 pub(crate) mod wait;

@@ -109,6 +109,11 @@ impl Server {
         kill_process(pid, Signal::TERM).expect("SIGTERM");
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(self.shared.child.lock().unwrap().as_ref().expect("the server runs"))
+    }
+
     /// Waits for the process to end by itself.
     pub(crate) async fn exited(&self, limit: Duration) -> ExitStatus {
         within(limit, "the server exits", async || {
