@@ -22,23 +22,31 @@ pub(super) const PARTS: [&str; 2] = ["host", "path"];
 
 /// Reads them; the dates mean something else to each list.
 pub(super) fn read(query: &Query) -> Result<MessageFilter, ApiError> {
-    let list = |name: &str| query.list(name).into_iter().map(str::to_owned).collect();
+    let list = |names: &[&str]| Ok::<_, ApiError>(owned(&query.filter(names)?));
+    let texts = |name: &str| {
+        query.filter(&[name])?;
+        Ok::<_, ApiError>(query.texts(name))
+    };
     let host = |text: &str| {
         Host::parse(text).ok_or_else(|| {
             ApiError::bad_request(format!("invalid host `{text}`: a host, or host:port, is allowed"))
         })
     };
     Ok(MessageFilter {
-        urls: query.texts("url"),
-        hosts: query.list("host").into_iter().map(host).collect::<Result<_, _>>()?,
-        paths: query.texts("path"),
-        labels: list("label"),
-        url_groups: list("topicName"),
-        queues: list("queueName"),
-        schedule_ids: list("scheduleId"),
-        flow_keys: query.texts("flowControlKey"),
-        caller_ips: [list("callerIp"), list("callerIP")].concat(),
+        urls: texts("url")?,
+        hosts: query.filter(&["host"])?.into_iter().map(host).collect::<Result<_, _>>()?,
+        paths: texts("path")?,
+        labels: list(&["label"])?,
+        url_groups: list(&["topicName"])?,
+        queues: list(&["queueName"])?,
+        schedule_ids: list(&["scheduleId"])?,
+        flow_keys: texts("flowControlKey")?,
+        caller_ips: list(&["callerIp", "callerIP"])?,
     })
+}
+
+fn owned(values: &[&str]) -> Vec<String> {
+    values.iter().map(|value| (*value).to_owned()).collect()
 }
 
 /// Refuses parameters that are there without a value: what is to be cancelled, deleted or retried must not become "all"

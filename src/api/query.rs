@@ -10,6 +10,11 @@ use super::headers::read_bool;
 use crate::domain::time::Timestamp;
 use crate::store::Order;
 
+/// Values of one filter: each row is compared with all of them.
+pub(super) const MAX_VALUES: usize = 100;
+/// Bytes of one filter's values together.
+const MAX_FILTER: usize = 128 << 10;
+
 /// A query's parameters, decoded, in order; repeated ones repeated.
 pub(super) struct Query(Vec<(String, String)>);
 
@@ -146,7 +151,26 @@ impl Query {
             .collect()
     }
 
-    /// The same for texts that may hold commas themselves: the whole values, and their parts.
+    /// The values of a filter, which may have several names: at most [`MAX_VALUES`], and [`MAX_FILTER`] bytes.
+    pub(super) fn filter(&self, names: &[&str]) -> Result<Vec<&str>, ApiError> {
+        let values: Vec<&str> = names.iter().flat_map(|name| self.list(name)).collect();
+        let size: usize = values.iter().map(|value| value.len()).sum();
+        let name = names.join(" and ");
+        if values.len() > MAX_VALUES {
+            let count = values.len();
+            return Err(ApiError::bad_request(format!(
+                "{name} has {count} values: at most {MAX_VALUES} are allowed in one filter"
+            )));
+        }
+        if size > MAX_FILTER {
+            return Err(ApiError::bad_request(format!(
+                "the values of {name} have {size} bytes: at most {MAX_FILTER} are allowed in one filter"
+            )));
+        }
+        Ok(values)
+    }
+
+    /// The same as [`Self::list`] for texts that may hold commas themselves: the whole values, and their parts.
     pub(super) fn texts(&self, name: &str) -> Vec<String> {
         let mut texts: Vec<String> = self.list(name).into_iter().map(str::to_owned).collect();
         let wholes = self.0.iter().filter(|(have, value)| have == name && value.contains(','));
@@ -198,4 +222,40 @@ impl Query {
 /// 400 for a cursor that was never issued.
 pub(super) fn invalid_cursor(text: &str) -> ApiError {
     ApiError::bad_request(format!("invalid cursor `{text}`: pass back the cursor of the previous page"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(query: &str, expected: Result<usize, &str>) {
+        let query = Query::parse(query);
+        match (query.filter(&["a", "b"]), expected) {
+            (Ok(values), Ok(count)) => assert_eq!(values.len(), count),
+            (Err(error), Err(part)) => {
+                let text = format!("{error:?}");
+                assert!(text.contains(part), "{part} in {text}");
+            }
+            (found, expected) => panic!("{found:?} for {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn a_filter_has_a_limit() {
+        let joined = |count: usize| vec!["x"; count].join(",");
+        let repeated = |count: usize| vec!["a=x"; count].join("&");
+        check("", Ok(0));
+        check(&format!("a={}", joined(100)), Ok(100));
+        check(&repeated(100), Ok(100));
+        check(&format!("a={}&c={}", joined(100), joined(100)), Ok(100));
+        check(&format!("a={},,,", joined(100)), Ok(100));
+        let too_many = Err("a and b has 101 values: at most 100 are allowed in one filter");
+        check(&format!("a={}", joined(101)), too_many);
+        check(&repeated(101), too_many);
+        check(&format!("a={}&b={}", joined(50), joined(51)), too_many);
+        let long = |size: usize| format!("a={}&b={}", "x".repeat(size - 7), "y".repeat(7));
+        check(&long(MAX_FILTER), Ok(2));
+        check(&long(MAX_FILTER + 1), Err("131073 bytes: at most 131072 are allowed"));
+    }
 }

@@ -33,6 +33,7 @@ mod openapi;
 mod publish;
 mod queues;
 mod quota;
+mod reads;
 mod redaction;
 mod resources;
 mod schedules;
