@@ -85,6 +85,11 @@ async fn open(path: &Path) -> Result<SqlStore, StoreError> {
     Ok(store)
 }
 
+/// An orderly end.
+async fn end(store: SqlStore) {
+    store.close().await;
+}
+
 fn messages(count: u32) -> Vec<Accept> {
     (0..count).map(|number| waiting(message(number, START), "a")).collect()
 }
@@ -103,17 +108,17 @@ async fn an_index_that_lost_rows_is_made_anew() {
     let files = Files::new();
     let store = files.open().await.unwrap();
     accept(&store, &messages(20)).await;
-    store.close().await;
+    end(store).await;
     files.behind_the_index("deliveries_claim", "UPDATE deliveries SET lane = 'b'").await;
     assert!(!files.is_sound().await, "the test damages the index");
     // After an orderly end nobody looks, and nothing of the lane is found.
     let store = files.open().await.unwrap();
     assert_eq!(claimed(&store, "b").await, 0);
-    store.close().await;
+    end(store).await;
     files.mark_unclean();
     let store = files.open().await.unwrap();
     assert_eq!(claimed(&store, "b").await, 20);
-    store.close().await;
+    end(store).await;
     assert!(files.is_sound().await);
     assert_eq!(fs::read(files.beside(".lock")).unwrap(), b"", "the end was orderly");
 }
@@ -123,7 +128,7 @@ async fn an_index_of_the_log_is_made_anew_beside_everything_else() {
     let files = Files::new();
     let store = files.open().await.unwrap();
     accept(&store, &messages(20)).await;
-    store.close().await;
+    end(store).await;
     files
         .execute(
             "CREATE INDEX of_the_log ON messages (method) WHERE url <> ''; PRAGMA writable_schema = ON; \
@@ -145,7 +150,7 @@ async fn an_index_of_the_log_is_made_anew_beside_everything_else() {
         assert!(std::time::Instant::now() < deadline, "the index is made anew");
         tokio::task::yield_now().await;
     }
-    store.close().await;
+    end(store).await;
 }
 
 /// What the refusal says.
@@ -161,12 +166,13 @@ async fn a_file_that_is_damaged_is_named() {
     let files = Files::new();
     let store = files.open().await.unwrap();
     accept(&store, &messages(200)).await;
-    store.close().await;
+    end(store).await;
     let whole = fs::read(&files.database).unwrap();
     let size = whole.len();
 
     fs::write(&files.database, vec![b'x'; 8192]).unwrap();
-    assert!(refusal(&files).await.contains("file is not a database"));
+    let text = refusal(&files).await;
+    assert!(text.contains("file is not a database") && text.contains("restore a backup"), "{text}");
     fs::write(&files.database, &whole[..size / 2]).unwrap();
     assert!(refusal(&files).await.contains("restore a backup"));
     // A page that holds waiting deliveries.
@@ -183,14 +189,14 @@ async fn a_file_that_is_damaged_is_named() {
         Err(error) => assert!(error.to_string().contains("restore a backup"), "{error}"),
         Ok(store) => {
             // It was an index's.
-            store.close().await;
+            end(store).await;
             assert!(files.is_sound().await);
         }
     }
     fs::write(&files.database, &whole).unwrap();
     let store = files.open().await.unwrap();
     assert_eq!(claimed(&store, "a").await, 200);
-    store.close().await;
+    end(store).await;
 }
 
 /// A log that ends anywhere, after a part of it was moved into the database file.
@@ -225,14 +231,14 @@ async fn whatever_is_left_of_the_log_indices_fit_or_the_start_is_refused() {
                 refused += 1;
             }
             Ok(store) => {
-                store.close().await;
+                end(store).await;
                 assert!(copy.is_sound().await, "cut {cut}");
                 mended += 1;
             }
         }
     }
     assert!(mended > 0 && refused < cuts, "{mended} mended, {refused} refused");
-    store.close().await;
+    end(store).await;
 }
 
 #[tokio::test]
@@ -254,7 +260,7 @@ async fn a_link_in_the_locks_place_is_refused() {
         assert!(error.to_string().contains("is a symbolic link: remove it"), "{error}");
         fs::remove_file(files.beside(suffix)).unwrap();
     }
-    files.open().await.unwrap().close().await;
+    end(files.open().await.unwrap()).await;
 }
 
 #[tokio::test]
@@ -264,9 +270,8 @@ async fn a_link_to_the_database_has_its_lock() {
     let link = files.folder.path().join("link.db");
     symlink(&files.database, &link).unwrap();
     assert!(matches!(open(&link).await, Err(StoreError::Locked { .. })));
-    store.close().await;
-    drop(store);
-    open(&link).await.unwrap().close().await;
+    end(store).await;
+    end(open(&link).await.unwrap()).await;
     let nowhere = files.folder.path().join("nowhere.db");
     symlink(files.folder.path().join("missing.db"), &nowhere).unwrap();
     let Err(error) = open(&nowhere).await else { panic!("it opens") };
@@ -285,7 +290,7 @@ async fn only_the_owner_has_access() {
     for file in ["homing.db", "homing.db-wal", "homing.db-shm", "homing.db.lock"] {
         assert_eq!(mode(&folder.path().join("made/for").join(file)), 0o600, "{file}");
     }
-    store.close().await;
+    end(store).await;
 }
 
 /// Accepted by a clock that was far ahead, and has gone back since.
@@ -335,5 +340,5 @@ async fn what_was_due_is_due_after_the_clock_has_gone_back() {
     let taken = ids(&take(&store, NODE, "q:q", 4).await);
     assert_eq!(taken, [message(4, FUTURE).id, message(5, FUTURE).id, later.id]);
     assert_eq!(ids(&take(&store, NODE, "f:k", 5).await), [message(7, FUTURE).id]);
-    store.close().await;
+    end(store).await;
 }
