@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
@@ -25,6 +26,8 @@ const PAGE: usize = 100;
 /// Dead letters that one call deletes or retries, unless it says how many; and at most.
 const BULK: usize = 100;
 const MAX_BULK: usize = 10_000;
+/// After how long a retry by filters says how far it has come.
+const BULK_TIME: Duration = Duration::from_secs(5);
 /// Dead letters in one transaction.
 const STEP: usize = 100;
 /// Bytes of bodies that a retry by ids holds, since it is all or nothing.
@@ -58,7 +61,7 @@ impl Api {
         let mut answer = Map::new();
         let messages: Vec<Value> = page.items.iter().map(wire::dead_letter).collect();
         answer.insert("messages".to_owned(), messages.into());
-        put_cursor(&mut answer, page.items.last().filter(|_| page.more).map(|letter| &letter.id));
+        put_cursor(&mut answer, page.next.as_ref().map(|(_, id)| id));
         super::json(StatusCode::OK, &answer)
     }
 
@@ -88,9 +91,8 @@ impl Api {
             Selection::Ids(ids) => ids,
             Selection::Matching { filter, order, after, count } => {
                 let page = store.dead_letter_places(&filter, order, after.as_ref(), count).await?;
-                let ids: Vec<DeadLetterId> = page.items.into_iter().map(|(_, id)| id).collect();
-                cursor = ids.last().filter(|_| page.more).cloned();
-                ids
+                cursor = page.next.map(|(_, id)| id);
+                page.items.into_iter().map(|(_, id)| id).collect()
             }
         };
         let mut deleted = 0;
@@ -183,7 +185,7 @@ impl Api {
             loop {
                 let order = Order::EarliestFirst;
                 let page = store.dead_letters(&filter, order, after.as_ref(), STEP, PAGE_BYTES).await?;
-                after = page.items.last().map(DeadLetter::place);
+                after = page.next;
                 for letter in page.items {
                     bytes += letter.message.size();
                     let id = letter.id.clone();
@@ -192,7 +194,7 @@ impl Api {
                 if bytes > MAX_RETRY {
                     return Err(ApiError::too_large("what these dead letters hold together", MAX_RETRY));
                 }
-                if !page.more || after.is_none() {
+                if after.is_none() {
                     break;
                 }
             }
@@ -209,8 +211,8 @@ impl Api {
         Ok(self.retried(&batch, &replaced))
     }
 
-    /// Retries the next `count` that match, those that are still there; and where to go on. A dead letter whose
-    /// destination is not allowed any more stays what it is.
+    /// Retries the next `count` that match, those that are still there, as far as it comes in some seconds; and where to
+    /// go on. A dead letter whose destination is not allowed any more stays what it is.
     async fn retry_matching(
         &self,
         filter: &DeadLetterFilter,
@@ -222,10 +224,11 @@ impl Api {
         let store = self.engine.store();
         let mut retried = Vec::new();
         let mut left = count;
+        let started = Instant::now();
         while left > 0 {
             let page = store.dead_letters(filter, order, after.as_ref(), left.min(STEP), PAGE_BYTES).await?;
             left -= page.items.len();
-            after = page.items.last().map(DeadLetter::place);
+            after = page.next;
             let batch: Vec<(DeadLetterId, Accept)> = page
                 .items
                 .into_iter()
@@ -233,8 +236,11 @@ impl Api {
                 .collect();
             let replaced = store.retry_dead_letters(&batch, Missing::Skip).await?;
             retried.extend(self.retried(&batch, &replaced));
-            if !page.more || after.is_none() {
+            if after.is_none() {
                 return Ok((retried, None));
+            }
+            if started.elapsed() >= BULK_TIME {
+                break;
             }
         }
         Ok((retried, after.map(|(_, id)| id)))
@@ -416,10 +422,10 @@ fn read_filter(query: &Query) -> Result<DeadLetterFilter, ApiError> {
         })
     };
     Ok(DeadLetterFilter {
-        messages: query.list("messageId").into_iter().map(MessageId::new).collect(),
-        ids: query.list("dlqIds").into_iter().map(DeadLetterId::new).collect(),
+        messages: query.filter(&["messageId"])?.into_iter().map(MessageId::new).collect(),
+        ids: query.filter(&["dlqIds"])?.into_iter().map(DeadLetterId::new).collect(),
         matching: filter::read(query)?,
-        statuses: query.list("responseStatus").into_iter().map(status).collect::<Result<_, _>>()?,
+        statuses: query.filter(&["responseStatus"])?.into_iter().map(status).collect::<Result<_, _>>()?,
         from: query.time("fromDate")?,
         to: query.time("toDate")?,
     })

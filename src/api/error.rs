@@ -165,6 +165,11 @@ impl From<StoreError> for ApiError {
         if let StoreError::TooManyQueues(max) = error {
             return Self::quota("maxQueues", max);
         }
+        if let StoreError::TooMuch = error {
+            return Self::unavailable(
+                "the search takes too long, or too many are under way: try again, or ask for less, for example by fromDate and toDate",
+            );
+        }
         if error.is_transient() {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,

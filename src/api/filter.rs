@@ -27,7 +27,11 @@ pub(super) const PARTS: [&str; 2] = ["host", "path"];
 
 /// Reads them; the dates mean something else to each list.
 pub(super) fn read(query: &Query) -> Result<MessageFilter, ApiError> {
-    let list = |name: &str| query.list(name).into_iter().map(str::to_owned).collect();
+    let list = |names: &[&str]| Ok::<_, ApiError>(owned(&query.filter(names)?));
+    let texts = |name: &str| {
+        query.filter(&[name])?;
+        Ok::<_, ApiError>(query.texts(name))
+    };
     let host = |text: &str| {
         Host::parse(text).ok_or_else(|| {
             let text = Excerpt(text);
@@ -35,22 +39,26 @@ pub(super) fn read(query: &Query) -> Result<MessageFilter, ApiError> {
         })
     };
     Ok(MessageFilter {
-        urls: query.texts("url").iter().flat_map(|url| spellings(url)).collect(),
-        hosts: query.list("host").into_iter().map(host).collect::<Result<_, _>>()?,
-        paths: query.texts("path").iter().flat_map(|path| path_spellings(path)).collect(),
-        labels: list("label"),
+        urls: texts("url")?.iter().flat_map(|url| spellings(url)).collect(),
+        hosts: query.filter(&["host"])?.into_iter().map(host).collect::<Result<_, _>>()?,
+        paths: texts("path")?.iter().flat_map(|path| path_spellings(path)).collect(),
+        labels: list(&["label"])?,
         url_groups: url_groups(query)?,
-        queues: list("queueName"),
-        schedule_ids: list("scheduleId"),
-        flow_keys: query.texts("flowControlKey"),
-        caller_ips: [list("callerIp"), list("callerIP")].concat(),
+        queues: list(&["queueName"])?,
+        schedule_ids: list(&["scheduleId"])?,
+        flow_keys: texts("flowControlKey")?,
+        caller_ips: list(&["callerIp", "callerIP"])?,
     })
+}
+
+fn owned(values: &[&str]) -> Vec<String> {
+    values.iter().map(|value| (*value).to_owned()).collect()
 }
 
 /// The URL groups, under either of their names; old clients send both with one value.
 fn url_groups(query: &Query) -> Result<Vec<String>, ApiError> {
-    let list = |name: &str| query.list(name).into_iter().map(str::to_owned).collect::<BTreeSet<String>>();
-    let (topics, groups) = (list("topicName"), list("urlGroup"));
+    let list = |name: &str| query.filter(&[name]).map(|values| owned(&values).into_iter().collect());
+    let (topics, groups): (BTreeSet<String>, BTreeSet<String>) = (list("topicName")?, list("urlGroup")?);
     if !topics.is_empty() && !groups.is_empty() && topics != groups {
         let text = "topicName and urlGroup are one filter, and their values differ: give one of them";
         return Err(ApiError::bad_request(text));

@@ -1,6 +1,7 @@
 //! `GET /v2/events` and `GET /v2/logs`.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use axum::response::Response;
 use http::StatusCode;
@@ -25,8 +26,9 @@ pub(super) enum Form {
 const GROUPS: usize = 10;
 /// Entries of one message that a group shows.
 const GROUP: usize = 1000;
-/// Pages of entries that are looked at for one page of groups.
+/// Pages of entries that are looked at for one page of groups, and how long that may take.
 const GROUP_LOOKS: usize = 20;
+const GROUP_TIME: Duration = Duration::from_secs(2);
 
 impl Api {
     pub(super) async fn list_log(&self, query: &str, form: Form) -> Result<Response, ApiError> {
@@ -35,11 +37,7 @@ impl Api {
             ["messageId", "messageIds", "state", "order", "groupBy", "trimBody", "count", "cursor", "api"];
         query.only(&[&others[..], &filter::COMMON, &filter::PARTS].concat())?;
         let filter = LogFilter {
-            messages: [query.list("messageId"), query.list("messageIds")]
-                .concat()
-                .into_iter()
-                .map(MessageId::new)
-                .collect(),
+            messages: query.filter(&["messageId", "messageIds"])?.into_iter().map(MessageId::new).collect(),
             matching: filter::read(&query)?,
             states: query.get("state").map(states).transpose()?.unwrap_or_default(),
             from: query.time("fromDate")?,
@@ -91,6 +89,7 @@ impl Api {
         count: usize,
     ) -> Result<(Vec<Vec<LogEntry>>, Option<LogCursor>), ApiError> {
         let store = self.engine.store();
+        let started = Instant::now();
         let mut groups = Vec::new();
         let mut seen = HashSet::new();
         for _ in 0..GROUP_LOOKS {
@@ -110,7 +109,7 @@ impl Api {
                 cursor = Some(entry.place());
             }
             cursor = page.next;
-            if cursor.is_none() {
+            if cursor.is_none() || started.elapsed() >= GROUP_TIME {
                 break;
             }
         }

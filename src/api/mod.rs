@@ -17,6 +17,7 @@ use http::request::Parts;
 use ipnet::IpNet;
 use serde::Serialize;
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 pub mod auth;
 mod batch;
@@ -150,13 +151,15 @@ impl Api {
             }
             _ => {}
         }
-        // A caller that hangs up must not stop a step of the database half-way.
         let api = Arc::clone(self);
+        let only_reads = route.access() == routes::Access::Read;
         let task = tokio::spawn(async move {
             let query = parts.uri.query().unwrap_or_default();
             (api.call(route, query, &parts, &mut upload).await, Some(upload))
         });
-        task.await.unwrap_or_else(|error| (Err(ApiError::task_failed(&error)), None))
+        // A caller that hangs up must not stop a step of the database half-way. What only reads, nobody needs any more.
+        let ended = if only_reads { AbortOnDropHandle::new(task).await } else { task.await };
+        ended.unwrap_or_else(|error| (Err(ApiError::task_failed(&error)), None))
     }
 
     /// What is asked for, if the caller may.

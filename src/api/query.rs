@@ -13,7 +13,11 @@ use crate::domain::time::Timestamp;
 use crate::store::Order;
 
 /// Parameters that a query and a body may have together; as many as the messages of one request.
-const MAX_VALUES: usize = MAX_MESSAGES;
+const MAX_PARAMETERS: usize = MAX_MESSAGES;
+/// Values of one filter: each row is compared with all of them.
+pub(super) const MAX_VALUES: usize = 100;
+/// Bytes of one filter's values together.
+const MAX_FILTER: usize = 128 << 10;
 
 /// A query's parameters, decoded, in order; repeated ones repeated.
 pub(super) struct Query(Vec<(String, String)>);
@@ -130,7 +134,26 @@ impl Query {
             .collect()
     }
 
-    /// The same for texts that may hold commas themselves: the whole values, and their parts.
+    /// The values of a filter, which may have several names: at most [`MAX_VALUES`], and [`MAX_FILTER`] bytes.
+    pub(super) fn filter(&self, names: &[&str]) -> Result<Vec<&str>, ApiError> {
+        let values: Vec<&str> = names.iter().flat_map(|name| self.list(name)).collect();
+        let size: usize = values.iter().map(|value| value.len()).sum();
+        let name = names.join(" and ");
+        if values.len() > MAX_VALUES {
+            let count = values.len();
+            return Err(ApiError::bad_request(format!(
+                "{name} has {count} values: at most {MAX_VALUES} are allowed in one filter"
+            )));
+        }
+        if size > MAX_FILTER {
+            return Err(ApiError::bad_request(format!(
+                "the values of {name} have {size} bytes: at most {MAX_FILTER} are allowed in one filter"
+            )));
+        }
+        Ok(values)
+    }
+
+    /// The same as [`Self::list`] for texts that may hold commas themselves: the whole values, and their parts.
     pub(super) fn texts(&self, name: &str) -> Vec<String> {
         let mut texts: Vec<String> = self.list(name).into_iter().map(str::to_owned).collect();
         let wholes = self.0.iter().filter(|(have, value)| have == name && value.contains(','));
@@ -224,8 +247,8 @@ struct Values<'a> {
 
 impl Values<'_> {
     fn push<E: Error>(self, value: impl Into<String>) -> Result<(), E> {
-        if self.query.0.len() == MAX_VALUES {
-            return Err(E::custom(format_args!("it holds more than {MAX_VALUES} values")));
+        if self.query.0.len() == MAX_PARAMETERS {
+            return Err(E::custom(format_args!("it holds more than {MAX_PARAMETERS} values")));
         }
         self.query.0.push((self.name.to_owned(), value.into()));
         Ok(())
@@ -361,10 +384,10 @@ mod tests {
 
     #[test]
     fn a_long_list_is_refused_while_it_is_read() {
-        let most = format!("[{}]", vec![r#""a""#; MAX_VALUES - 1].join(","));
-        assert_eq!(read(&most).map(|values| values.len()), Ok(MAX_VALUES - 1));
+        let most = format!("[{}]", vec![r#""a""#; MAX_PARAMETERS - 1].join(","));
+        assert_eq!(read(&most).map(|values| values.len()), Ok(MAX_PARAMETERS - 1));
         // What comes behind the first one too many isn't even JSON.
-        check_error(&format!("[{}", r#""a","#.repeat(MAX_VALUES)), "it holds more than 50000 values");
+        check_error(&format!("[{}", r#""a","#.repeat(MAX_PARAMETERS)), "it holds more than 50000 values");
     }
 
     #[test]
@@ -374,5 +397,36 @@ mod tests {
         assert_eq!(query.0, [("a".to_owned(), "\u{fffd}".to_owned()), ("b".to_owned(), String::new())]);
         let expected = [("upstash-forward-x", &b"J\xf6rg \xc3\xb6"[..]), ("upstash-retries", b"1")];
         assert_eq!(options, expected.map(|(name, value)| (name.to_owned(), value.to_vec())));
+    }
+
+    #[track_caller]
+    fn check_filter(query: &str, expected: Result<usize, &str>) {
+        let query = Query::parse(query);
+        match (query.filter(&["a", "b"]), expected) {
+            (Ok(values), Ok(count)) => assert_eq!(values.len(), count),
+            (Err(error), Err(part)) => {
+                let text = format!("{error:?}");
+                assert!(text.contains(part), "{part} in {text}");
+            }
+            (found, expected) => panic!("{found:?} for {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn a_filter_has_a_limit() {
+        let joined = |count: usize| vec!["x"; count].join(",");
+        let repeated = |count: usize| vec!["a=x"; count].join("&");
+        check_filter("", Ok(0));
+        check_filter(&format!("a={}", joined(100)), Ok(100));
+        check_filter(&repeated(100), Ok(100));
+        check_filter(&format!("a={}&c={}", joined(100), joined(100)), Ok(100));
+        check_filter(&format!("a={},,,", joined(100)), Ok(100));
+        let too_many = Err("a and b has 101 values: at most 100 are allowed in one filter");
+        check_filter(&format!("a={}", joined(101)), too_many);
+        check_filter(&repeated(101), too_many);
+        check_filter(&format!("a={}&b={}", joined(50), joined(51)), too_many);
+        let long = |size: usize| format!("a={}&b={}", "x".repeat(size - 7), "y".repeat(7));
+        check_filter(&long(MAX_FILTER), Ok(2));
+        check_filter(&long(MAX_FILTER + 1), Err("131073 bytes: at most 131072 are allowed"));
     }
 }

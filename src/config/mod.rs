@@ -103,8 +103,8 @@ pub struct Config {
     #[config(default = "sqlite://data/homing.db")]
     pub database_url: DatabaseUrl,
 
-    /// Postgres connections for lists and the other calls beside the hot ones.
-    /// 1 to 1000. SQLite ignores it.
+    /// Postgres connections for searches and the other calls beside the hot ones,
+    /// half of them for each, and at least 1. 1 to 1000. SQLite ignores it.
     #[config(default = 10, validate((1..=1000).contains(postgres_connections), "allowed: 1 to 1000"))]
     pub postgres_connections: u32,
 

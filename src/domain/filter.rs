@@ -39,13 +39,18 @@ impl MessageFilter {
             && has(&self.schedule_ids, message.schedule_id.as_deref())
             && has(&self.flow_keys, flow_key)
             && has(&self.caller_ips, message.caller_ip.as_deref())
-            && (self.labels.is_empty() || self.labels.iter().any(|label| message.labels.contains(label)))
-            && self.matches_parts(&message.url)
+            && self.matches_parts(&message.url, message.labels.iter().map(String::as_str))
     }
 
-    /// Whether the parts of a destination match, which are `hosts` and `paths`. The other conditions are on values that
-    /// messages have as they are.
-    pub fn matches_parts(&self, url: &str) -> bool {
+    /// Whether `hosts` and `paths`, which are parts of a destination, and `labels`, of which a message has several, match.
+    /// The other conditions are on values that messages have as they are.
+    pub fn matches_parts<'a>(&self, url: &str, mut labels: impl Iterator<Item = &'a str>) -> bool {
+        let labelled =
+            self.labels.is_empty() || labels.any(|label| self.labels.iter().any(|wanted| wanted == label));
+        labelled && self.matches_destination(url)
+    }
+
+    fn matches_destination(&self, url: &str) -> bool {
         if self.hosts.is_empty() && self.paths.is_empty() {
             return true;
         }
@@ -147,7 +152,7 @@ mod tests {
     fn check_host(host: &str, url: &str, expected: bool) {
         let filter =
             MessageFilter { hosts: vec![Host::parse(host).expect("a host")], ..MessageFilter::default() };
-        assert_eq!(filter.matches_parts(url), expected, "{host} of {url}");
+        assert_eq!(filter.matches_parts(url, std::iter::empty()), expected, "{host} of {url}");
     }
 
     #[test]
@@ -184,7 +189,7 @@ mod tests {
             ("a", "https://e.com/a", false),
         ] {
             let filter = MessageFilter { paths: texts(&[path]), ..MessageFilter::default() };
-            assert_eq!(filter.matches_parts(url), expected, "{path} of {url}");
+            assert_eq!(filter.matches_parts(url, std::iter::empty()), expected, "{path} of {url}");
         }
     }
 }

@@ -80,6 +80,30 @@ pub struct Attempt {
     pub outcome: Outcome,
 }
 
+/// Bytes of a response's body that the log keeps of each attempt. A destination decides how long its answers are, and a
+/// message how often it is attempted: whole answers would let them fill the disk.
+pub const LOGGED_BODY: usize = 64 << 10;
+
+impl Attempt {
+    /// The response, if there was one.
+    pub fn response(&self) -> Option<&Response> {
+        match &self.outcome {
+            Outcome::Response(response) => Some(response),
+            Outcome::NoResponse { .. } | Outcome::Unsendable { .. } => None,
+        }
+    }
+
+    /// The response's body as the log keeps it: cut to [`LOGGED_BODY`] bytes, and not within a character. Callbacks and
+    /// the dead letter have the whole one.
+    pub fn logged_body(&self) -> &[u8] {
+        let body = self.response().map_or(&[][..], |response| &response.body);
+        let Some(cut) = body.get(..=LOGGED_BODY) else { return body };
+        let character = cut.iter().rposition(|byte| byte & 0xc0 != 0x80).unwrap_or(LOGGED_BODY);
+        // A character has at most four bytes; otherwise it is no text.
+        &body[..if LOGGED_BODY - character < 4 { character } else { LOGGED_BODY }]
+    }
+}
+
 /// The state that an ended attempt leaves its message in.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Next {
@@ -214,6 +238,30 @@ mod tests {
             self.0 += 1;
             DeadLetterId::generate(now, self.0)
         }
+    }
+
+    #[test]
+    fn the_log_keeps_the_beginning_of_a_long_body() {
+        let logged = |body: &[u8]| {
+            let body = Bytes::copy_from_slice(body);
+            let response = Response { status: 500, headers: Headers::new(), body };
+            let outcome = Outcome::Response(response);
+            Attempt { retried: 0, started_at: START, ended_at: END, outcome }.logged_body().len()
+        };
+        let (most, long) = (LOGGED_BODY, "x".repeat(LOGGED_BODY - 1));
+        assert_eq!(logged(b""), 0);
+        assert_eq!(logged(format!("{long}x").as_bytes()), most);
+        assert_eq!(logged(format!("{long}xx").as_bytes()), most);
+        assert_eq!(logged(&vec![b'x'; 10 << 20]), most);
+        // Characters of two and four bytes over the edge, and one that ends there.
+        assert_eq!(logged(format!("{long}é").as_bytes()), most - 1);
+        assert_eq!(logged(format!("{}😀😀", &long[2..]).as_bytes()), most - 3);
+        assert_eq!(logged(format!("{}éé", &long[1..]).as_bytes()), most);
+        // No text.
+        assert_eq!(logged(&vec![0x80; most + 1]), most);
+        let refused = Outcome::NoResponse { class: FailureClass::Connect, error: String::new() };
+        let attempt = Attempt { retried: 0, started_at: START, ended_at: END, outcome: refused };
+        assert_eq!(attempt.logged_body(), b"");
     }
 
     fn message(max_retries: u32) -> Message {

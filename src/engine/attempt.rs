@@ -22,7 +22,6 @@ use crate::domain::destination::{RequestTarget, request_target};
 use crate::domain::message::{Message, Method};
 use crate::domain::outcome::{Attempt, FailureClass, Outcome};
 use crate::domain::signature;
-use crate::domain::time::Timestamp;
 use crate::egress::client::{Outgoing, SendError};
 use crate::store::Delivery;
 
@@ -141,7 +140,7 @@ async fn make(shared: &Shared, delivery: &Delivery, patience: u32) -> Tried {
     let mut waits = 0;
     loop {
         let started_at = shared.clock.now().max(message.due_at);
-        let made = AssertUnwindSafe(send(shared, delivery, started_at)).catch_unwind().await;
+        let made = AssertUnwindSafe(send(shared, delivery)).catch_unwind().await;
         let made = made.unwrap_or_else(|_| {
             tracing::error!(message.id = %message.id, "an attempt's task failed");
             let error = "the server failed while it made the attempt".to_owned();
@@ -199,7 +198,6 @@ impl Lack {
 async fn send(
     shared: &Shared,
     delivery: &Delivery,
-    now: Timestamp,
 ) -> Result<(Outcome, Option<OwnedSemaphorePermit>), Lacking> {
     let message = &*delivery.message;
     let unsendable = |error: String| Ok((Outcome::Unsendable { class: FailureClass::Message, error }, None));
@@ -207,7 +205,7 @@ async fn send(
     if signature::body_sha256(&message.body) != message.body_sha256 {
         return unsendable("the stored body does not match its hash".to_owned());
     }
-    let outgoing = match outgoing(shared, delivery, now) {
+    let outgoing = match outgoing(shared, delivery) {
         Ok(outgoing) => outgoing,
         Err(error) => return unsendable(error),
     };
@@ -234,11 +232,11 @@ fn timeout(message: &Message, max: Duration) -> Duration {
     message.options.timeout.filter(|timeout| !timeout.is_zero()).map_or(max, |timeout| timeout.min(max))
 }
 
-fn outgoing(shared: &Shared, delivery: &Delivery, now: Timestamp) -> Result<Outgoing, String> {
+fn outgoing(shared: &Shared, delivery: &Delivery) -> Result<Outgoing, String> {
     let message = &*delivery.message;
     let target = request_target(&message.url).map_err(|error| error.to_string())?;
-    let headers = headers(shared, delivery, &target, now)
-        .map_err(|error| format!("a header can't be sent: {error}"))?;
+    let headers =
+        headers(shared, delivery, &target).map_err(|error| format!("a header can't be sent: {error}"))?;
     let uri = uri(target).map_err(|error| format!("the URL can't be sent: {error}"))?;
     Ok(Outgoing { method: message.method, uri, headers, body: message.body.clone() })
 }
@@ -248,12 +246,7 @@ fn uri(target: RequestTarget) -> Result<Uri, http::Error> {
     Uri::builder().scheme(scheme).authority(target.authority).path_and_query(target.path_and_query).build()
 }
 
-fn headers(
-    shared: &Shared,
-    delivery: &Delivery,
-    target: &RequestTarget,
-    now: Timestamp,
-) -> Result<HeaderMap, http::Error> {
+fn headers(shared: &Shared, delivery: &Delivery, target: &RequestTarget) -> Result<HeaderMap, http::Error> {
     let message = &*delivery.message;
     let mut headers = HeaderMap::with_capacity(message.headers.0.len() + 12);
     headers.insert(HOST, HeaderValue::try_from(target.authority.as_str())?);
@@ -280,8 +273,8 @@ fn headers(
     headers.insert(MESSAGE_ID, HeaderValue::try_from(message.id.as_str())?);
     headers.insert(RETRIED, HeaderValue::from(delivery.retried));
     let jti = signature::generate_jti(rand::rng().random());
-    let token =
-        signature::sign(&shared.keys.current(), &message.url, &message.body_sha256, now.as_secs(), &jti);
+    let signed_at = shared.clock.now_for_others().as_secs();
+    let token = signature::sign(&shared.keys.current(), &message.url, &message.body_sha256, signed_at, &jti);
     headers.insert(SIGNATURE, HeaderValue::try_from(token)?);
     let optional = [
         (SCHEDULE_ID, &message.schedule_id),

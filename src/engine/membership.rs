@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, cancelling, ids};
-use crate::clock::pause;
+use crate::clock::{Jumps, pause};
 use crate::store::Result;
 
 /// How often silent nodes are looked for: with the time to live and the sweep this is well below 20 s.
 const LOOK: Duration = Duration::from_millis(2500);
+/// How often the clock is looked at.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
 /// How often the leases are compared without a reason: each five minutes where there are other nodes.
 const LOOKS_PER_RECONCILE: u32 = 120;
 /// Between a doubt and the look that settles it.
@@ -58,6 +60,29 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = pause(if shared.store.is_shared() || shared.is_unsure() { LOOK } else { RECONCILE }) => {}
             // Many doubts at once are settled by one look.
             () = async { shared.reconcile.notified().await; pause(SETTLE).await } => {}
+            () = shared.stopping.cancelled() => return,
+        }
+    }
+}
+
+/// Watches the clock: what a jump made due, timers don't know of, and what it moved into the future is brought back.
+pub(super) async fn watch_clock(shared: Arc<Shared>) {
+    let (started, mut jumps) = (Instant::now(), Jumps::default());
+    loop {
+        if jumps.seen(shared.clock.now(), started.elapsed()) {
+            tracing::info!("the clock has jumped, or the machine was suspended; looking at what is due now");
+            if let Err(error) = shared.store.wake_gates().await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "what is due after the jump could not be looked for"
+                );
+            }
+            shared.note_due(shared.clock.now());
+            shared.gates.look_at_all();
+            shared.schedules.notify_one();
+        }
+        tokio::select! {
+            () = pause(CLOCK_LOOK) => {}
             () = shared.stopping.cancelled() => return,
         }
     }

@@ -277,6 +277,7 @@ impl Engine {
         spawn(&shared, &tasks, gates::run(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::beat(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, membership::watch_clock(Arc::clone(&shared)));
         spawn(&shared, &tasks, membership::follow(Arc::clone(&shared)));
         spawn(&shared, &tasks, retention::run(Arc::clone(&shared)));
         spawn(&shared, &tasks, schedules::run(Arc::clone(&shared)));

@@ -36,6 +36,9 @@ pub enum StoreError {
     /// The call was not answered within its deadline.
     #[error("the database did not answer within {0:?}")]
     Deadline(Duration),
+    /// A search read for too long, or others leave it no room. Nothing is changed.
+    #[error("the search was stopped, or did not begin: it takes too long, or others are under way")]
+    TooMuch,
     /// The database refused the statement: a defect of ours, or of the schema.
     #[error("the database refused a statement")]
     Refused(#[source] sqlx::Error),
@@ -67,7 +70,10 @@ pub enum StoreError {
 impl StoreError {
     /// Whether trying again may help.
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Deadline(_) | Self::Contended | Self::BatchFailed)
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Deadline(_) | Self::Contended | Self::BatchFailed | Self::TooMuch
+        )
     }
 }
 
@@ -351,6 +357,15 @@ pub enum Missing {
 /// Where a list of dead letters goes on: after the one of that time and id.
 pub type LetterPlace = (Timestamp, DeadLetterId);
 
+/// A page of the dead letters.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LetterPage<T> {
+    /// Perhaps none, though more may follow: a page looks for a bounded time.
+    pub items: Vec<T>,
+    /// The next page begins there; `None`: this is the last one.
+    pub next: Option<LetterPlace>,
+}
+
 /// A page of a list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Page<T> {
@@ -468,7 +483,7 @@ pub trait Store:
         after: Option<&LetterPlace>,
         count: usize,
         max_bytes: usize,
-    ) -> Result<Page<DeadLetter>>;
+    ) -> Result<LetterPage<DeadLetter>>;
     /// The same without what is in them.
     async fn dead_letter_places(
         &self,
@@ -476,7 +491,7 @@ pub trait Store:
         order: Order,
         after: Option<&LetterPlace>,
         count: usize,
-    ) -> Result<Page<LetterPlace>>;
+    ) -> Result<LetterPage<LetterPlace>>;
     /// Deletes those of the dead letters that exist; how many.
     async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64>;
     /// Replaces dead letters by new messages, unleased; which of them. None is there twice. On SQLite more than a thousand

@@ -36,6 +36,7 @@ mod openapi;
 mod publish;
 mod queues;
 mod quota;
+mod reads;
 mod redaction;
 mod resources;
 mod responses;

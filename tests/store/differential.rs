@@ -613,8 +613,10 @@ impl Run {
                 .dead_letter_places(&filter, order, after.as_ref(), count)
                 .await
                 .unwrap());
-            let Some(last) = page.items.last().filter(|_| page.more) else { return };
-            after = Some(last.place());
+            after = page.next;
+            if after.is_none() {
+                return;
+            }
         }
     }
 

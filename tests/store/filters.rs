@@ -151,10 +151,10 @@ pub(crate) async fn dead_letters_are_filtered_by_their_messages(world: World) {
                 world.store.dead_letters(filter, order, after.as_ref(), count, ANY_SIZE).await.unwrap();
             let places = world.store.dead_letter_places(filter, order, after.as_ref(), count).await.unwrap();
             let of_page: Vec<_> = page.items.iter().map(homing::store::DeadLetter::place).collect();
-            assert_eq!((&of_page, page.more), (&places.items, places.more));
-            after = of_page.last().cloned();
+            assert_eq!((&of_page, &page.next), (&places.items, &places.next));
+            after = page.next;
             found.extend(page.items);
-            if !page.more {
+            if after.is_none() {
                 return found;
             }
         }

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use homing::domain::filter::MessageFilter;
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::Message;
+use homing::domain::outcome::{LOGGED_BODY, Outcome};
 use homing::domain::time::Timestamp;
 use homing::store::{
-    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Lease, LogCursor, LogEntry,
+    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Ended, Lease, LogCursor, LogEntry,
     LogFilter, Missing, Order, Retention, SigningKeyPair, State, StoredKeys,
 };
 
@@ -46,12 +49,13 @@ async fn walk_letters(
     count: usize,
 ) -> Vec<DeadLetter> {
     let mut letters: Vec<DeadLetter> = Vec::new();
+    let mut after = None;
     loop {
-        let after = letters.last().map(|letter| (letter.created_at, letter.id.clone()));
         let page = world.store.dead_letters(filter, order, after.as_ref(), count, ANY_SIZE).await.unwrap();
         assert!(page.items.len() <= count);
         letters.extend(page.items);
-        if !page.more {
+        after = page.next;
+        if after.is_none() {
             return letters;
         }
     }
@@ -290,7 +294,8 @@ pub(crate) async fn dead_letters_are_listed_in_pages(world: World) {
             assert_eq!(found, expected, "{order:?}, pages of {count}");
         }
         let page = world.store.dead_letters(&filter, order, None, 100, 1).await.unwrap();
-        assert_eq!((page.items.len(), page.more), (1, true));
+        assert_eq!(page.items.len(), 1);
+        assert_eq!(page.next, page.items.last().map(DeadLetter::place));
         for letter in page.items {
             assert_eq!(world.store.dead_letter(&letter.id).await.unwrap(), Some(letter));
         }
@@ -541,4 +546,59 @@ pub(crate) async fn pruning_walks_on(world: World) {
     assert_eq!(left.iter().map(|entry| entry.message.id.clone()).collect::<Vec<_>>(), kept);
     let left = walk_log(&world, &LogFilter::default(), Order::EarliestFirst, 1000).await;
     assert_eq!(left.len(), kept.len());
+}
+
+pub(crate) async fn the_log_keeps_the_beginning_of_a_long_answer(world: World) {
+    let long = "x".repeat(3 * LOGGED_BODY);
+    let (retried, failed) = (world.publish_leased("a", 1).await, world.publish_leased("a", 2).await);
+    let delivered = world.publish_leased("a", 3).await;
+    let ends = [retried.retry_at(FUTURE), failed.failed("1-1"), delivered.delivered()];
+    for ended in ends {
+        assert_eq!(world.finish(with_answer(ended, &long)).await, Applied::Yes);
+    }
+    let filter = LogFilter::default();
+    let page = world.store.log(&filter, Order::EarliestFirst, None, 1000, ANY_SIZE).await.unwrap();
+    let answers: Vec<usize> =
+        page.items.iter().filter_map(|entry| Some(entry.response.as_ref()?.body.len())).collect();
+    assert_eq!(answers, [LOGGED_BODY; 4], "ERROR twice, FAILED, DELIVERED");
+    let letter = world.store.dead_letter(&DeadLetterId::new("1-1")).await.unwrap().unwrap();
+    assert_eq!(letter.response.unwrap().body, long.as_bytes());
+}
+
+/// More than a window of them.
+pub(crate) async fn a_filter_may_leave_nothing_of_many_dead_letters(world: World) {
+    let mut messages = world.messages(1300);
+    messages[1200].labels = vec!["rare".to_owned(), "other".to_owned()];
+    let accepts: Vec<_> = messages.into_iter().map(|message| leased(message, "a", 1)).collect();
+    world.accept(&accepts).await;
+    let ends: Vec<_> = accepts
+        .iter()
+        .enumerate()
+        .map(|(number, accept)| {
+            let held = Held { id: accept.message.id.clone(), lease: Lease(1), retried: 0, slot: None };
+            held.failed(&format!("1-{number:04}"))
+        })
+        .collect();
+    world.store.finish(NODE, &ends).await.unwrap();
+    let labels = |labels: &[&str]| {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        let matching = MessageFilter { labels, ..MessageFilter::default() };
+        DeadLetterFilter { matching, ..DeadLetterFilter::default() }
+    };
+    for order in [Order::EarliestFirst, Order::LatestFirst] {
+        let found = walk_letters(&world, &labels(&["x", "rare"]), order, 2).await;
+        let ids: Vec<&str> = found.iter().map(|letter| letter.id.as_str()).collect();
+        assert_eq!(ids, ["1-1200"]);
+        assert_eq!(walk_letters(&world, &labels(&["rar", "are"]), order, 2).await, []);
+        assert_eq!(walk_letters(&world, &DeadLetterFilter::default(), order, 1300).await.len(), 1300);
+    }
+}
+
+/// The same end with another answer.
+fn with_answer(mut ended: Ended, body: &str) -> Ended {
+    let finish = Arc::make_mut(&mut ended.finish);
+    if let Outcome::Response(response) = &mut finish.attempt.outcome {
+        response.body = Bytes::copy_from_slice(body.as_bytes());
+    }
+    ended
 }

@@ -3,13 +3,14 @@
 //!
 //! [`suite`], [`gates`], [`lists`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies
 //! random calls to the model and to a real store and compares; [`concurrency`] lets two nodes work on one Postgres;
-//! [`plans`] looks at how Postgres does it. [`model`] is the oracle.
+//! [`plans`] looks at how Postgres does it, [`files`] at SQLite's files. [`model`] is the oracle.
 //! Whatever is due was due years ago or will be in decades, so that no test depends on a clock.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 mod concurrency;
 mod differential;
+mod files;
 mod filters;
 mod gates;
 mod lists;
@@ -117,6 +118,8 @@ on_all_stores! { lists:
     log_pages_stay_in_place_under_new_entries,
     log_filters_apply_together,
     log_pages_are_bounded_in_bytes,
+    the_log_keeps_the_beginning_of_a_long_answer,
+    a_filter_may_leave_nothing_of_many_dead_letters,
     dead_letters_are_listed_in_pages,
     dead_letters_are_filtered,
     dead_letters_are_deleted_once,

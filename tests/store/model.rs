@@ -7,17 +7,19 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use homing::domain::id::{DeadLetterId, MessageId, ScheduleId};
 use homing::domain::message::{Headers, Message};
-use homing::domain::outcome::{Attempt, Next, Outcome, Response};
+use homing::domain::outcome::{Attempt, Next, Response};
 use homing::domain::time::Timestamp;
 use homing::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
 use homing::store::schedules::Schedule;
 use homing::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
 use homing::store::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
-    LetterPlace, LogCursor, LogEntry, LogFilter, LogPage, Look, Missing, NextDue, NodeId, Order, Page, Quota,
-    Repeat, Result, Retention, SigningKeyPair, Slot, State, Store, StoredKeys, UnfinishedFilter, Want,
+    LetterPage, LetterPlace, LogCursor, LogEntry, LogFilter, LogPage, Look, Missing, NextDue, NodeId, Order,
+    Page, Quota, Repeat, Result, Retention, SigningKeyPair, Slot, State, Store, StoredKeys, UnfinishedFilter,
+    Want,
 };
 
 mod gates;
@@ -220,7 +222,7 @@ impl Contents {
                 let letter = Letter {
                     message: ended.id.clone(),
                     created_at: finish.attempt.ended_at,
-                    response: response_of(&finish.attempt).cloned(),
+                    response: finish.attempt.response().cloned(),
                     error: finish.error.clone(),
                 };
                 self.dead_letters.insert(dead_letter.clone(), letter);
@@ -351,7 +353,7 @@ impl Contents {
                 entry.next_due_at = Some(*due_at);
             } else {
                 entry.error.clone_from(&ending.error);
-                entry.response = response_of(&ending.attempt).cloned();
+                entry.response = logged(&ending.attempt);
             }
         }
         entries.sort_by(|a, b| place(a).cmp(&place(b)));
@@ -360,8 +362,8 @@ impl Contents {
 
     fn body_size(&self, id: &MessageId) -> usize {
         let answers = self.attempts.iter().filter(|((of, _), _)| of == id);
-        let answers = answers.filter_map(|(_, ending)| response_of(&ending.attempt));
-        self.messages[id].body.len() + answers.map(|response| response.body.len()).sum::<usize>()
+        let answers = answers.map(|(_, ending)| ending.attempt.logged_body().len());
+        self.messages[id].body.len() + answers.sum::<usize>()
     }
 
     fn dead_letter(&self, id: &DeadLetterId) -> Option<DeadLetter> {
@@ -413,15 +415,19 @@ impl Contents {
     }
 }
 
-fn response_of(attempt: &Attempt) -> Option<&Response> {
-    match &attempt.outcome {
-        Outcome::Response(response) => Some(response),
-        Outcome::NoResponse { .. } | Outcome::Unsendable { .. } => None,
-    }
+/// The response as the log keeps it.
+fn logged(attempt: &Attempt) -> Option<Response> {
+    let body = Bytes::copy_from_slice(attempt.logged_body());
+    attempt.response().map(|response| Response { body, ..response.clone() })
 }
 
 fn place(entry: &LogEntry) -> (Timestamp, &MessageId, i64) {
     (entry.time, &entry.message.id, entry.sequence)
+}
+
+fn letter_page<T>(page: Page<T>, place: impl Fn(&T) -> LetterPlace) -> LetterPage<T> {
+    let next = page.items.last().filter(|_| page.more).map(place);
+    LetterPage { items: page.items, next }
 }
 
 /// The first items of a list: at most `count`, and no more once `max_bytes` are reached.
@@ -704,10 +710,11 @@ impl Store for Model {
         after: Option<&LetterPlace>,
         count: usize,
         max_bytes: usize,
-    ) -> Result<Page<DeadLetter>> {
-        Ok(cut(self.state().letters(filter, order, after), count, max_bytes, |letter| {
+    ) -> Result<LetterPage<DeadLetter>> {
+        let page = cut(self.state().letters(filter, order, after), count, max_bytes, |letter| {
             letter.message.body.len() + letter.response.as_ref().map_or(0, |response| response.body.len())
-        }))
+        });
+        Ok(letter_page(page, DeadLetter::place))
     }
 
     async fn dead_letter_places(
@@ -716,9 +723,10 @@ impl Store for Model {
         order: Order,
         after: Option<&LetterPlace>,
         count: usize,
-    ) -> Result<Page<LetterPlace>> {
+    ) -> Result<LetterPage<LetterPlace>> {
         let letters = self.state().letters(filter, order, after);
-        Ok(cut(letters.iter().map(DeadLetter::place).collect(), count, usize::MAX, |_| 0))
+        let page = cut(letters.iter().map(DeadLetter::place).collect(), count, usize::MAX, |_| 0);
+        Ok(letter_page(page, LetterPlace::clone))
     }
 
     async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64> {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::codec;
-use crate::domain::outcome::{Finish, Next, Outcome};
+use crate::domain::outcome::{Finish, Next};
 use crate::domain::time::Timestamp;
 use crate::store::Ended;
 
@@ -36,14 +36,14 @@ pub(super) struct AttemptColumns<'a> {
     pub(super) next_due_at: Option<i64>,
     pub(super) headers: Option<String>,
     pub(super) body: Option<&'a [u8]>,
+    /// The whole body, for the dead letter that the attempt left.
+    pub(super) letter_body: Option<&'a [u8]>,
 }
 
 impl<'a> AttemptColumns<'a> {
     pub(super) fn new(finish: &'a Finish) -> Self {
-        let response = match &finish.attempt.outcome {
-            Outcome::Response(response) => Some(response),
-            Outcome::NoResponse { .. } | Outcome::Unsendable { .. } => None,
-        };
+        let response = finish.attempt.response();
+        let failed = matches!(finish.next, Next::Failed { .. });
         let (result, next_due_at) = match &finish.next {
             Next::Delivered => ("delivered", None),
             Next::Retry { due_at } => ("retry", Some(due_at)),
@@ -59,7 +59,11 @@ impl<'a> AttemptColumns<'a> {
             error: finish.error.as_deref(),
             next_due_at: next_due_at.copied().map(Timestamp::as_millis),
             headers: response.and_then(|response| codec::write_headers(&response.headers)),
-            body: response.map(|response| &response.body[..]).filter(|body| !body.is_empty()),
+            body: Some(finish.attempt.logged_body()).filter(|body| !body.is_empty()),
+            letter_body: response
+                .filter(|_| failed)
+                .map(|response| &response.body[..])
+                .filter(|body| !body.is_empty()),
         }
     }
 }

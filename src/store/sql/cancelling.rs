@@ -39,7 +39,7 @@ impl Cancelling for SqlStore {
         after: Option<&MessageId>,
         count: usize,
     ) -> Result<Look> {
-        within(LONG_DEADLINE, unfinished(&self.readers(), filter, after, count)).await
+        within(LONG_DEADLINE, unfinished(&self.lists(), filter, after, count)).await
     }
 
     async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>> {
@@ -108,7 +108,10 @@ async fn unfinished(
     let mut ids: Vec<String> = rows.into_iter().map(|row| row.message_id).collect();
     if !filter.matching.is_empty() {
         let texts: Vec<&str> = ids.iter().map(String::as_str).collect();
-        let matching: HashSet<String> = messages::matching(pools, &texts, &filter.matching).await?;
+        let mut matching = HashSet::new();
+        for part in texts.chunks(messages::MATCHED) {
+            matching.extend(messages::matching(pools, part, &filter.matching).await?);
+        }
         ids.retain(|id| matching.contains(id));
     }
     Ok(Look { found: ids.into_iter().map(MessageId::new).collect(), next })

@@ -1,16 +1,20 @@
 //! The table `dead_letters`.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sqlx::{PgPool, SqlitePool};
 
-use super::query::Query;
+use super::query::{LOOK_TIME, Query};
 use super::{Backend, Tx, codec, deliveries, messages};
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::outcome::Response;
 use crate::domain::time::Timestamp;
-use crate::store::{Accept, DeadLetter, DeadLetterFilter, LetterPlace, Missing, Order, Page, Result};
+use crate::store::{Accept, DeadLetter, DeadLetterFilter, LetterPage, LetterPlace, Missing, Order, Result};
+
+/// Rows of a walk's first window at least: a filter may leave few of them.
+const LEAST_WINDOW: usize = 200;
 
 #[derive(sqlx::FromRow)]
 struct DeadLetterRow {
@@ -26,8 +30,9 @@ struct DeadLetterRow {
 #[derive(sqlx::FromRow)]
 struct PlaceRow {
     id: String,
+    message_id: String,
     created_at: i64,
-    url: String,
+    status: i64,
     /// Bytes of its bodies.
     size: i64,
 }
@@ -106,11 +111,16 @@ pub(super) async fn page(
     after: Option<&LetterPlace>,
     count: usize,
     max_bytes: usize,
-) -> Result<Page<DeadLetter>> {
-    let rows = rows(pools, filter, order, after, count.saturating_add(1)).await?;
+) -> Result<LetterPage<DeadLetter>> {
+    let walk = Walk { pools, filter, order, time: LOOK_TIME };
+    let (mut rows, mut next) = walk.rows(after, count).await?;
     let within = fitting(rows.iter().map(|row| row.size), count, max_bytes);
-    let ids: Vec<&str> = rows[..within].iter().map(|row| row.id.as_str()).collect();
-    Ok(Page { items: get_many(pools, &ids).await?, more: rows.len() > within })
+    if within < rows.len() {
+        rows.truncate(within);
+        next = rows.last().map(PlaceRow::place);
+    }
+    let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+    Ok(LetterPage { items: get_many(pools, &ids).await?, next })
 }
 
 pub(super) async fn places(
@@ -119,78 +129,104 @@ pub(super) async fn places(
     order: Order,
     after: Option<&LetterPlace>,
     count: usize,
-) -> Result<Page<LetterPlace>> {
-    let mut rows = rows(pools, filter, order, after, count.saturating_add(1)).await?;
-    let more = rows.len() > count;
-    rows.truncate(count);
-    Ok(Page { items: rows.iter().map(PlaceRow::place).collect(), more })
+) -> Result<LetterPage<LetterPlace>> {
+    let walk = Walk { pools, filter, order, time: LOOK_TIME };
+    let (rows, next) = walk.rows(after, count).await?;
+    Ok(LetterPage { items: rows.iter().map(PlaceRow::place).collect(), next })
 }
 
-/// The first `count` rows that match, after a place.
-async fn rows(
-    pools: &Backend<&PgPool, &SqlitePool>,
-    filter: &DeadLetterFilter,
+/// A walk along the dead letters in one direction.
+struct Walk<'a> {
+    pools: &'a Backend<&'a PgPool, &'a SqlitePool>,
+    filter: &'a DeadLetterFilter,
     order: Order,
-    after: Option<&LetterPlace>,
-    count: usize,
-) -> Result<Vec<PlaceRow>> {
-    let mut found: Vec<PlaceRow> = Vec::new();
-    let mut after = after.cloned();
-    loop {
-        let rows = select(pools, filter, order, after.as_ref(), count).await?;
-        let ended = rows.len() < count;
-        after = rows.last().map(PlaceRow::place);
-        found.extend(rows.into_iter().filter(|row| filter.matching.matches_parts(&row.url)));
-        if ended || found.len() >= count {
-            found.truncate(count);
-            return Ok(found);
+    /// [`LOOK_TIME`].
+    time: Duration,
+}
+
+impl Walk<'_> {
+    /// The first `count` rows that match, after a place; and where to go on. It reads windows of rows, whatever they are,
+    /// and keeps what matches of them, so that it always knows how far it has come.
+    async fn rows(
+        &self,
+        after: Option<&LetterPlace>,
+        count: usize,
+    ) -> Result<(Vec<PlaceRow>, Option<LetterPlace>)> {
+        let started = Instant::now();
+        let mut after = after.cloned();
+        let mut found: Vec<PlaceRow> = Vec::new();
+        let mut limit = count.saturating_add(1).clamp(LEAST_WINDOW, messages::MATCHED);
+        loop {
+            let rows = self.window(after.as_ref(), limit).await?;
+            let ended = rows.len() < limit;
+            after = rows.last().map(PlaceRow::place);
+            found.extend(self.matching(rows).await?);
+            if found.len() > count {
+                found.truncate(count);
+                let next = found.last().map(PlaceRow::place);
+                return Ok((found, next));
+            }
+            if ended {
+                return Ok((found, None));
+            }
+            if started.elapsed() >= self.time {
+                return Ok((found, after));
+            }
+            limit = messages::MATCHED;
         }
     }
-}
 
-async fn select(
-    pools: &Backend<&PgPool, &SqlitePool>,
-    filter: &DeadLetterFilter,
-    order: Order,
-    after: Option<&LetterPlace>,
-    limit: usize,
-) -> Result<Vec<PlaceRow>> {
-    let mut query = Query::new(pools);
-    query.sql(
-        "SELECT l.id, l.created_at, m.url, \
-                CAST(COALESCE(LENGTH(l.response_body), 0) + LENGTH(m.body) AS BIGINT) AS size \
-         FROM dead_letters l JOIN messages m ON m.id = l.message_id WHERE 1 = 1",
-    );
-    if let Some((time, id)) = after {
+    async fn matching(&self, mut rows: Vec<PlaceRow>) -> Result<Vec<PlaceRow>> {
+        let Self { pools, filter, .. } = self;
+        if !filter.statuses.is_empty() {
+            rows.retain(|row| filter.statuses.iter().any(|status| i64::from(*status) == row.status));
+        }
+        if !filter.matching.is_empty() && !rows.is_empty() {
+            let mut ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            let matching = messages::matching(pools, &ids, &filter.matching).await?;
+            rows.retain(|row| matching.contains(&row.message_id));
+        }
+        Ok(rows)
+    }
+
+    /// The next rows, whether or not their messages match.
+    async fn window(&self, after: Option<&LetterPlace>, limit: usize) -> Result<Vec<PlaceRow>> {
+        let Self { pools, filter, order, .. } = self;
+        let mut query = Query::new(*pools);
+        query.sql(
+            "SELECT l.id, l.message_id, l.created_at, l.status, \
+                    CAST(COALESCE(LENGTH(l.response_body), 0) + LENGTH(m.body) AS BIGINT) AS size \
+             FROM dead_letters l JOIN messages m ON m.id = l.message_id WHERE 1 = 1",
+        );
+        if let Some((time, id)) = after {
+            query.sql(match order {
+                Order::EarliestFirst => " AND (l.created_at, l.id) > (",
+                Order::LatestFirst => " AND (l.created_at, l.id) < (",
+            });
+            query.number(time.as_millis()).sql(", ").text(id.as_str()).sql(")");
+        }
+        if !filter.ids.is_empty() {
+            query.sql(" AND l.id ").one_of(&filter.ids.iter().map(DeadLetterId::as_str).collect::<Vec<_>>());
+        }
+        if !filter.messages.is_empty() {
+            let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
+            query.sql(" AND l.message_id ").one_of(&ids);
+        }
+        if let Some(from) = filter.from {
+            query.sql(" AND l.created_at >= ").number(from.as_millis());
+        }
+        if let Some(to) = filter.to {
+            query.sql(" AND l.created_at <= ").number(to.as_millis());
+        }
         query.sql(match order {
-            Order::EarliestFirst => " AND (l.created_at, l.id) > (",
-            Order::LatestFirst => " AND (l.created_at, l.id) < (",
+            Order::EarliestFirst => " ORDER BY l.created_at, l.id LIMIT ",
+            Order::LatestFirst => " ORDER BY l.created_at DESC, l.id DESC LIMIT ",
         });
-        query.number(time.as_millis()).sql(", ").text(id.as_str()).sql(")");
+        query.number(i64::try_from(limit).unwrap_or(i64::MAX));
+        query.fetch(pools).await
     }
-    if !filter.ids.is_empty() {
-        query.sql(" AND l.id ").one_of(&filter.ids.iter().map(DeadLetterId::as_str).collect::<Vec<_>>());
-    }
-    if !filter.messages.is_empty() {
-        let ids: Vec<&str> = filter.messages.iter().map(MessageId::as_str).collect();
-        query.sql(" AND l.message_id ").one_of(&ids);
-    }
-    if !filter.statuses.is_empty() {
-        let texts: Vec<String> = filter.statuses.iter().map(ToString::to_string).collect();
-        query.sql(" AND CAST(l.status AS TEXT) ").one_of(&texts);
-    }
-    if let Some(from) = filter.from {
-        query.sql(" AND l.created_at >= ").number(from.as_millis());
-    }
-    if let Some(to) = filter.to {
-        query.sql(" AND l.created_at <= ").number(to.as_millis());
-    }
-    query.matching(&filter.matching).sql(match order {
-        Order::EarliestFirst => " ORDER BY l.created_at, l.id LIMIT ",
-        Order::LatestFirst => " ORDER BY l.created_at DESC, l.id DESC LIMIT ",
-    });
-    query.number(i64::try_from(limit).unwrap_or(i64::MAX));
-    query.fetch(pools).await
 }
 
 /// How many of the leading items fit a page: at least one, so that every page makes progress.

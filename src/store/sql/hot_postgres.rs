@@ -571,6 +571,7 @@ struct AttemptArrays<'a> {
     next_due_at: Vec<Option<i64>>,
     headers: Vec<Option<String>>,
     bodies: Vec<Option<&'a [u8]>>,
+    letter_bodies: Vec<Option<&'a [u8]>>,
 }
 
 impl<'a> AttemptArrays<'a> {
@@ -589,6 +590,7 @@ impl<'a> AttemptArrays<'a> {
             arrays.next_due_at.push(row.next_due_at);
             arrays.headers.push(row.headers);
             arrays.bodies.push(row.body);
+            arrays.letter_bodies.push(row.letter_body);
         }
         arrays
     }
@@ -621,13 +623,14 @@ async fn finish_delivered(conn: &mut PgConnection, node: NodeId, batch: &[Ended]
         .await?)
 }
 
-/// The general form. `$1` to `$28` are the callback messages, as in accept; `$29` names each one's source; `$30` to `$42`
+/// The general form. `$1` to `$28` are the callback messages, as in accept; `$29` names each one's source; `$30` to `$43`
 /// are the attempts. At a key's gate a retry takes its place anew; in a queue it has its slot.
 const FINISH_MIXED: &str = concat!(
     "WITH f AS MATERIALIZED ( \
          SELECT * FROM unnest($30::text[], $31::bigint[], $32::bigint[], $33::bigint[], $34::bigint[], $35::text[], \
-             $36::bigint[], $37::text[], $38::bigint[], $39::text[], $40::bytea[], $41::text[]) \
-         AS f (id, lease, retried, started_at, ended_at, result, status, error, next_due_at, headers, body, dlq_id)), \
+             $36::bigint[], $37::text[], $38::bigint[], $39::text[], $40::bytea[], $41::text[], $43::bytea[]) \
+         AS f (id, lease, retried, started_at, ended_at, result, status, error, next_due_at, headers, body, dlq_id, \
+             dlq_body)), \
      gone AS ( \
          DELETE FROM deliveries d USING f \
          WHERE f.result <> 'retry' AND d.message_id = ANY (ARRAY[f.id]) AND d.node = $42 AND d.lease = f.lease \
@@ -647,7 +650,7 @@ const FINISH_MIXED: &str = concat!(
          INSERT INTO attempts SELECT id, retried, started_at, ended_at, result, status, error, next_due_at, headers, \
              body FROM ended), \
      l AS ( \
-         INSERT INTO dead_letters SELECT dlq_id, id, ended_at, status, error, headers, body \
+         INSERT INTO dead_letters SELECT dlq_id, id, ended_at, status, error, headers, dlq_body \
          FROM gone WHERE dlq_id IS NOT NULL), \
      c AS ( \
          UPDATE cancellations SET cancelled_at = gone.ended_at FROM gone \
@@ -706,6 +709,7 @@ async fn finish_mixed(
         .bind(attempts.bodies)
         .bind(dlq_ids)
         .bind(node.0)
+        .bind(attempts.letter_bodies)
         .fetch_all(conn)
         .await?)
 }

@@ -687,7 +687,7 @@ async fn insert_dead_letters(conn: &mut SqliteConnection, ended: &[&Ended]) -> R
             .bind(row.status)
             .bind(row.error)
             .bind(row.headers)
-            .bind(row.body)
+            .bind(row.letter_body)
             .execute(&mut *conn)
             .await?;
     }

@@ -3,17 +3,18 @@
 //! An entry stands at (time, message, sequence). The sequence tells a message's entries apart: CREATED is 0, attempt n
 //! (from 0) has ACTIVE at 4n + 1, ERROR at 4n + 2 and what followed at 4n + 3; a cancellation comes last. Rows of each
 //! kind are read through an index on their time, a window at a time, and merged; what the filter leaves of the windows is
-//! the page. A page looks at a bounded number of rows, however few of them match.
+//! the page. A page looks at a bounded number of rows and for a bounded time, however few of them match.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sqlx::{PgPool, SqlitePool};
 
 use super::Backend;
 use super::dead_letters::{fitting, response};
 use super::messages;
-use super::query::Query;
+use super::query::{LOOK_TIME, Query};
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
@@ -134,7 +135,7 @@ impl Place {
     }
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 struct Entry {
     place: Place,
     state: State,
@@ -166,7 +167,7 @@ pub(super) async fn page(
     count: usize,
     max_bytes: usize,
 ) -> Result<LogPage> {
-    let walk = Walk { pools, filter, order, window: WINDOW, look: LOOK };
+    let walk = Walk { pools, filter, order, window: WINDOW, look: LOOK, time: LOOK_TIME };
     let (mut entries, mut next) = walk.entries(cursor, count).await?;
     let sizes = sizes(pools, &entries).await?;
     let size = |entry: &Entry| sizes.get(&entry.place.message_id).copied().unwrap_or(0);
@@ -183,9 +184,10 @@ struct Walk<'a> {
     pools: &'a Backend<&'a PgPool, &'a SqlitePool>,
     filter: &'a LogFilter,
     order: Order,
-    /// [`WINDOW`] and [`LOOK`].
+    /// [`WINDOW`], [`LOOK`] and [`LOOK_TIME`].
     window: usize,
     look: usize,
+    time: Duration,
 }
 
 /// How far a walk has read one source.
@@ -207,13 +209,14 @@ impl Walk<'_> {
             .filter(|&index| self.wants(&SOURCES[index]))
             .map(|index| Feed { index, end: None, done: false })
             .collect();
+        let started = Instant::now();
         // Before the others: an attempt that ends between the two is seen twice, and not missed.
         let mut pending = self.in_flight(cursor).await?;
         let mut found: Vec<Entry> = Vec::new();
         let mut frontier: Option<Place> = None;
         let mut limit = count.saturating_add(1).min(self.window);
         let mut rows = 0;
-        let next = loop {
+        let next = 'page: loop {
             let new = self.read(&mut feeds, frontier.as_ref(), cursor, limit).await?;
             rows += new.len();
             for row in &new {
@@ -229,12 +232,17 @@ impl Walk<'_> {
             if self.order == Order::LatestFirst {
                 window.reverse();
             }
-            found.extend(self.matching(window).await?);
-            if found.len() > count {
-                found.truncate(count);
-                break found.last().map(|entry| entry.place.cursor());
+            for part in window.chunks(self.window.min(messages::MATCHED)) {
+                found.extend(self.matching(part).await?);
+                if found.len() > count {
+                    found.truncate(count);
+                    break 'page found.last().map(|entry| entry.place.cursor());
+                }
+                if started.elapsed() >= self.time && part.last() != window.last() {
+                    break 'page part.last().map(|entry| entry.place.cursor());
+                }
             }
-            if frontier.is_none() || rows >= self.look {
+            if frontier.is_none() || rows >= self.look || started.elapsed() >= self.time {
                 break frontier.map(|place| place.cursor());
             }
             limit = (limit * 2).min(self.window);
@@ -344,12 +352,12 @@ impl Walk<'_> {
     }
 
     /// Those whose messages match.
-    async fn matching(&self, mut entries: Vec<Entry>) -> Result<Vec<Entry>> {
-        if !self.filter.matching.is_empty() {
-            let matching = messages::matching(self.pools, &distinct(&entries), &self.filter.matching).await?;
-            entries.retain(|entry| matching.contains(&entry.place.message_id));
+    async fn matching(&self, entries: &[Entry]) -> Result<Vec<Entry>> {
+        if self.filter.matching.is_empty() {
+            return Ok(entries.to_vec());
         }
-        Ok(entries)
+        let matching = messages::matching(self.pools, &distinct(entries), &self.filter.matching).await?;
+        Ok(entries.iter().filter(|entry| matching.contains(&entry.place.message_id)).cloned().collect())
     }
 
     fn select(&self, query: &mut Query, index: usize, source: &Source, from: Option<&LogCursor>) {

@@ -131,29 +131,9 @@ pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -
 
 /// The messages of these ids, in no order.
 pub(super) async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<Message>> {
-    let list = serde_json::to_string(ids).expect("text is valid JSON");
-    let rows: Vec<MessageRow> = match pools {
-        Backend::Postgres(pool) => {
-            sqlx::query_as(concat!(
-                "SELECT ",
-                message_columns!(),
-                " FROM messages m WHERE m.id IN (SELECT jsonb_array_elements_text($1::jsonb))"
-            ))
-            .bind(list)
-            .fetch_all(*pool)
-            .await?
-        }
-        Backend::Sqlite(pool) => {
-            sqlx::query_as(concat!(
-                "SELECT ",
-                message_columns!(),
-                " FROM messages m WHERE m.id IN (SELECT value FROM json_each($1))"
-            ))
-            .bind(list)
-            .fetch_all(*pool)
-            .await?
-        }
-    };
+    let mut query = Query::new(pools);
+    query.sql(concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id ")).one_of(ids);
+    let rows: Vec<MessageRow> = query.fetch(pools).await?;
     rows.into_iter().map(MessageRow::into_message).collect()
 }
 
@@ -161,18 +141,26 @@ pub(super) async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]
 struct PartsRow {
     id: String,
     url: String,
+    labels: Option<String>,
 }
 
-/// Those of the ids whose messages match.
+/// Ids that one call to [`matching`] may name: a moment's work, even where bodies lie before what is looked at.
+pub(super) const MATCHED: usize = 1000;
+
+/// Those of the ids, at most [`MATCHED`], whose messages match.
 pub(super) async fn matching(
     pools: &Backend<&PgPool, &SqlitePool>,
     ids: &[&str],
     filter: &MessageFilter,
 ) -> Result<HashSet<String>> {
     let mut query = Query::new(pools);
-    query.sql("SELECT m.id, m.url FROM messages m WHERE m.id ").one_of(ids).matching(filter);
+    query.sql("SELECT m.id, m.url, m.labels FROM messages m WHERE m.id ").one_of(ids).matching(filter);
     let rows: Vec<PartsRow> = query.fetch(pools).await?;
-    Ok(rows.into_iter().filter(|row| filter.matches_parts(&row.url)).map(|row| row.id).collect())
+    let matches = |row: &PartsRow| {
+        let labels = row.labels.as_deref().into_iter().flat_map(|labels| labels.split(','));
+        filter.matches_parts(&row.url, labels)
+    };
+    Ok(rows.into_iter().filter(matches).map(|row| row.id).collect())
 }
 
 /// A leased delivery with its message.

@@ -16,8 +16,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended,
-    Gates as _, Lease, LetterPlace, LogCursor, LogFilter, LogPage, Missing, NextDue, NodeId, Order, Page,
-    Repeat, Result, Retention, SigningKeyPair, Store, StoreError, StoredKeys, Want,
+    Gates as _, Lease, LetterPage, LetterPlace, LogCursor, LogFilter, LogPage, Missing, NextDue, NodeId,
+    Order, Repeat, Result, Retention, SigningKeyPair, Store, StoreError, StoredKeys, Want,
 };
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
@@ -37,6 +37,7 @@ mod attempts;
 mod cancelling;
 mod checkpoint;
 mod codec;
+mod damage;
 mod dead_letters;
 mod deduplication;
 mod deliveries;
@@ -51,6 +52,7 @@ mod open;
 mod query;
 mod quota;
 mod retention;
+mod rewind;
 mod schedules;
 mod secrets;
 mod url_groups;
@@ -76,7 +78,9 @@ static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Deadline of a call to Postgres, the wait for a connection included. A database that is slower than this is away.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// The same for lists, retention and takeovers, which may read much.
+/// The same for a page of a list, which looks for a second or so, waits for others, and reads bodies.
+const LIST_DEADLINE: Duration = Duration::from_secs(20);
+/// The same for retention and takeovers, which may read much.
 const LONG_DEADLINE: Duration = Duration::from_mins(1);
 
 /// The channel on which nodes tell each other of rare changes that all must know. Never used for messages: Postgres takes
@@ -111,6 +115,8 @@ pub enum Database {
 struct PostgresPools {
     hot: PgPool,
     rest: PgPool,
+    /// For what may read much, so that `rest` always has a connection for what is short.
+    lists: PgPool,
     /// One connection, so that a node full of work and lists still says that it is alive.
     heartbeat: PgPool,
     /// One connection, which hears what other nodes have changed.
@@ -130,9 +136,14 @@ struct SqlitePools {
     /// The checkpointer's connection.
     checkpoints: SqlitePool,
     readers: SqlitePool,
+    /// For what may read much, so that there is always a reader for what is short.
+    lists: SqlitePool,
     /// Held by whoever removes dead letters.
     dead_letters: Mutex<()>,
-    _lock: std::fs::File,
+    checkup: Mutex<damage::Checkup>,
+    /// The database file.
+    path: PathBuf,
+    lock: open::LockFile,
 }
 
 /// The store on Postgres or SQLite.
@@ -158,7 +169,10 @@ impl SqlStore {
                 connection.close().await?;
                 migrated
             }
-            Backend::Sqlite(pools) => SQLITE_MIGRATIONS.run(&mut *pools.writer.acquire().await?).await,
+            Backend::Sqlite(pools) => {
+                let migrated = SQLITE_MIGRATIONS.run(&mut *pools.writer.acquire().await?).await;
+                return migrated.map_err(|error| damage::migrating(&pools.path, error));
+            }
         }
         .map_err(StoreError::Migrate)
     }
@@ -194,11 +208,19 @@ impl SqlStore {
         }
     }
 
-    /// The pools that reads go to.
+    /// The pools that short reads go to.
     fn readers(&self) -> Backend<&PgPool, &SqlitePool> {
         match &self.backend {
             Backend::Postgres(pools) => Backend::Postgres(&pools.rest),
             Backend::Sqlite(pools) => Backend::Sqlite(&pools.readers),
+        }
+    }
+
+    /// The pools that lists and searches go to.
+    fn lists(&self) -> Backend<&PgPool, &SqlitePool> {
+        match &self.backend {
+            Backend::Postgres(pools) => Backend::Postgres(&pools.lists),
+            Backend::Sqlite(pools) => Backend::Sqlite(&pools.lists),
         }
     }
 }
@@ -463,7 +485,7 @@ impl Store for SqlStore {
         count: usize,
         max_bytes: usize,
     ) -> Result<LogPage> {
-        within(LONG_DEADLINE, log::page(&self.readers(), filter, order, cursor, count, max_bytes)).await
+        within(LIST_DEADLINE, log::page(&self.lists(), filter, order, cursor, count, max_bytes)).await
     }
 
     async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>> {
@@ -477,9 +499,8 @@ impl Store for SqlStore {
         after: Option<&LetterPlace>,
         count: usize,
         max_bytes: usize,
-    ) -> Result<Page<DeadLetter>> {
-        within(LONG_DEADLINE, dead_letters::page(&self.readers(), filter, order, after, count, max_bytes))
-            .await
+    ) -> Result<LetterPage<DeadLetter>> {
+        within(LIST_DEADLINE, dead_letters::page(&self.lists(), filter, order, after, count, max_bytes)).await
     }
 
     async fn dead_letter_places(
@@ -488,8 +509,8 @@ impl Store for SqlStore {
         order: Order,
         after: Option<&LetterPlace>,
         count: usize,
-    ) -> Result<Page<LetterPlace>> {
-        within(LONG_DEADLINE, dead_letters::places(&self.readers(), filter, order, after, count)).await
+    ) -> Result<LetterPage<LetterPlace>> {
+        within(LIST_DEADLINE, dead_letters::places(&self.lists(), filter, order, after, count)).await
     }
 
     async fn delete_dead_letters(&self, ids: &[DeadLetterId]) -> Result<u64> {
@@ -632,17 +653,21 @@ impl Store for SqlStore {
                 pools.low_water.stop();
                 pools.hot.close().await;
                 pools.rest.close().await;
+                pools.lists.close().await;
                 pools.heartbeat.close().await;
                 // The pool's end waits for its connection.
                 drop(pools.listener.lock().await.take());
                 pools.listening.close().await;
             }
             Backend::Sqlite(pools) => {
+                pools.checkup.lock().await.stop().await;
                 pools.readers.close().await;
+                pools.lists.close().await;
                 pools.group.close().await;
                 pools.checkpointer.stop();
                 pools.checkpoints.close().await;
                 pools.writer.close().await;
+                pools.lock.note_orderly_end();
             }
         }
     }

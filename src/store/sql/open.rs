@@ -1,13 +1,15 @@
 //! Opening the database: connections, their settings, and SQLite's lock file.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
@@ -15,13 +17,16 @@ use sqlx::sqlite::{
 use sqlx::{Connection as _, Row as _};
 
 use super::checkpoint::{self, Checkpointer};
+use super::damage::{self, Checkup};
 use super::low_water::LowWater;
+use super::query::READ_LIMIT;
 use super::writer::Writer;
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
 use crate::store::{Result, StoreError};
 
-/// Readers beside SQLite's writer.
-const SQLITE_READERS: u32 = 4;
+/// SQLite's connections for short reads, and for searches.
+const SQLITE_READERS: u32 = 3;
+const SQLITE_LISTS: u32 = 2;
 
 pub(super) async fn connect(options: &Options) -> Result<Backend<PostgresPools, SqlitePools>> {
     match &options.database {
@@ -54,6 +59,8 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
         ("enable_material", "off"),
         ("jit", "off"),
     ]);
+    let limit = READ_LIMIT.as_millis().to_string();
+    let lists = rest.clone().options([("statement_timeout", limit.as_str())]);
     let pool = || {
         PgPoolOptions::new()
             .acquire_timeout(DEADLINE)
@@ -70,10 +77,26 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
             })
         })
     };
+    let searching = || {
+        pool().after_connect(|connection, _| {
+            Box::pin(async move {
+                // A backend stops soon after its client has gone. Known from Postgres 14 on, not allowed on every system.
+                let watch = "SELECT set_config(name, '500ms', false) FROM pg_settings \
+                             WHERE name = 'client_connection_check_interval'";
+                if let Err(error) = sqlx::raw_sql(watch).execute(connection).await {
+                    tracing::debug!(%error, "the searches of callers that hang up go on for some seconds");
+                }
+                Ok(())
+            })
+        })
+    };
+    let short = options.connections.div_ceil(2);
+    let long = options.connections.saturating_sub(short).max(1);
     Ok(PostgresPools {
         hot: pool().max_connections(options.hot_connections).connect_with(hot).await?,
         heartbeat: clean().max_connections(1).connect_with(rest.clone()).await?,
-        rest: clean().max_connections(options.connections).connect_with(rest).await?,
+        rest: clean().max_connections(short).connect_with(rest).await?,
+        lists: searching().max_connections(long).connect_with(lists).await?,
         listening: PgPoolOptions::new().max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
         low_water: Arc::new(LowWater::new()),
@@ -86,9 +109,15 @@ async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
     let max_queues = options.max_queues;
     let open = |reason: String| StoreError::Open { reason };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(|error| open(folder_help(folder, "made", &error)))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|error| open(folder_help(folder, "made", &error)))?;
     }
-    let lock = lock(path)?;
+    let path = &real_path(path)?;
+    let (lock, ended_orderly) = LockFile::take(path)?;
+    let unclean = path.exists() && (!ended_orderly || log_size(path) > 0);
     create_private(path)?;
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -119,23 +148,47 @@ async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
             })
         })
         .connect_with(options.clone())
-        .await?;
+        .await
+        .map_err(|error| damage::opening(path, error))?;
+    let mut unchecked = Vec::new();
+    if unclean {
+        unchecked = damage::check_at_start(&mut *writer.acquire().await?, path).await?;
+    }
+    let reading = options.clone().pragma("cache_size", "-4096").pragma("query_only", "on");
     let readers = SqlitePoolOptions::new()
         .max_connections(SQLITE_READERS)
         .test_before_acquire(false)
         .acquire_timeout(DEADLINE)
-        .connect_with(options.clone().pragma("cache_size", "-4096").pragma("query_only", "on"))
+        .connect_with(reading.clone())
         .await?;
+    let lists = SqlitePoolOptions::new()
+        .max_connections(SQLITE_LISTS)
+        .test_before_acquire(false)
+        .acquire_timeout(DEADLINE)
+        .connect_with(reading)
+        .await?;
+    let options = options.pragma("cache_size", "-512");
     let checkpoints = SqlitePoolOptions::new()
         .max_connections(1)
         .test_before_acquire(false)
-        .connect_with(options.pragma("cache_size", "-512"))
+        .connect_with(options.clone())
         .await?;
     let writer = Arc::new(Writer::new(writer));
+    let checkup = Checkup::start(unchecked, options, Arc::clone(&writer), path.clone());
     let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path);
     let group = hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues);
-    let dead_letters = tokio::sync::Mutex::new(());
-    Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, dead_letters, _lock: lock })
+    Ok(SqlitePools {
+        writer,
+        group,
+        checkpointer,
+        checkpoints,
+        readers,
+        lists,
+        dead_letters: tokio::sync::Mutex::new(()),
+        checkup: tokio::sync::Mutex::new(checkup),
+        path: path.clone(),
+        lock,
+    })
 }
 
 /// What can't be done with a path, and what may help. Files are made in the folder, which is what must be writable.
@@ -149,45 +202,111 @@ fn folder_help(path: &Path, verb: &str, error: &std::io::Error) -> String {
     format!("{text}; if it is a mounted volume: chown {uid}:{gid} {}", folder.display())
 }
 
+/// The file that a path leads to, since a link and its target must not have a lock file each; and no links where SQLite
+/// makes its other files.
+fn real_path(path: &Path) -> Result<PathBuf> {
+    let open = |reason: String| StoreError::Open { reason };
+    let is_link = |path: &Path| path.symlink_metadata().is_ok_and(|file| file.is_symlink());
+    let path = if is_link(path) {
+        let found = path.canonicalize();
+        found.map_err(|error| open(format!("{} is a link that leads nowhere: {error}", path.display())))?
+    } else {
+        path.to_owned()
+    };
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let beside = beside(&path, suffix);
+        if is_link(&beside) {
+            return Err(open(format!("{} is a symbolic link: remove it", beside.display())));
+        }
+    }
+    Ok(path)
+}
+
+/// The file beside the database whose name ends with that.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Bytes in the write-ahead log, of which an orderly end leaves nothing.
+fn log_size(path: &Path) -> u64 {
+    beside(path, "-wal").metadata().map_or(0, |file| file.len())
+}
+
 /// Makes the database file readable for its owner alone, since it holds signing keys and bodies; SQLite gives its other
-/// files the same mode.
+/// files the same mode. One that is there keeps its own.
 fn create_private(path: &Path) -> Result<()> {
     let made = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
     match made {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(StoreError::Open { reason: folder_help(path, "made", &error) })
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            if let Ok(file) = path.metadata()
+                && file.mode() & 0o077 != 0
+            {
+                tracing::warn!(
+                    "{path} holds signing keys and messages, and others can read or write it (mode {mode:o}): \
+                     chmod 600 {path}*",
+                    path = path.display(),
+                    mode = file.mode() & 0o777
+                );
+            }
+            Ok(())
         }
-        _ => Ok(()),
+        Err(error) => Err(StoreError::Open { reason: folder_help(path, "made", &error) }),
     }
 }
 
-/// Takes the exclusive lock beside the database file, which the system releases when the process ends, however it does.
-fn lock(path: &Path) -> Result<File> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock_path = Path::new(&name);
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(lock_path)
-        .map_err(|error| StoreError::Open { reason: folder_help(lock_path, "opened", &error) })?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(StoreError::Locked { path: path.display().to_string() });
+/// The exclusive lock beside the database file, which the system releases when the process ends, however it does. The
+/// file holds the process's id until an orderly end.
+pub(super) struct LockFile(File);
+
+impl LockFile {
+    /// Takes the lock; and whether the last one that had it came to an orderly end.
+    fn take(path: &Path) -> Result<(Self, bool)> {
+        let lock_path = &beside(path, ".lock");
+        let open = |reason: String| StoreError::Open { reason };
+        let is_new = !lock_path.exists();
+        // Nothing is written through a link that somebody else has put there.
+        let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
+        let opened = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .custom_flags(no_follow)
+            .open(lock_path);
+        let mut file = opened.map_err(|error| {
+            open(match Errno::from_io_error(&error) {
+                Some(Errno::LOOP) => format!("{} is a symbolic link: remove it", lock_path.display()),
+                _ => folder_help(lock_path, "opened", &error),
+            })
+        })?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::Locked { path: path.display().to_string() });
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(open(format!("{} can't be locked: {error}", lock_path.display())));
+            }
         }
-        Err(TryLockError::Error(error)) => {
-            return Err(StoreError::Open {
-                reason: format!("{} can't be locked: {error}", lock_path.display()),
-            });
+        let ended_orderly = !is_new && file.metadata().is_ok_and(|file| file.len() == 0);
+        let written = file
+            .set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .and_then(|()| file.sync_all());
+        if let Err(error) = written {
+            tracing::debug!(%error, "the lock file's process id could not be written");
+        }
+        Ok((Self(file), ended_orderly))
+    }
+
+    /// Notes that nothing is left to be done for the files.
+    pub(super) fn note_orderly_end(&self) {
+        if let Err(error) = self.0.set_len(0) {
+            tracing::debug!(%error, "the lock file could not be emptied; the next start looks at the database");
         }
     }
-    // For a person who wonders who holds it; nothing reads it.
-    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-    if let Err(error) = written {
-        tracing::debug!(%error, "the lock file's process id could not be written");
-    }
-    Ok(file)
 }

@@ -1,18 +1,31 @@
 //! A statement put together from parts, for lists whose filters vary. Values are always bound, never written in.
 
 use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArgumentBuffer, PgRow, PgTypeInfo};
 use sqlx::sqlite::{SqliteArgumentsBuffer, SqliteRow, SqliteTypeInfo};
-use sqlx::{AssertSqlSafe, Encode, FromRow, PgPool, Postgres, Sqlite, SqlitePool};
+use sqlx::{
+    AssertSqlSafe, Database, Encode, FromRow, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool,
+};
 
 use super::{Backend, Tx};
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::Result;
+use crate::store::{Result, StoreError};
+
+/// How long one statement may read. Postgres has it as the connection's `statement_timeout`.
+pub(super) const READ_LIMIT: Duration = Duration::from_secs(5);
+/// How long a page of a list looks for what matches before it says how far it has come.
+pub(super) const LOOK_TIME: Duration = Duration::from_secs(1);
+/// Instructions of SQLite's virtual machine between two looks at whether a statement is to stop: some ten microseconds.
+const INSTRUCTIONS: i32 = 1000;
 
 enum Value {
     Text(String),
@@ -124,8 +137,8 @@ impl Query {
         self.sql(before).placeholder(Value::Texts(Texts(values))).sql(after)
     }
 
-    /// Appends the conditions of a filter on the messages `m`, but for those on parts of their destination:
-    /// [`MessageFilter::matches_parts`] has them, for what this finds.
+    /// Appends the conditions of a filter on the messages `m`, but for those on parts of a column, which
+    /// [`MessageFilter::matches_parts`] has, for what this finds.
     pub(super) fn matching(&mut self, filter: &MessageFilter) -> &mut Self {
         for (column, values) in [
             (" AND m.url ", &filter.urls),
@@ -139,19 +152,8 @@ impl Query {
                 self.sql(column).one_of(values);
             }
         }
-        // Labels are one text, joined by commas.
-        let find = match self.engine {
-            Engine::Postgres => "strpos(',' || m.labels || ',', ",
-            Engine::Sqlite => "instr(',' || m.labels || ',', ",
-        };
-        for (index, label) in filter.labels.iter().enumerate() {
-            self.sql(if index == 0 { " AND (" } else { " OR " })
-                .sql(find)
-                .text(&format!(",{label},"))
-                .sql(") > 0");
-        }
         if !filter.labels.is_empty() {
-            self.sql(")");
+            self.sql(" AND m.labels IS NOT NULL");
         }
         self
     }
@@ -176,12 +178,30 @@ impl Query {
         }
     }
 
-    /// Runs it.
+    /// Runs it on a connection of its own, for [`READ_LIMIT`] at most. When the future is dropped, the statement stops.
     pub(super) async fn fetch<T>(self, pools: &Backend<&PgPool, &SqlitePool>) -> Result<Vec<T>>
     where
         T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
     {
-        Ok(on_backend!(pools, |pool| bound!(query_as, self).fetch_all(*pool).await?))
+        let rows = match pools {
+            Backend::Postgres(pool) => {
+                let mut lent = Lent::new(pool.acquire().await?);
+                let rows = bound!(query_as, self).fetch_all(lent.connection()).await;
+                lent.give_back(rows)
+            }
+            Backend::Sqlite(pool) => {
+                let mut lent = Lent::new(pool.acquire().await?);
+                let (progress, until) = (Arc::clone(&lent.progress), Instant::now() + READ_LIMIT);
+                let stop = move || match progress.load(Ordering::Relaxed) {
+                    RUNNING => Instant::now() >= until,
+                    progress => progress == STOPPED,
+                };
+                stop_when(lent.connection(), stop).await?;
+                let rows = bound!(query_as, self).fetch_all(lent.connection()).await;
+                lent.give_back(rows)
+            }
+        };
+        rows.map_err(|error| if is_stopped(&error) { StoreError::TooMuch } else { error.into() })
     }
 
     /// Runs it in a transaction.
@@ -195,5 +215,123 @@ impl Query {
     /// Runs it in a transaction; how many rows it has changed.
     pub(super) async fn execute_in(self, tx: &mut Tx) -> Result<u64> {
         Ok(on_backend!(tx, |tx| bound!(query, self).execute(&mut **tx).await?.rows_affected()))
+    }
+}
+
+/// A statement's progress, for the handler on its connection, which outlives it.
+const RUNNING: u8 = 0;
+const DONE: u8 = 1;
+const STOPPED: u8 = 2;
+
+/// A connection for one statement that reads. Unless the statement has come to its end, it is closed and not returned:
+/// Postgres sees that the connection is gone, SQLite is told.
+struct Lent<DB: Database> {
+    connection: Option<PoolConnection<DB>>,
+    progress: Arc<AtomicU8>,
+}
+
+impl<DB: Database> Lent<DB> {
+    fn new(connection: PoolConnection<DB>) -> Self {
+        Self { connection: Some(connection), progress: Arc::new(AtomicU8::new(RUNNING)) }
+    }
+
+    fn connection(&mut self) -> &mut DB::Connection {
+        self.connection.as_mut().expect("it is lent until it is given back")
+    }
+
+    /// Returns the connection if the statement has come to its end.
+    fn give_back<T>(mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
+        if matches!(&result, Ok(_) | Err(sqlx::Error::Database(_))) {
+            self.progress.store(DONE, Ordering::Relaxed);
+            drop(self.connection.take());
+        }
+        result
+    }
+}
+
+impl<DB: Database> Drop for Lent<DB> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.progress.store(STOPPED, Ordering::Relaxed);
+            drop(connection.detach());
+        }
+    }
+}
+
+/// Stops statements on the connection when this says so, until another call or `remove_progress_handler`.
+pub(super) async fn stop_when(
+    connection: &mut SqliteConnection,
+    stop: impl Fn() -> bool + Send + 'static,
+) -> sqlx::Result<()> {
+    connection.lock_handle().await?.set_progress_handler(INSTRUCTIONS, move || !stop());
+    Ok(())
+}
+
+/// Whether the database stopped a statement because its time was over: Postgres' `query_canceled`, `SQLITE_INTERRUPT`.
+fn is_stopped(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    matches!(error.code().as_deref(), Some("57014" | "9"))
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+
+    use super::*;
+
+    const ENDLESS: &str =
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n";
+
+    async fn pool() -> SqlitePool {
+        let options = SqliteConnectOptions::new().in_memory(true).thread_name(|_| "reader".to_owned());
+        SqlitePoolOptions::new().max_connections(1).connect_with(options).await.expect("a database")
+    }
+
+    async fn fetch(pool: &SqlitePool, sql: &str) -> Result<Vec<(i64,)>> {
+        let pools = Backend::Sqlite(pool);
+        let mut query = Query::new(&pools);
+        query.sql(sql);
+        query.fetch(&pools).await
+    }
+
+    /// Threads of SQLite's connections: one each.
+    fn connections() -> usize {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.trim() == "reader").count()
+    }
+
+    #[tokio::test]
+    async fn a_statement_stops_when_nobody_waits_for_it() {
+        let pool = pool().await;
+        assert_eq!((fetch(&pool, "SELECT 7").await.expect("a row"), connections()), (vec![(7,)], 1));
+        let mut endless = Box::pin(fetch(&pool, ENDLESS));
+        assert!(futures_util::poll!(&mut endless).is_pending());
+        // The connection is taken and the statement sent, at the latest after a few turns.
+        while pool.num_idle() > 0 {
+            assert!(futures_util::poll!(&mut endless).is_pending());
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..100 {
+            assert!(futures_util::poll!(&mut endless).is_pending());
+            tokio::task::yield_now().await;
+        }
+        drop(endless);
+        let started = Instant::now();
+        while connections() > 0 {
+            assert!(started.elapsed() < READ_LIMIT / 2, "the statement runs on");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(fetch(&pool, "SELECT 8").await.expect("a row"), [(8,)]);
+    }
+
+    #[tokio::test]
+    async fn a_statement_has_its_time() {
+        let pool = pool().await;
+        assert!(matches!(fetch(&pool, ENDLESS).await, Err(StoreError::TooMuch)));
+        // The next one on the connection has its own.
+        assert_eq!(fetch(&pool, "SELECT 8").await.expect("a row"), [(8,)]);
+        let direct: i64 = sqlx::query_scalar("SELECT 9").fetch_one(&pool).await.expect("a row");
+        assert_eq!((direct, connections()), (9, 1));
     }
 }

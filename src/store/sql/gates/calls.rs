@@ -8,6 +8,7 @@ use super::{claim_postgres, claim_sqlite};
 use crate::domain::gate::FlowChange;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{DueGates, FlowKey, GateStep, Gates, Looks, Pass, Queue, QueueRemoval};
+use crate::store::sql::rewind::rewind;
 use crate::store::sql::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, commit, hot_postgres, within};
 use crate::store::{Delivery, Lease, NodeId, Result};
 
@@ -71,11 +72,11 @@ impl Gates for SqlStore {
                 hot_postgres::give_back(conn, DEADLINE, result)?;
             }
             Backend::Sqlite(pools) => {
-                let now = crate::clock::system_now().as_millis();
-                sqlx::query(super::WAKE_SQLITE)
-                    .bind(now)
-                    .execute(&mut *pools.writer.acquire().await?)
-                    .await?;
+                let now = crate::clock::system_now();
+                let mut tx = pools.writer.begin().await?;
+                rewind(&mut tx, now).await?;
+                sqlx::query(super::WAKE_SQLITE).bind(now.as_millis()).execute(&mut *tx).await?;
+                tx.commit().await?;
             }
         }
         Ok(())

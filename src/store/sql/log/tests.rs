@@ -94,9 +94,10 @@ async fn whatever_its_windows_a_walk_finds_the_same() {
     ];
     for filter in &filters {
         for order in [Order::EarliestFirst, Order::LatestFirst] {
-            let pools = store.readers();
-            let walk = |window, look| Walk { pools: &pools, filter, order, window, look };
-            let (whole, count) = pages(&walk(1000, 1000), 1000).await;
+            let pools = store.lists();
+            let ample = Duration::from_hours(1);
+            let walk = |window, look, time| Walk { pools: &pools, filter, order, window, look, time };
+            let (whole, count) = pages(&walk(1000, 1000, ample), 1000).await;
             assert!(count == 1 && !whole.is_empty());
             assert!(whole.is_sorted_by(|(a, _), (b, _)| match order {
                 Order::EarliestFirst => a < b,
@@ -104,9 +105,12 @@ async fn whatever_its_windows_a_walk_finds_the_same() {
             }));
             let bounds = [(1, 1, 1000), (1, 1000, 4), (2, 20, 1), (5, 20, 4), (5, 1000, 1000), (64, 1, 3)];
             for (window, look, size) in bounds {
-                let (found, count) = pages(&walk(window, look), size).await;
-                assert!(found == whole, "{filter:?} {order:?} {window} {look} {size}");
-                assert!(size < 1000 || look > 1 || count > 1, "a page ends before it is full");
+                for time in [ample, Duration::ZERO] {
+                    let (found, count) = pages(&walk(window, look, time), size).await;
+                    assert!(found == whole, "{filter:?} {order:?} {window} {look} {time:?} {size}");
+                    let bounded = look == 1 || (window < 5 && time.is_zero());
+                    assert!(size < 1000 || !bounded || count > 1, "a page ends before it is full");
+                }
             }
         }
     }
