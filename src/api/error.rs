@@ -11,6 +11,9 @@ use super::routes::RouteError;
 use crate::domain::destination::DestinationError;
 use crate::store::StoreError;
 
+/// Bytes of an error's text.
+const MAX_TEXT: usize = 1000;
+
 /// An answer with status 400 or above.
 #[derive(Debug)]
 pub struct ApiError {
@@ -113,13 +116,22 @@ impl ApiError {
 
     /// The answer.
     pub fn into_response(self) -> Response<Body> {
-        let body = serde_json::json!({ "error": self.text }).to_string();
+        let body = serde_json::json!({ "error": shortened(self.text) }).to_string();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response.headers_mut().extend(self.headers);
         response
     }
+}
+
+/// The text without what goes beyond [`MAX_TEXT`]: it may quote what was sent.
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
+    }
+    text
 }
 
 impl From<RouteError> for ApiError {

@@ -35,6 +35,7 @@ mod queues;
 mod quota;
 mod redaction;
 mod resources;
+mod rude_clients;
 mod schedules;
 mod sdk;
 mod signing;
