@@ -3,6 +3,7 @@
 pub mod api;
 pub mod clock;
 pub mod config;
+mod descriptors;
 pub mod domain;
 pub mod egress;
 pub mod engine;

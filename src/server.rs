@@ -17,6 +17,7 @@ use crate::api::auth::{Role, Tokens, sha256};
 use crate::api::{self, Api, headers};
 use crate::clock::system_now;
 use crate::config::{self, Config, DatabaseUrl, Secret};
+use crate::descriptors;
 use crate::egress::client::{self, Client};
 use crate::engine::keys::{self, Keys};
 use crate::engine::{self, Engine, LlmAccess, ingest};
@@ -29,6 +30,7 @@ use crate::store::{Retention, SigningKeyPair, Store, StoredKeys};
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // From here on a signal is ours, also while starting.
     let mut signals = Signals::new()?;
+    let config = descriptors::prepare(config)?;
     let Running { engine, listener, store } = tokio::select! {
         running = start(&config) => running?,
         () = signals.next() => return Ok(()),
@@ -93,6 +95,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
     let settings = listener::Settings {
         max_connections: config.max_connections,
         idle_timeout: config.idle_timeout.get(),
+        stall_timeout: config.stall_timeout.get(),
     };
     let listener = Listener::start(socket, Arc::new(api), settings);
     announce(config, address, token.as_deref())?;
@@ -108,10 +111,14 @@ pub async fn migrate(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Connections to Postgres for the hot steps: for each set of writers those of accepts, with their helpers, and one of
+/// outcomes; and two for claims.
+pub(crate) fn hot_connections(config: &Config) -> usize {
+    config.writers.saturating_mul(ingest::HELPERS + 2).saturating_add(2)
+}
+
 async fn open(config: &Config) -> anyhow::Result<SqlStore> {
-    // For each set of writers those of accepts, with their helpers, and one of outcomes; and two for claims.
-    let hot = config.writers.saturating_mul(ingest::HELPERS + 2).saturating_add(2);
-    let hot = u32::try_from(hot).unwrap_or(u32::MAX);
+    let hot = u32::try_from(hot_connections(config)).unwrap_or(u32::MAX);
     let options = sql::Options {
         database: match &config.database_url {
             DatabaseUrl::Sqlite(path) => sql::Database::Sqlite(path.clone()),
@@ -219,6 +226,8 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         max_batch: config.max_batch_size.get(),
         max_body_memory: config.max_inflight_request_bytes.get(),
         body_timeout: config.body_timeout.get(),
+        stall_timeout: config.stall_timeout.get(),
+        max_answer_memory: config.max_inflight_response_bytes.get(),
         trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,
         deduplication_window: config.dedup_window.get(),
         max_schedules: config.max_schedules,

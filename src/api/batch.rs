@@ -18,7 +18,7 @@ use super::error::{ApiError, json_problem};
 use super::headers::{self, Kind, MAX_FIELDS};
 use super::publish::{MAX_MESSAGES, Messages, Published, Shape};
 use super::url_groups::Groups;
-use super::{Api, json};
+use super::{Api, answers};
 use crate::domain::destination;
 use crate::domain::excerpt::Excerpt;
 
@@ -54,13 +54,14 @@ impl Api {
         }
         // The messages have taken its place, and its share of the memory.
         drop(body);
+        let (size, share) = self.share_for(&messages).await?;
         let stored = self.store(messages).await?;
         let mut answers = stored.iter().map(Published::new);
         let answers = shapes.into_iter().map(|shape| match shape {
             Shape::One => Answer::One(answers.next()),
             Shape::Group(count) => Answer::Group(answers.by_ref().take(count).collect()),
         });
-        json(StatusCode::OK, &answers.collect::<Vec<_>>())
+        answers::json(StatusCode::OK, &answers.collect::<Vec<_>>(), size, share)
     }
 
     async fn add_item(

@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::Api;
 use super::error::ApiError;
@@ -19,6 +20,8 @@ use super::error::ApiError;
 const SMALL: usize = 64 << 10;
 /// How long a larger body waits for its share.
 const SHARE_WAIT: Duration = Duration::from_secs(10);
+/// What must arrive of a body within the time limit for it, if it doesn't end.
+const LEAST: usize = 16 << 10;
 /// What is read and thrown away of a body that nobody wanted.
 const DISCARD: usize = 64 << 20;
 /// The time for that.
@@ -37,6 +40,8 @@ pub(super) struct Upload {
     announced: Option<usize>,
     /// The client sends nothing before it is asked to (`Expect: 100-continue`); reading asks.
     held_back: bool,
+    /// The client has had its time.
+    late: bool,
 }
 
 impl Upload {
@@ -47,7 +52,7 @@ impl Upload {
             .and_then(|length| length.parse().ok());
         let held_back =
             headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        Self { body, announced, held_back }
+        Self { body, announced, held_back, late: false }
     }
 
     /// The next piece; `None` at the end.
@@ -65,7 +70,7 @@ impl Upload {
     /// Reads the rest for nothing, within bounds. Many clients write all of a request before they look for an answer; were
     /// the connection closed on them, they would report that and not the answer.
     pub(super) async fn discard(mut self) {
-        if self.held_back || self.body.is_end_stream() {
+        if self.held_back || self.late || self.body.is_end_stream() {
             return;
         }
         let rest = async {
@@ -80,6 +85,11 @@ impl Upload {
         // Whoever needs longer sees the connection close.
         drop(tokio::time::timeout(DISCARD_TIME, rest).await);
     }
+}
+
+/// 408.
+fn late() -> ApiError {
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")
 }
 
 /// Permits for that many bytes.
@@ -102,11 +112,12 @@ impl Api {
             Some(length) if length > SMALL => Some(self.body_share(length).await?),
             _ => None,
         };
-        tokio::time::timeout(self.settings.body_timeout, self.collect(upload, limit, what, memory))
-            .await
-            .map_err(|_| {
-                ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")
-            })?
+        let collected = self.collect(upload, limit, what, memory);
+        let in_time = tokio::time::timeout(self.settings.body_timeout, collected).await;
+        in_time.unwrap_or_else(|_| {
+            upload.late = true;
+            Err(late())
+        })
     }
 
     async fn collect(
@@ -119,7 +130,12 @@ impl Api {
         let mut whole = BytesMut::new();
         let mut first: Option<Bytes> = None;
         let mut have = 0;
-        while let Some(data) = upload.next().await {
+        // Whoever sends nothing, or next to nothing, doesn't keep its share for as long as a slow but honest upload takes.
+        let stall = self.settings.stall_timeout;
+        let (mut seen, mut by) = (0, Instant::now() + stall);
+        loop {
+            let next = tokio::time::timeout_at(by, upload.next()).await;
+            let Some(data) = next.inspect_err(|_| upload.late = true).map_err(|_| late())? else { break };
             let data =
                 data.map_err(|error| ApiError::bad_request(format!("the request body broke off: {error}")))?;
             have += data.len();
@@ -129,6 +145,10 @@ impl Api {
             // Of unknown length: as much as it may become, since two that each hold a part would wait for each other.
             if have > SMALL && memory.is_none() {
                 memory = Some(self.body_share(limit).await?);
+                by = Instant::now() + stall;
+            }
+            if have - seen >= LEAST {
+                (seen, by) = (have, Instant::now() + stall);
             }
             // Most bodies come in one piece, which is kept as it is.
             if whole.is_empty() && first.is_none() {

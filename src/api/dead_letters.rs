@@ -12,7 +12,7 @@ use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Due, Kind, Publish};
 use super::query::{Query, invalid_cursor};
-use super::{Api, PAGE_BYTES, filter, wire};
+use super::{Api, PAGE_BYTES, answers, filter, wire};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::{CallbackSpec, Headers, Message, Options};
@@ -32,6 +32,9 @@ const BULK_TIME: Duration = Duration::from_secs(5);
 const STEP: usize = 100;
 /// Bytes of bodies that a retry by ids holds, since it is all or nothing.
 const MAX_RETRY: usize = 128 << 20;
+
+/// Bytes of the answer for one that was retried.
+const RETRIED: usize = 64;
 
 /// What says which ones.
 const SELECTING: [&str; 3] = ["dlqIds", "messageId", "responseStatus"];
@@ -62,12 +65,14 @@ impl Api {
         let messages: Vec<Value> = page.items.iter().map(wire::dead_letter).collect();
         answer.insert("messages".to_owned(), messages.into());
         put_cursor(&mut answer, page.next.as_ref().map(|(_, id)| id));
-        super::json(StatusCode::OK, &answer)
+        drop(page);
+        self.answers.json(StatusCode::OK, &answer).await
     }
 
     pub(super) async fn get_dead_letter(&self, id: &str) -> Result<Response, ApiError> {
         let found = self.engine.store().dead_letter(&DeadLetterId::new(id)).await?;
-        super::json(StatusCode::OK, &wire::dead_letter(&found.ok_or_else(|| unknown(id))?))
+        let letter = wire::dead_letter(&found.ok_or_else(|| unknown(id))?);
+        self.answers.json(StatusCode::OK, &letter).await
     }
 
     pub(super) async fn delete_dead_letter(&self, id: &str) -> Result<Response, ApiError> {
@@ -130,7 +135,15 @@ impl Api {
         let retry = Retry { fields, params: &params };
         self.check_retry(&retry)?;
         let mut answer = Map::new();
-        let retried = match self.selection(query, trailing_slash, upload).await? {
+        let selection = self.selection(query, trailing_slash, upload).await?;
+        let count = match &selection {
+            Selection::Ids(ids) => ids.len(),
+            Selection::Matching { count, .. } => *count,
+        };
+        // Before anything is retried: afterwards there must be an answer.
+        let size = count.saturating_mul(RETRIED);
+        let share = self.answers.share(size).await?;
+        let retried = match selection {
             Selection::Ids(ids) => self.retry_each(&ids, &retry).await?,
             Selection::Matching { filter, order, after, count } => {
                 let (retried, cursor) = self.retry_matching(&filter, order, after, count, &retry).await?;
@@ -139,7 +152,7 @@ impl Api {
             }
         };
         answer.insert("responses".to_owned(), retried.into());
-        super::json(StatusCode::CREATED, &answer)
+        answers::json(StatusCode::CREATED, &answer, size, share)
     }
 
     /// Reads which dead letters, from the query and from a JSON body.

@@ -21,7 +21,7 @@ impl Api {
         let now = self.engine.now();
         let keys = self.engine.store().flow_keys(query.get("search").unwrap_or_default(), now).await?;
         let keys: Vec<Value> = keys.iter().map(|key| shown(key, now)).collect();
-        json(StatusCode::OK, &keys)
+        self.answers.json(StatusCode::OK, &keys).await
     }
 
     pub(super) async fn get_flow_key(&self, key: &str) -> Result<Response, ApiError> {

@@ -54,6 +54,7 @@ impl Api {
                 let page =
                     self.engine.store().log(&filter, order, cursor.as_ref(), count, PAGE_BYTES).await?;
                 let entries = entries(&page.items, trim);
+                drop(page.items);
                 if form == Form::Logs {
                     answer.insert("logs".to_owned(), entries.clone());
                 }
@@ -77,7 +78,7 @@ impl Api {
         if let Some(next) = next {
             answer.insert("cursor".to_owned(), write_cursor(&next).into());
         }
-        super::json(StatusCode::OK, &answer)
+        self.answers.json(StatusCode::OK, &answer).await
     }
 
     /// The entries that match, by message, each message where its first entry is; and where to go on.

@@ -21,7 +21,7 @@ impl Api {
     pub(super) async fn get_message(&self, id: &str) -> Result<Response, ApiError> {
         let message = self.engine.store().message(&MessageId::new(id)).await?;
         let message = message.ok_or_else(|| unknown(id))?;
-        json(StatusCode::OK, &wire::message(&message))
+        self.answers.json(StatusCode::OK, &wire::message(&message)).await
     }
 
     pub(super) async fn cancel_message(&self, id: &str) -> Result<Response, ApiError> {

@@ -10,15 +10,15 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use bytes::Bytes;
 use http::HeaderValue;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::CACHE_CONTROL;
 use http::request::Parts;
 use ipnet::IpNet;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
+mod answers;
 pub mod auth;
 mod batch;
 mod body;
@@ -42,6 +42,7 @@ mod url_groups;
 #[doc(hidden)] // public for the benchmarks
 pub mod wire;
 
+use self::answers::{AnswerMemory, Share};
 use self::auth::Tokens;
 use self::body::Upload;
 use self::error::ApiError;
@@ -57,8 +58,9 @@ use crate::store::url_groups::UrlGroupLimits;
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
-/// Bytes of message and response bodies in one page of a list; a page ends early when it would hold more.
-const PAGE_BYTES: usize = 32 << 20;
+/// Bytes of message and response bodies in one page of a list; a page ends early when it would hold more. Until it is
+/// JSON, a page takes several times as much.
+const PAGE_BYTES: usize = 4 << 20;
 
 /// The API's limits.
 #[derive(Clone, Debug)]
@@ -72,6 +74,10 @@ pub struct Settings {
     pub max_body_memory: usize,
     /// Time for a body to arrive.
     pub body_timeout: Duration,
+    /// Time in which some of a body must arrive.
+    pub stall_timeout: Duration,
+    /// Bytes of large answers in memory at once.
+    pub max_answer_memory: usize,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// How long a deduplication key is held.
@@ -98,6 +104,7 @@ pub struct Api {
     policy: Arc<Policy>,
     engine: Arc<Engine>,
     body_memory: Arc<Semaphore>,
+    answers: AnswerMemory,
     daily_quota: Option<DailyQuota>,
     burst_limit: Option<BurstLimit>,
 }
@@ -106,9 +113,10 @@ impl Api {
     /// The API on a running engine.
     pub fn new(settings: Settings, tokens: Tokens, policy: Arc<Policy>, engine: Arc<Engine>) -> Self {
         let body_memory = Arc::new(Semaphore::new(body::kib(settings.max_body_memory) as usize));
+        let answers = AnswerMemory::new(settings.max_answer_memory);
         let daily_quota = settings.max_messages_per_day.map(DailyQuota::new);
         let burst_limit = settings.max_requests_per_second.map(BurstLimit::new);
-        Self { settings, tokens, policy, engine, body_memory, daily_quota, burst_limit }
+        Self { settings, tokens, policy, engine, body_memory, answers, daily_quota, burst_limit }
     }
 
     /// Answers a request. One handler for all paths: see [`routes`].
@@ -250,14 +258,12 @@ impl Api {
     }
 }
 
-/// An answer with a JSON body.
+/// Whether a request asks if the server is alive or ready, which is answered whoever else is there.
+pub fn is_health_check<T>(request: &http::Request<T>) -> bool {
+    matches!(route(request.method(), request.uri().path()), Ok(Route::Healthz | Route::Readyz))
+}
+
+/// A small answer with a JSON body: large ones take a share of the memory, see [`answers`].
 fn json(status: http::StatusCode, body: &impl Serialize) -> Result<Response, ApiError> {
-    let body = serde_json::to_vec(body).map_err(|error| {
-        tracing::error!(%error, "an answer could not be written as JSON");
-        ApiError::new(http::StatusCode::INTERNAL_SERVER_ERROR, "internal error")
-    })?;
-    let mut response = Response::new(Body::from(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Ok(response)
+    answers::json(status, body, 0, Share::none())
 }

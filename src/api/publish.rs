@@ -10,11 +10,12 @@ use http::request::Parts;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::answers::Share;
 use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Deduplication, Due, Kind, Publish, content_key, id_key};
 use super::url_groups::Groups;
-use super::{Api, Peer, caller, json};
+use super::{Api, Peer, answers, caller};
 use crate::domain::destination::{self, Destination, Origin, validate_url};
 use crate::domain::message::{CallbackSpec, Message, Options};
 use crate::domain::outcome::Ids as _;
@@ -68,6 +69,9 @@ impl Messages {
         self.created_at
     }
 }
+
+/// Bytes of the answer for one message beside its URL.
+const ANSWER: usize = 96;
 
 /// How the messages of a draft are answered.
 #[derive(Clone, Copy)]
@@ -127,14 +131,22 @@ impl Api {
         let received = self.read_body(upload, self.settings.max_message, "the message").await?;
         let mut messages = self.messages(parts, received.body.len());
         let shape = self.add(&mut messages, draft, received.body.clone()).await?;
+        let (size, share) = self.share_for(&messages).await?;
         let stored = self.store(messages).await?;
-        let answers: Vec<_> = stored.iter().map(Published::new).collect();
-        let repeated = answers.iter().all(|answer| answer.deduplicated);
+        let published: Vec<_> = stored.iter().map(Published::new).collect();
+        let repeated = published.iter().all(|answer| answer.deduplicated);
         let status = if repeated { StatusCode::ACCEPTED } else { StatusCode::OK };
         match shape {
-            Shape::One => json(status, &answers.first()),
-            Shape::Group(_) => json(status, &answers),
+            Shape::One => answers::json(status, &published.first(), size, share),
+            Shape::Group(_) => answers::json(status, &published, size, share),
         }
+    }
+
+    /// How large the answer about these messages becomes, and a share of the memory for it. Before they are stored:
+    /// afterwards there must be an answer.
+    pub(super) async fn share_for(&self, messages: &Messages) -> Result<(usize, Share), ApiError> {
+        let size = messages.new.iter().map(|new| ANSWER + new.message.url.len()).sum();
+        Ok((size, self.answers.share(size).await?))
     }
 
     /// Checks where something is to go, and its headers beyond their form.

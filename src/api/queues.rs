@@ -28,7 +28,7 @@ struct Upsert {
 impl Api {
     pub(super) async fn list_queues(&self) -> Result<Response, ApiError> {
         let queues: Vec<Value> = self.engine.store().queues().await?.iter().map(shown).collect();
-        json(StatusCode::OK, &queues)
+        self.answers.json(StatusCode::OK, &queues).await
     }
 
     pub(super) async fn get_queue(&self, name: &str) -> Result<Response, ApiError> {

@@ -111,11 +111,15 @@ impl Api {
     pub(super) async fn list_schedules(&self) -> Result<Response, ApiError> {
         let store = Arc::clone(self.engine.store());
         let (first, next) = piece(&*store, None).await?;
+        // One share for all pieces, as one of them is in memory at a time.
+        let size = if next.is_some() { first.len().max(PIECE_BYTES) } else { first.len() };
+        let share = self.answers.share(size).await?;
         let body = if next.is_none() {
-            Body::from(first)
+            Body::from(share.hold(first))
         } else {
             let others = stream::try_unfold(next, move |after| {
                 let store = Arc::clone(&store);
+                let _held = &share;
                 async move {
                     let Some(after) = after else { return Ok(None) };
                     let piece = piece(&*store, Some(&after)).await;
@@ -134,7 +138,7 @@ impl Api {
     pub(super) async fn get_schedule(&self, id: &str) -> Result<Response, ApiError> {
         let schedule = self.find_schedule(id).await?;
         let progress = progress(&**self.engine.store(), std::slice::from_ref(&schedule)).await?;
-        super::json(StatusCode::OK, &wire::schedule(&schedule, &progress))
+        self.answers.json(StatusCode::OK, &wire::schedule(&schedule, &progress)).await
     }
 
     async fn find_schedule(&self, id: &str) -> Result<Schedule, ApiError> {

@@ -95,12 +95,13 @@ impl Api {
     pub(super) async fn list_url_groups(&self) -> Result<Response, ApiError> {
         let groups = self.engine.store().url_groups().await?;
         let groups: Vec<_> = groups.iter().map(wire::url_group).collect();
-        json(StatusCode::OK, &groups)
+        self.answers.json(StatusCode::OK, &groups).await
     }
 
     pub(super) async fn get_url_group(&self, name: &str) -> Result<Response, ApiError> {
         let group = self.engine.store().url_group(name).await?;
-        json(StatusCode::OK, &wire::url_group(&group.ok_or_else(|| unknown(name))?))
+        let group = wire::url_group(&group.ok_or_else(|| unknown(name))?);
+        self.answers.json(StatusCode::OK, &group).await
     }
 
     pub(super) async fn upsert_endpoints(

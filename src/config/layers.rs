@@ -139,6 +139,16 @@ pub enum ConfigError {
         /// What was wrong, and what is allowed.
         reason: String,
     },
+    /// The process may not have enough files open for a server of any size.
+    #[error(
+        "the limit on open files is {limit}, and a server with these settings needs {least} at least; raise it (ulimit -n)"
+    )]
+    OpenFiles {
+        /// What is allowed.
+        limit: u64,
+        /// What is needed.
+        least: u64,
+    },
 }
 
 fn suggest(nearest: Option<&String>) -> String {

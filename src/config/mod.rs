@@ -188,6 +188,15 @@ pub struct Config {
     )]
     pub max_inflight_request_bytes: ByteSize,
 
+    /// Answers above 8 KiB in memory at once, all callers together; whoever exceeds it
+    /// waits, and after 10 s gets 503. One that is larger than this is alone.
+    /// 1MiB to 1024GiB.
+    #[config(
+        default = "64MiB",
+        validate(max_inflight_response_bytes.is_within(1024 * KIB, 1024 * GIB), "allowed: 1MiB to 1024GiB")
+    )]
+    pub max_inflight_response_bytes: ByteSize,
+
     // What a message may ask for.
     /// Retries of a message that doesn't say how many. 0 to 1000, not above
     /// max_retries, which lowers the default.
@@ -255,7 +264,10 @@ pub struct Config {
     #[config(validate(*max_requests_per_second >= 1, "allowed: 1 and more"))]
     pub max_requests_per_second: Option<u64>,
 
-    /// Connections open at once. 1 to 1000000.
+    /// Client connections open at once. When all are taken, those close that have been
+    /// idle for more than 5 s, and until then only /healthz and /readyz are answered to
+    /// others. Fewer if the limit on open files doesn't allow that many: `homing` says so
+    /// at its start. 1 to 1000000.
     #[config(default = 10_000, validate((1..=1_000_000).contains(max_connections), "allowed: 1 to 1000000"))]
     pub max_connections: usize,
 
@@ -263,6 +275,12 @@ pub struct Config {
     /// in front keeps its own. 1s to 24h.
     #[config(default = "75s", validate(idle_timeout.is_within(1, DAY), "allowed: 1s to 24h"))]
     pub idle_timeout: TimeSpan,
+
+    /// How long a client may keep the server waiting in the middle of something: in this
+    /// time 16 KiB of a request's body must arrive, and 16 KiB of an answer be taken, or
+    /// the rest. 1s to 1h.
+    #[config(default = "20s", validate(stall_timeout.is_within(1, 3600), "allowed: 1s to 1h"))]
+    pub stall_timeout: TimeSpan,
 
     /// Time for the body of a request to arrive. 1s to 24h.
     #[config(default = "5m", validate(body_timeout.is_within(1, DAY), "allowed: 1s to 24h"))]

@@ -1,42 +1,63 @@
 //! Connections coming in: our own accept loop, since every connection needs its limits.
 
-use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
+use axum::response::Response;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+mod answer;
 mod bare_errors;
+mod framing;
+mod guests;
+mod stream;
+mod streams;
 
+use self::answer::Answer;
 use self::bare_errors::BareErrors;
-use crate::api::{Api, Peer};
+pub(crate) use self::guests::lobby;
+use self::guests::{Entry, Exchange, Guest, Guests};
+use self::stream::{ClientStream, Protocol};
+use self::streams::Streams;
+use crate::api::error::ApiError;
+use crate::api::{Api, Peer, is_health_check};
 
-/// Bytes of a request's head at most, for both protocols.
-const MAX_HEAD: u32 = 128 << 10;
+/// Bytes of a request's head at most, for both protocols. Its buffer may be twice as large, and there may be one for each
+/// connection.
+const MAX_HEAD: u32 = 64 << 10;
 /// Header fields of a request at most; the API's own limit is lower and answers with a reason.
 const MAX_HEADERS: usize = 512;
 /// Requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 256;
 /// Time for the answers in flight when the server stops.
 const STOP: Duration = Duration::from_secs(5);
+/// How often idle connections are looked for while others wait.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long a request waits for its connection to get a place. Idle connections leave much earlier.
+const PLACE_WAIT: Duration = Duration::from_secs(20);
+/// The least time between two lines of the log about one kind of trouble.
+const SELDOM: Duration = Duration::from_secs(10);
 
 /// Limits of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Connections open at once; further ones wait to be accepted.
+    /// Connections open at once. Beside them there is a lobby for a few more, where only health checks are answered.
     pub max_connections: usize,
     /// Time until the head of the next request is complete, the wait for it included.
     pub idle_timeout: Duration,
+    /// Time in which a client must take something of its answer.
+    pub stall_timeout: Duration,
 }
 
 /// The running accept loop.
@@ -71,43 +92,84 @@ async fn accept(
     stopping: CancellationToken,
     connections: TaskTracker,
 ) {
-    let places = Arc::new(Semaphore::new(settings.max_connections));
+    let guests = Arc::new(Guests::new(settings.max_connections));
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut refusals, mut crowds) = (Seldom::default(), Seldom::default());
     loop {
-        let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, socket.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
+        let next = async { (guests.lobby().await, socket.accept().await) };
+        let (lobby, accepted) = tokio::select! {
             next = next => next,
+            _ = look.tick(), if guests.crowded() => {
+                if guests.make_room() > 0 && crowds.due() {
+                    tracing::warn!(
+                        max_connections = settings.max_connections,
+                        "all connections are taken; idle ones are closed to make room"
+                    );
+                }
+                continue;
+            }
             () = stopping.cancelled() => return,
         };
+        let Some(lobby) = lobby else { return };
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                refused(&error).await;
+                refused(&error, &mut refusals).await;
                 continue;
             }
         };
-        let (api, stopping) = (Arc::clone(&api), stopping.clone());
-        connections.spawn(async move {
-            serve(stream, api, settings, stopping).await;
-            drop(place);
-        });
+        let entry = guests.enter(lobby);
+        let desk =
+            Desk { api: Arc::clone(&api), guests: Arc::clone(&guests), guest: Arc::clone(&entry.guest) };
+        connections.spawn(attend(stream, entry, desk, settings, stopping.clone()));
     }
 }
 
 /// A failed accept is the connection's own fault, or there are no file descriptors left; then waiting may help.
-async fn refused(error: &io::Error) {
+async fn refused(error: &io::Error, log: &mut Seldom) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
-        tracing::error!(%error, "a connection could not be accepted");
+        if log.due() {
+            tracing::error!(%error, "connections can't be accepted");
+        }
         crate::clock::pause(Duration::from_millis(100)).await;
     }
 }
 
-/// Runs a connection; when the server stops, it ends after the answers in flight.
-macro_rules! until_stopped {
-    ($connection:expr, $stopping:expr) => {{
+/// Keeps something that may happen often from filling the log.
+#[derive(Default)]
+struct Seldom(Option<Instant>);
+
+impl Seldom {
+    /// Whether it is time for the next line.
+    fn due(&mut self) -> bool {
+        let due = self.0.is_none_or(|last| last.elapsed() >= SELDOM);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// Serves a connection while it is here, in the lobby or on a place.
+async fn attend(
+    stream: TcpStream,
+    mut entry: Entry,
+    desk: Desk,
+    settings: Settings,
+    stopping: CancellationToken,
+) {
+    tokio::select! {
+        () = serve(stream, desk, settings, stopping) => {}
+        () = entry.wait_for_place() => {}
+    }
+}
+
+/// Runs a connection. When the server stops, it ends after the answers in flight; when it has to leave, it may take a
+/// little longer.
+macro_rules! run {
+    ($connection:expr, $guest:expr, $settings:expr, $stopping:expr) => {{
         let connection = $connection;
         tokio::pin!(connection);
         tokio::select! {
@@ -116,43 +178,55 @@ macro_rules! until_stopped {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
+            () = $guest.leaves($settings.idle_timeout) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    result = connection.as_mut() => result,
+                    () = $guest.farewell($settings.stall_timeout) => Ok(()),
+                }
+            }
         }
     }};
 }
-async fn serve(stream: TcpStream, api: Arc<Api>, settings: Settings, stopping: CancellationToken) {
+
+async fn serve(stream: TcpStream, desk: Desk, settings: Settings, stopping: CancellationToken) {
     let Ok(peer) = stream.peer_addr() else { return };
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let protocol = tokio::select! {
-        protocol = tokio::time::timeout(settings.idle_timeout, protocol(&stream)) => protocol,
+    let guest = Arc::clone(&desk.guest);
+    let opened = tokio::select! {
+        opened = ClientStream::open(stream, settings.stall_timeout) => opened,
+        () = guest.leaves(settings.idle_timeout) => return,
         () = stopping.cancelled() => return,
     };
-    let Ok(Ok(protocol)) = protocol else { return };
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer.ip()));
-        let api = Arc::clone(&api);
-        async move { Ok::<_, Infallible>(api.answer(request.map(Body::new)).await) }
-    });
+    let Ok((protocol, stream)) = opened else { return };
     let result = match protocol {
         Protocol::Http1 => {
-            let stream = BareErrors::new(TokioIo::new(stream));
+            let service = service_fn(|request| desk.answer(request, peer.ip(), Some(desk.guest.begin())));
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(settings.idle_timeout)
                 .max_buf_size(MAX_HEAD as usize)
                 .max_headers(MAX_HEADERS)
-                .serve_connection(stream, service);
-            until_stopped!(connection, stopping)
+                .serve_connection(BareErrors::new(stream), service);
+            run!(connection, guest, settings, stopping)
         }
         Protocol::Http2 => {
-            let connection = http2::Builder::new(TokioExecutor::new())
+            let streams = Streams::new(Arc::clone(&desk.guests), Arc::clone(&guest), settings.stall_timeout);
+            let begin = streams.clone();
+            let desk = Arc::new(desk);
+            let service = service_fn(move |request| {
+                let (desk, exchange) = (Arc::clone(&desk), begin.begin());
+                async move { desk.answer(request, peer.ip(), exchange).await }
+            });
+            let connection = http2::Builder::new(streams)
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(MAX_STREAMS)
                 .max_header_list_size(MAX_HEAD)
                 .keep_alive_interval(settings.idle_timeout)
-                .serve_connection(TokioIo::new(stream), service);
-            until_stopped!(connection, stopping)
+                .serve_connection(stream, service);
+            run!(connection, guest, settings, stopping)
         }
     };
     if let Err(error) = result {
@@ -160,25 +234,39 @@ async fn serve(stream: TcpStream, api: Arc<Api>, settings: Settings, stopping: C
     }
 }
 
-enum Protocol {
-    Http1,
-    Http2,
+/// Where a connection's requests are answered.
+struct Desk {
+    api: Arc<Api>,
+    guests: Arc<Guests>,
+    guest: Arc<Guest>,
 }
 
-/// Which protocol the client speaks, by what it sends first: HTTP/2 with prior knowledge begins with a preface
-/// (RFC 9113, 3.4) that is no request of HTTP/1. The caller limits the time.
-async fn protocol(stream: &TcpStream) -> io::Result<Protocol> {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    let mut first = [0; PREFACE.len()];
-    loop {
-        let seen = stream.peek(&mut first).await?;
-        if seen == 0 || !PREFACE.starts_with(&first[..seen]) {
-            return Ok(Protocol::Http1);
+impl Desk {
+    /// Answers a request; without an exchange, for which there was no room, the client may try again at once
+    /// (RFC 9113, 8.7).
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        peer: IpAddr,
+        exchange: Option<Exchange>,
+    ) -> Result<http::Response<Answer>, h2::Error> {
+        let exchange = exchange.ok_or(h2::Reason::REFUSED_STREAM)?;
+        request.extensions_mut().insert(Peer(peer));
+        let response = match framing::refuse(&request) {
+            Some(refusal) => refusal,
+            None => self.respond(request).await,
+        };
+        Ok(Answer::new(response, exchange))
+    }
+
+    async fn respond(&self, request: Request<Incoming>) -> Response {
+        if !self.guest.is_seated()
+            && !is_health_check(&request)
+            && tokio::time::timeout(PLACE_WAIT, self.guest.seated()).await.is_err()
+        {
+            self.guest.ask_to_leave();
+            return ApiError::unavailable("too many connections").into_response();
         }
-        if seen == PREFACE.len() {
-            return Ok(Protocol::Http2);
-        }
-        // A part of the preface; a look tells nothing about when more comes.
-        crate::clock::pause(Duration::from_millis(10)).await;
+        self.api.answer(request.map(Body::new)).await
     }
 }

@@ -40,6 +40,7 @@ mod reads;
 mod redaction;
 mod resources;
 mod responses;
+mod rude_clients;
 mod schedules;
 mod sdk;
 mod signing;

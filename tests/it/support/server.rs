@@ -24,6 +24,8 @@ pub(crate) struct Server {
 struct Shared {
     settings: Vec<(String, String)>,
     dir: std::path::PathBuf,
+    /// Soft and hard limit on open files; `None`: those of the test.
+    open_files: Mutex<Option<(u32, u32)>>,
     child: Mutex<Option<Child>>,
     address: Mutex<Option<SocketAddr>>,
     log: Arc<Log>,
@@ -43,11 +45,17 @@ impl Server {
         let shared = Shared {
             settings: all,
             dir: database.dir().to_owned(),
+            open_files: Mutex::default(),
             child: Mutex::default(),
             address: Mutex::default(),
             log: Arc::default(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// From its next start on it may have so many files open: soft and hard limit.
+    pub(crate) fn limit_open_files(&self, soft: u32, hard: u32) {
+        *self.shared.open_files.lock().unwrap() = Some((soft, hard));
     }
 
     /// Starts the process and waits until it is ready.
@@ -69,7 +77,16 @@ impl Server {
 
     /// Starts the process only, for one that is expected to refuse.
     pub(crate) fn spawn(&self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_homing"));
+        let binary = env!("CARGO_BIN_EXE_homing");
+        let mut command = match *self.shared.open_files.lock().unwrap() {
+            None => Command::new(binary),
+            Some((soft, hard)) => {
+                let mut shell = Command::new("/bin/sh");
+                let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\"");
+                shell.arg("-c").arg(script).arg(binary);
+                shell
+            }
+        };
         // Nothing of the developer's environment may leak in: neither settings nor proxies.
         command.env_clear().current_dir(&self.shared.dir);
         for name in ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE", "RUST_BACKTRACE"] {
@@ -104,9 +121,7 @@ impl Server {
 
     /// Sends SIGTERM.
     pub(crate) fn ask_to_stop(&self) {
-        let child = self.shared.child.lock().unwrap();
-        let pid = Pid::from_child(child.as_ref().expect("the server runs"));
-        kill_process(pid, Signal::TERM).expect("SIGTERM");
+        kill_process(self.pid(), Signal::TERM).expect("SIGTERM");
     }
 
     /// Its process.

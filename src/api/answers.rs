@@ -1,0 +1,211 @@
+//! Answers as JSON, and the memory for all that are on their way.
+//!
+//! How long an answer stays in memory is up to its client, so what is large takes a share of the memory, which it holds
+//! until the last byte was sent or the connection is gone.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::body::kib;
+use super::error::ApiError;
+
+/// Answers up to this size take no share: there are at most as many as connections, and few more on HTTP/2.
+const SMALL: usize = 8 << 10;
+/// How long a larger one waits for its share.
+const SHARE_WAIT: Duration = Duration::from_secs(10);
+
+/// The memory for large answers.
+pub(super) struct AnswerMemory {
+    /// All of it, in KiB.
+    size: u32,
+    free: Arc<Semaphore>,
+    /// How much may wait for a share: while it does, what the answer is made of is in memory.
+    waiting: Semaphore,
+}
+
+/// A part of the memory, until it is dropped.
+pub(super) struct Share(Option<OwnedSemaphorePermit>);
+
+impl Share {
+    /// For an answer that is small.
+    pub(super) const fn none() -> Self {
+        Self(None)
+    }
+}
+
+impl AnswerMemory {
+    /// So many bytes.
+    pub(super) fn new(bytes: usize) -> Self {
+        let size = kib(bytes);
+        let free = Arc::new(Semaphore::new(size as usize));
+        Self { size, free, waiting: Semaphore::new(size.div_ceil(4) as usize) }
+    }
+
+    /// An answer that may be large.
+    pub(super) async fn json(
+        &self,
+        status: StatusCode,
+        body: &(impl Serialize + Sync),
+    ) -> Result<Response, ApiError> {
+        let mut start = Start { bytes: Vec::new(), length: 0 };
+        write(&mut start, body)?;
+        if start.length <= SMALL {
+            return Ok(response(status, start.bytes.into()));
+        }
+        let length = start.length;
+        drop(start);
+        let share = self.share(length).await?;
+        json(status, body, length, share)
+    }
+
+    /// A share for an answer of that size. What is larger than all of the memory takes all of it.
+    pub(super) async fn share(&self, bytes: usize) -> Result<Share, ApiError> {
+        if bytes <= SMALL {
+            return Ok(Share::none());
+        }
+        let permits = kib(bytes).min(self.size);
+        if let Ok(share) = Arc::clone(&self.free).try_acquire_many_owned(permits) {
+            return Ok(Share(Some(share)));
+        }
+        let full = || ApiError::unavailable("too many large answers are being read at once");
+        let turn = permits.min(self.size.div_ceil(4));
+        let _turn = self.waiting.try_acquire_many(turn).map_err(|_| full())?;
+        let share = Arc::clone(&self.free).acquire_many_owned(permits);
+        let share = tokio::time::timeout(SHARE_WAIT, share).await.map_err(|_| full())?;
+        share.map(|share| Share(Some(share))).map_err(|_| ApiError::unavailable("the server is stopping"))
+    }
+}
+
+impl Share {
+    /// The bytes, which hold the share from now on.
+    pub(super) fn hold(self, bytes: impl AsRef<[u8]> + Send + Into<Bytes> + 'static) -> Bytes {
+        match self.0 {
+            Some(_) => Bytes::from_owner(Shared { bytes, _share: self }),
+            None => bytes.into(),
+        }
+    }
+}
+
+/// An answer of about that length, which keeps its share until it is sent.
+pub(super) fn json(
+    status: StatusCode,
+    body: &impl Serialize,
+    length: usize,
+    share: Share,
+) -> Result<Response, ApiError> {
+    let mut bytes = Vec::with_capacity(length);
+    write(&mut bytes, body)?;
+    Ok(response(status, share.hold(bytes)))
+}
+
+fn write(to: impl Write, body: &impl Serialize) -> Result<(), ApiError> {
+    serde_json::to_writer(to, body).map_err(|error| {
+        tracing::error!(%error, "an answer could not be written as JSON");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+    })
+}
+
+fn response(status: StatusCode, body: Bytes) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The bytes of an answer with their share of the memory.
+struct Shared<T> {
+    bytes: T,
+    _share: Share,
+}
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Shared<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+/// Keeps the bytes of a small answer, and only counts those of a larger one.
+struct Start {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Write for Start {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.length += bytes.len();
+        if self.length <= SMALL {
+            self.bytes.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    async fn text(response: Response) -> String {
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn large_answers_hold_memory_until_they_are_dropped() {
+        let memory = AnswerMemory::new(64 << 10);
+        let large = "x".repeat(40 << 10);
+        let first = memory.json(StatusCode::OK, &large).await.unwrap();
+        assert_eq!(memory.free.available_permits(), 64 - 41, "with the quotes one KiB is begun");
+        // There is no room for another one, nor to wait for it.
+        let error = memory.json(StatusCode::OK, &large).await.unwrap_err().into_response();
+        assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(error.headers().contains_key("retry-after"));
+        // Small ones need none.
+        let small = memory.json(StatusCode::OK, &"x").await.unwrap();
+        assert_eq!(text(small).await, "\"x\"");
+        let body = first.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, format!("\"{large}\""));
+        let part = body.slice(..10);
+        drop(body);
+        assert_eq!(memory.free.available_permits(), 64 - 41, "a part of it is all of it");
+        drop(part);
+        assert_eq!(memory.free.available_permits(), 64);
+    }
+
+    #[tokio::test]
+    async fn a_share_is_waited_for() {
+        let memory = Arc::new(AnswerMemory::new(64 << 10));
+        let all = memory.share(60 << 10).await.unwrap();
+        let waits = tokio::spawn({
+            let memory = Arc::clone(&memory);
+            async move { memory.json(StatusCode::OK, &"x".repeat(10 << 10)).await }
+        });
+        while memory.waiting.available_permits() == 16 {
+            tokio::task::yield_now().await;
+        }
+        drop(all);
+        assert_eq!(waits.await.unwrap().unwrap().status(), StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_the_memory_takes_all_of_it() {
+        let memory = AnswerMemory::new(16 << 10);
+        let answer = memory.json(StatusCode::OK, &"x".repeat(40 << 10)).await.unwrap();
+        assert_eq!(memory.free.available_permits(), 0);
+        drop(answer);
+        assert_eq!(memory.free.available_permits(), 16);
+    }
+}
