@@ -49,9 +49,11 @@ pub(super) fn start(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
 
 async fn run(shared: Arc<Shared>, delivery: Delivery) {
     let lane = Arc::clone(&delivery.lane);
+    let mut answered = false;
     if delivery.start_by.is_some_and(|start_by| since_boot() > start_by) {
         give_back(&shared, &delivery).await;
     } else if let Some((attempt, memory)) = attempt(&shared, &delivery).await {
+        answered = matches!(attempt.outcome, Outcome::Response(_));
         // The slot is kept until the outcome is handed over, so that outcomes don't pile up while the store is away.
         finisher::submit(&shared, delivery, attempt, memory).await;
     } else {
@@ -59,7 +61,7 @@ async fn run(shared: Arc<Shared>, delivery: Delivery) {
         shared.dispatcher.forget(&delivery);
         shared.doubt_leases();
     }
-    start(&shared, shared.dispatcher.attempt_ended(&lane));
+    start(&shared, shared.dispatcher.attempt_ended(&lane, answered));
 }
 
 /// Gives back what came too late to be counted by its rate as it was admitted.

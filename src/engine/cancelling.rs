@@ -165,7 +165,8 @@ pub(super) async fn start(shared: &Arc<Shared>, seen: u64, lease: Lease, mut sta
                 take_out(shared, &cancelled).await;
                 let missed: Vec<Delivery> =
                     started.extract_if(.., |delivery| cancelled.contains(&delivery.message.id)).collect();
-                started.extend(missed.iter().flat_map(|one| shared.dispatcher.attempt_ended(&one.lane)));
+                started
+                    .extend(missed.iter().flat_map(|one| shared.dispatcher.attempt_ended(&one.lane, false)));
                 end_all(shared, &missed).await;
             }
             Err(error) => {
@@ -179,9 +180,9 @@ pub(super) async fn start(shared: &Arc<Shared>, seen: u64, lease: Lease, mut sta
 
 /// Ends what was cancelled through other nodes and waits in this node's memory.
 pub(super) async fn withdraw_cancelled(shared: &Arc<Shared>) -> Result<()> {
-    shared.withdrawals.fetch_add(1, Ordering::AcqRel);
     let cancelled = shared.store.cancelled_leases(shared.node()).await?;
     // Some of these may be on their way here from a claim, which then asks for itself.
+    shared.withdrawals.fetch_add(1, Ordering::AcqRel);
     take_out(shared, &cancelled.iter().collect()).await;
     Ok(())
 }
