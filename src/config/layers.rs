@@ -252,7 +252,7 @@ impl Merge {
         if config.dev {
             fill_in_dev(&mut config, &mut self.origins);
         }
-        // Whoever lowers the limit need not know the default.
+        // Whoever lowers a limit need not know the defaults.
         if let Some(max) = config.max_retries
             && config.default_retries > max
             && let Some(origin) = self.origins.get("max_retries").cloned()
@@ -260,6 +260,13 @@ impl Merge {
         {
             config.default_retries = max;
             self.origins.insert("default_retries", origin);
+        }
+        if config.concurrency > config.prefetch
+            && let Some(origin) = self.origins.get("prefetch").cloned()
+            && !self.origins.contains_key("concurrency")
+        {
+            config.concurrency = config.prefetch;
+            self.origins.insert("concurrency", origin);
         }
         let loaded = Loaded { config, origins: self.origins };
         loaded.check()?;

@@ -287,8 +287,10 @@ pub struct Config {
     pub body_timeout: TimeSpan,
 
     // How much is delivered at once.
-    /// Attempts that run at once. 1 to 100000.
-    #[config(default = 512, validate((1..=100_000).contains(concurrency), "allowed: 1 to 100000"))]
+    /// Attempts that run at once, each a socket and some memory. Destinations that don't
+    /// answer keep theirs until `max_timeout`; the last eighth is for origins that have
+    /// answered lately. 1 to 100000; not above `prefetch`, which lowers the default.
+    #[config(default = 8192, validate((1..=100_000).contains(concurrency), "allowed: 1 to 100000"))]
     pub concurrency: usize,
 
     /// Attempts at once to one origin (scheme, host, port), so that a slow one can't

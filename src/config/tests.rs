@@ -216,7 +216,7 @@ fn bad_values_are_refused_with_setting_layer_and_what_is_allowed() {
     check("concurrency", "0", &["0 can't be used; allowed: 1 to 100000"]);
     check("concurrency", "many", &["`many` is not a number"]);
     check("concurrency", "9000", &["9000 is above prefetch, which is 8192 (default)"]);
-    check("concurrency_per_origin", "600", &["600 is above concurrency, which is 512 (default)"]);
+    check("concurrency_per_origin", "9000", &["9000 is above concurrency, which is 8192 (default)"]);
     check("max_message_size", "200MiB", &["200MiB is above max_batch_size, which is 100MiB"]);
     check("max_message_size", "ten", &["`ten` is not a size", "10MiB"]);
     check("max_batch_size", "1GiB", &["max_inflight_request_bytes"]);

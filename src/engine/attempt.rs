@@ -65,10 +65,14 @@ enum Tried {
 
 async fn run(shared: Arc<Shared>, delivery: Delivery) {
     let lane = Arc::clone(&delivery.lane);
+    let mut answered = false;
     let tried = if is_late(&delivery) { Tried::GivenBack } else { attempt(&shared, &delivery).await };
     match tried {
         // The slot is kept until the outcome is handed over, so that outcomes don't pile up while the store is away.
-        Tried::Made(attempt, memory) => finisher::submit(&shared, delivery, attempt, memory).await,
+        Tried::Made(attempt, memory) => {
+            answered = matches!(attempt.outcome, Outcome::Response(_));
+            finisher::submit(&shared, delivery, attempt, memory).await;
+        }
         Tried::GivenBack => give_back(&shared, &delivery).await,
         Tried::Untrusted => {
             // The delivery is left to whoever finds it free.
@@ -76,7 +80,7 @@ async fn run(shared: Arc<Shared>, delivery: Delivery) {
             shared.doubt_leases();
         }
     }
-    start(&shared, shared.dispatcher.attempt_ended(&lane));
+    start(&shared, shared.dispatcher.attempt_ended(&lane, answered));
 }
 
 /// Whether a delivery can't start any more within the time in which its rate has counted it.

@@ -1,13 +1,13 @@
 //! Cancelling many messages: found and cancelled in small steps in the store, and withdrawn from the dispatcher. Other
-//! nodes are told once, at the end, and withdraw what they have in memory.
+//! nodes are told once, at the end, and withdraw what they have in memory; they look for it every few seconds as well.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Engine, Shared, attempt, gates};
+use super::{Backoff, Engine, Shared, attempt, gates};
 use crate::domain::id::MessageId;
-use crate::store::{Cancellation, Delivery, Lease, Result, UnfinishedFilter};
+use crate::store::{Cancellation, Delivery, Lease, NodeId, Result, UnfinishedFilter};
 
 /// Messages that are looked at at once.
 const LOOK: usize = 2000;
@@ -107,19 +107,35 @@ async fn end_all(shared: &Arc<Shared>, cancelled: &[Delivery]) {
 }
 
 /// Ends leased deliveries that a user has cancelled and that have not started.
-pub(super) async fn end(shared: &Shared, cancelled: &[Delivery]) {
+pub(super) async fn end(shared: &Arc<Shared>, cancelled: &[Delivery]) {
     let held = super::held(cancelled);
-    let finished = shared.store.finish_cancelled(shared.node(), &held, shared.clock.now()).await;
-    shared.gates.look_at(cancelled.iter().flat_map(gates::opened_by));
+    let opened: Vec<Arc<str>> = cancelled.iter().flat_map(gates::opened_by).collect();
+    let node = shared.node();
+    let finished = shared.store.finish_cancelled(node, &held, shared.clock.now()).await;
+    shared.gates.look_at(opened.iter().map(Arc::clone));
     if let Err(error) = finished {
-        // Whoever finds them free ends them, since they are marked.
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             messages = held.len(),
             "cancelled messages wait to be ended"
         );
-        shared.doubt_leases();
+        tokio::spawn(end_later(Arc::clone(shared), node, held, opened));
     }
+}
+
+/// Ends them when the store can. Their leases may be those of others that are under way for hours.
+async fn end_later(shared: Arc<Shared>, node: NodeId, held: Vec<(MessageId, Lease)>, opened: Vec<Arc<str>>) {
+    let mut backoff = Backoff::new();
+    loop {
+        backoff.wait(&shared).await;
+        // Who is stopping frees all leases, and whoever finds them free ends them, since they are marked.
+        if shared.draining.is_cancelled()
+            || shared.store.finish_cancelled(node, &held, shared.clock.now()).await.is_ok()
+        {
+            break;
+        }
+    }
+    shared.gates.look_at(opened);
 }
 
 /// Lets other nodes look for what has been cancelled, if any of it can be in their memory.
@@ -127,7 +143,7 @@ pub(super) async fn tell_others(shared: &Arc<Shared>, left: usize) {
     if left > 0
         && let Err(error) = shared.store.tell_others().await
     {
-        // They find out when the attempt that they make ends.
+        // They find out when they look by themselves, every few seconds.
         tracing::debug!(error = &error as &dyn std::error::Error, "other nodes were not told of a cancel");
     }
 }
@@ -149,7 +165,8 @@ pub(super) async fn start(shared: &Arc<Shared>, seen: u64, lease: Lease, mut sta
                 take_out(shared, &cancelled).await;
                 let missed: Vec<Delivery> =
                     started.extract_if(.., |delivery| cancelled.contains(&delivery.message.id)).collect();
-                started.extend(missed.iter().flat_map(|one| shared.dispatcher.attempt_ended(&one.lane)));
+                started
+                    .extend(missed.iter().flat_map(|one| shared.dispatcher.attempt_ended(&one.lane, false)));
                 end_all(shared, &missed).await;
             }
             Err(error) => {
@@ -163,11 +180,9 @@ pub(super) async fn start(shared: &Arc<Shared>, seen: u64, lease: Lease, mut sta
 
 /// Ends what was cancelled through other nodes and waits in this node's memory.
 pub(super) async fn withdraw_cancelled(shared: &Arc<Shared>) -> Result<()> {
+    let cancelled = shared.store.cancelled_leases(shared.node()).await?;
+    // Some of these may be on their way here from a claim, which then asks for itself.
     shared.withdrawals.fetch_add(1, Ordering::AcqRel);
-    let waiting = shared.dispatcher.waiting();
-    if !waiting.is_empty() {
-        let cancelled = shared.store.cancel_requested(&waiting).await?;
-        take_out(shared, &cancelled.iter().collect()).await;
-    }
+    take_out(shared, &cancelled.iter().collect()).await;
     Ok(())
 }

@@ -1,14 +1,16 @@
 //! Who goes next: the leased deliveries in memory, fair across lanes, within this node's limits.
 //!
-//! A lane here is what the store calls one: the destination's origin. Room is shared by dynamic thresholds: a lane may
-//! hold as much as is still free. One busy lane thus gets half of the room, and n lanes that hang leave a share of
-//! 1/(n + 1) to the others, whatever their number.
+//! A lane here is what the store calls one: the destination's origin. Slots and room are shared by dynamic thresholds: a
+//! lane may have as much as is still free, so that one busy lane gets half. That alone leaves nothing to others where many
+//! lanes hang, each of which keeps what it got. So a lane that has not answered lately gets one place, and more only of
+//! the first quarter, and all of those lanes together leave an eighth to the ones that have answered.
 //!
 //! Deliveries that came through a gate count there from then on, so that few of them wait here, and within their lane they
 //! take turns with the others.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -22,6 +24,14 @@ use crate::store::{Delivery, Lease, Want};
 const CLAIM_AHEAD: usize = 4;
 /// Deliveries in one claim.
 const CLAIM_MAX: usize = 512;
+/// The part of places of which a stranger, a lane that has not answered lately, may have several; and the part that
+/// strangers leave to the others.
+const FOR_STRANGERS: usize = 4;
+const NOT_FOR_STRANGERS: usize = 8;
+/// How long a lane is known for an answer: from once to twice this.
+const LATELY: Duration = Duration::from_mins(1);
+/// Lanes that are known for an answer, twice: beyond, it is forgotten sooner.
+const MAX_KNOWN: usize = 8192;
 
 /// The node's deliveries.
 pub struct Dispatcher {
@@ -43,11 +53,14 @@ struct Limits {
 #[derive(Default)]
 struct State {
     lanes: HashMap<Arc<str>, Lane>,
-    /// Lanes that have something ready and are below their own limit, each once.
-    ring: VecDeque<Arc<str>>,
-    running: usize,
-    held: usize,
-    held_bytes: usize,
+    answered: Answered,
+    /// Lanes that have something ready and are below their own limit, each once: those that have answered lately, and the
+    /// others.
+    known_ring: VecDeque<Arc<str>>,
+    strange_ring: VecDeque<Arc<str>>,
+    /// Of all lanes, and of strangers.
+    load: Load,
+    strange: Load,
     /// Claim numbers in use, and by how many deliveries (or calls that will bring some).
     leases: HashMap<Lease, usize>,
     /// The last claim number; they only grow, also when the node begins a new incarnation.
@@ -70,12 +83,111 @@ struct Lane {
     passing: usize,
     /// Whose turn it is.
     passed_next: bool,
+    load: Load,
+    /// Whether it had answered lately when it was last looked at.
+    known: bool,
+    /// The ring that it is in.
+    ring: Option<Ring>,
+}
+
+/// What lanes have of the places.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct Load {
     running: usize,
     /// Waiting, running, or not yet finished in the store.
     held: usize,
     /// Bytes of these.
     held_bytes: usize,
-    in_ring: bool,
+}
+
+impl Load {
+    fn add(&mut self, other: Self) {
+        self.running += other.running;
+        self.held += other.held;
+        self.held_bytes += other.held_bytes;
+    }
+
+    fn remove(&mut self, other: Self) {
+        self.running -= other.running;
+        self.held -= other.held;
+        self.held_bytes -= other.held_bytes;
+    }
+}
+
+/// Of lanes that have answered lately, or of others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ring {
+    Known,
+    Strange,
+}
+
+/// Lanes that have answered lately.
+struct Answered {
+    since: Instant,
+    lately: HashSet<Arc<str>>,
+    before: HashSet<Arc<str>>,
+}
+
+impl Default for Answered {
+    fn default() -> Self {
+        Self { since: Instant::now(), lately: HashSet::new(), before: HashSet::new() }
+    }
+}
+
+impl Answered {
+    fn note(&mut self, lane: &Arc<str>) {
+        self.forget(MAX_KNOWN);
+        if !self.lately.contains(lane) {
+            self.lately.insert(Arc::clone(lane));
+        }
+    }
+
+    fn has(&mut self, lane: &Arc<str>) -> bool {
+        self.forget(usize::MAX);
+        self.lately.contains(lane) || self.before.contains(lane)
+    }
+
+    /// Forgets what is long ago, or too much.
+    fn forget(&mut self, most: usize) {
+        if self.since.elapsed() >= LATELY || self.lately.len() >= most {
+            self.before = std::mem::take(&mut self.lately);
+            self.since = Instant::now();
+        }
+    }
+}
+
+/// Places that lanes share: slots, or room for deliveries.
+#[derive(Clone, Copy)]
+struct Places {
+    all: usize,
+    used: usize,
+    /// Those of them that strangers use.
+    strange: usize,
+}
+
+impl Places {
+    fn free(self) -> usize {
+        self.all.saturating_sub(self.used)
+    }
+
+    /// Whether a lane that has `own` of them may have one more.
+    fn fits(self, own: usize, known: bool) -> bool {
+        if known {
+            own < self.free()
+        } else {
+            self.fits_strangers() && (own == 0 || own < self.for_strangers())
+        }
+    }
+
+    /// Whether any stranger may have one.
+    fn fits_strangers(self) -> bool {
+        self.free() > 0 && self.strange < self.all - self.all / NOT_FOR_STRANGERS
+    }
+
+    /// Those that are free of the part of which a stranger may have several.
+    fn for_strangers(self) -> usize {
+        (self.all / FOR_STRANGERS).saturating_sub(self.strange).min(self.free())
+    }
 }
 
 impl Dispatcher {
@@ -102,7 +214,7 @@ impl Dispatcher {
         let mut state = self.state();
         wanted
             .map(|(lane, bytes)| {
-                let fits = self.fits(&state, lane, bytes);
+                let fits = self.fits(&mut state, lane, bytes);
                 if fits {
                     state.hold(lane, bytes);
                 }
@@ -111,21 +223,37 @@ impl Dispatcher {
             .collect()
     }
 
-    fn fits(&self, state: &State, lane: &Arc<str>, bytes: usize) -> bool {
-        let free = self.limits.held.saturating_sub(state.held);
-        let free_bytes = self.limits.held_bytes.saturating_sub(state.held_bytes);
-        let (held, held_bytes) = state.lanes.get(lane).map_or((0, 0), |lane| (lane.held, lane.held_bytes));
-        !state.draining && held < free && held_bytes <= free_bytes && bytes <= free_bytes
+    fn fits(&self, state: &mut State, lane: &Arc<str>, bytes: usize) -> bool {
+        let known = state.is_known(lane);
+        let mut free_bytes = self.limits.held_bytes.saturating_sub(state.load.held_bytes);
+        if !known && state.strange.held > 0 {
+            let most = self.limits.held_bytes - self.limits.held_bytes / NOT_FOR_STRANGERS;
+            free_bytes = free_bytes.min(most.saturating_sub(state.strange.held_bytes));
+        }
+        let own = state.load_of(lane);
+        !state.draining
+            && self.room(state).fits(own.held, known)
+            && own.held_bytes <= free_bytes
+            && bytes <= free_bytes
+    }
+
+    fn room(&self, state: &State) -> Places {
+        Places { all: self.limits.held, used: state.load.held, strange: state.strange.held }
+    }
+
+    fn slots(&self, state: &State) -> Places {
+        Places { all: self.limits.concurrency, used: state.load.running, strange: state.strange.running }
     }
 
     /// Takes room for a delivery that waits at a gate: only where it can start soon, since it counts there from then on.
     /// If there is none, [`Dispatcher::gate_room`] rings when there may be.
     pub(super) fn reserve_passing(&self, lane: &Arc<str>, bytes: usize) -> bool {
         let mut state = self.state();
-        let (passing, running) = state.lanes.get(lane).map_or((0, 0), |lane| (lane.passing, lane.running));
+        let (passing, running) =
+            state.lanes.get(lane).map_or((0, 0), |lane| (lane.passing, lane.load.running));
         // Where all slots are in use, one waits for the next that ends.
         let soon = passing < self.limits.per_lane.saturating_sub(running).max(1);
-        let fits = soon && self.fits(&state, lane, bytes);
+        let fits = soon && self.fits(&mut state, lane, bytes);
         if fits {
             state.hold(lane, bytes);
             state.lanes.get_mut(lane).expect("it is held").passing += 1;
@@ -197,13 +325,15 @@ impl Dispatcher {
         self.admit(deliveries)
     }
 
-    /// Frees the slot of an attempt that has ended; those that may start instead.
-    pub(super) fn attempt_ended(&self, lane: &Arc<str>) -> Vec<Delivery> {
+    /// Frees the slot of an attempt that has ended, with or without an answer; those that may start instead.
+    pub(super) fn attempt_ended(&self, lane: &Arc<str>, answered: bool) -> Vec<Delivery> {
         let mut state = self.state();
-        state.running -= 1;
-        if let Some(lane) = state.lanes.get_mut(lane) {
-            lane.running -= 1;
+        state.unload(lane, Load { running: 1, ..Load::default() });
+        if answered {
+            state.answered.note(lane);
         }
+        // It may have been forgotten before this.
+        state.drop_if_empty(lane);
         state.enter_ring(lane, self.limits.per_lane);
         let started = self.next(&mut state);
         self.ring_for_gates(&mut state);
@@ -246,23 +376,14 @@ impl Dispatcher {
         withdrawn
     }
 
-    /// The messages that have not started.
-    pub(super) fn waiting(&self) -> Vec<MessageId> {
-        self.waiting_like(|_| true)
-    }
-
-    /// Those of them that were admitted under this lease.
+    /// The messages that were admitted under this lease and have not started.
     pub(super) fn waiting_under(&self, lease: Lease) -> Vec<MessageId> {
-        self.waiting_like(|delivery| delivery.lease == lease)
-    }
-
-    fn waiting_like(&self, like: impl Fn(&Delivery) -> bool) -> Vec<MessageId> {
         let state = self.state();
         state
             .lanes
             .values()
             .flat_map(|lane| lane.ready.iter().chain(&lane.passed))
-            .filter(|delivery| like(delivery))
+            .filter(|delivery| delivery.lease == lease)
             .map(|delivery| delivery.message.id.clone())
             .collect()
     }
@@ -294,7 +415,7 @@ impl Dispatcher {
     pub(super) fn has_room(&self) -> bool {
         let mut state = self.state();
         let room =
-            !state.draining && state.held < self.limits.held && state.held_bytes < self.limits.held_bytes;
+            !state.draining && self.room(&state).free() > 0 && state.load.held_bytes < self.limits.held_bytes;
         state.starved = !room;
         room
     }
@@ -303,7 +424,7 @@ impl Dispatcher {
     pub(super) fn has_gate_room(&self) -> bool {
         let mut state = self.state();
         let room =
-            !state.draining && state.held < self.limits.held && state.held_bytes < self.limits.held_bytes;
+            !state.draining && self.room(&state).free() > 0 && state.load.held_bytes < self.limits.held_bytes;
         state.gates_starved |= !room;
         room
     }
@@ -312,21 +433,27 @@ impl Dispatcher {
     /// [`Dispatcher::room`] rings when one has some.
     pub(super) fn wants(&self, lanes: impl Iterator<Item = Arc<str>>) -> (Vec<Want>, usize) {
         let mut state = self.state();
-        let mut left = CLAIM_MAX.min(self.limits.held.saturating_sub(state.held));
-        let free = self.limits.held.saturating_sub(state.held);
-        let free_bytes = self.limits.held_bytes.saturating_sub(state.held_bytes);
+        let mut room = self.room(&state);
+        let mut left = CLAIM_MAX.min(room.free());
+        let free_bytes = self.limits.held_bytes.saturating_sub(state.load.held_bytes);
         let mut wants: Vec<Want> = Vec::new();
         state.hungry.clear();
         for name in lanes {
-            let (held, held_bytes) =
-                state.lanes.get(&name).map_or((0, 0), |lane| (lane.held, lane.held_bytes));
+            let known = state.is_known(&name);
+            let Load { held, held_bytes, .. } = state.load_of(&name);
             // Not a few at a time: a claim costs the same for many.
-            let low = held <= self.claim_ahead() / 2 && held < free && held_bytes <= free_bytes;
-            let count = if low { (self.claim_ahead() - held).min(left) } else { 0 };
+            let low = held <= self.claim_ahead() / 2 && room.fits(held, known) && held_bytes <= free_bytes;
+            let most =
+                if known { usize::MAX } else { (room.for_strangers().saturating_sub(held) / 2).max(1) };
+            let count = if low { (self.claim_ahead() - held).min(most).min(left) } else { 0 };
             if count == 0 {
                 state.hungry.insert(name);
             } else if !wants.iter().any(|want| want.lane == name) {
                 left -= count;
+                if !known {
+                    room.used += count;
+                    room.strange += count;
+                }
                 wants.push(Want { lane: name, count });
             }
         }
@@ -346,14 +473,14 @@ impl Dispatcher {
 
     /// Attempts running.
     pub(super) fn running(&self) -> usize {
-        self.state().running
+        self.state().load.running
     }
 
     /// Deliveries held, and attempts running.
     #[cfg(test)]
     fn load(&self) -> (usize, usize) {
         let state = self.state();
-        (state.held, state.running)
+        (state.load.held, state.load.running)
     }
 
     /// Rings after deliveries of these lanes were let go, if someone waits for that.
@@ -361,7 +488,7 @@ impl Dispatcher {
         let low = self.claim_ahead() / 2;
         let fed = lanes
             .filter(|name| state.hungry.contains(*name))
-            .any(|name| state.lanes.get(name).is_none_or(|lane| lane.held <= low));
+            .any(|name| state.lanes.get(name).is_none_or(|lane| lane.load.held <= low));
         if state.starved || fed {
             state.starved = false;
             self.room.notify_one();
@@ -376,29 +503,47 @@ impl Dispatcher {
         }
     }
 
-    /// The deliveries that may start: one lane after the other, as long as there are slots, and each lane of the ring is
-    /// looked at once in vain at most.
+    /// The deliveries that may start: lanes that have answered lately and others take turns, as long as there are slots.
     fn next(&self, state: &mut State) -> Vec<Delivery> {
         let mut started = Vec::new();
-        let mut looks = state.ring.len();
-        while looks > 0 && state.running < self.limits.concurrency && !state.draining {
-            let Some(name) = state.ring.pop_front() else { break };
-            let free = self.limits.concurrency - state.running;
-            let Some(lane) = state.lanes.get_mut(&name) else { continue };
-            lane.in_ring = false;
-            looks -= 1;
-            if lane.running < self.limits.per_lane
-                && lane.running < free
-                && let Some(delivery) = lane.pop()
-            {
-                lane.running += 1;
-                state.running += 1;
-                started.push(delivery);
-                looks = state.ring.len() + 1;
+        loop {
+            let before = started.len();
+            started.extend(self.next_of(state, Ring::Known));
+            started.extend(self.next_of(state, Ring::Strange));
+            if started.len() == before {
+                return started;
+            }
+        }
+    }
+
+    /// The next one of the lanes in this ring, each of which is looked at once in vain at most.
+    fn next_of(&self, state: &mut State, ring: Ring) -> Option<Delivery> {
+        let slots = self.slots(state);
+        let any = if ring == Ring::Known { slots.free() > 0 } else { slots.fits_strangers() };
+        if !any || state.draining {
+            return None;
+        }
+        for _ in 0..state.ring(ring).len() {
+            let name = state.ring(ring).pop_front()?;
+            let known = state.is_known(&name);
+            // It may be gone, or have moved to the other ring.
+            let Some(lane) = state.lanes.get_mut(&name).filter(|lane| lane.ring == Some(ring)) else {
+                continue;
+            };
+            lane.ring = None;
+            let mut next = None;
+            if lane.load.running < self.limits.per_lane && slots.fits(lane.load.running, known) {
+                next = lane.pop();
+            }
+            if next.is_some() {
+                state.load(&name, Load { running: 1, ..Load::default() });
             }
             state.enter_ring(&name, self.limits.per_lane);
+            if next.is_some() {
+                return next;
+            }
         }
-        started
+        None
     }
 }
 
@@ -417,37 +562,81 @@ impl Lane {
 
 impl State {
     fn hold(&mut self, name: &Arc<str>, bytes: usize) {
-        self.held += 1;
-        self.held_bytes += bytes;
         if !self.lanes.contains_key(name) {
-            self.lanes.insert(Arc::clone(name), Lane::default());
+            let known = self.answered.has(name);
+            self.lanes.insert(Arc::clone(name), Lane { known, ..Lane::default() });
         }
-        let lane = self.lanes.get_mut(name).expect("it is there now");
-        lane.held += 1;
-        lane.held_bytes += bytes;
+        self.load(name, Load { running: 0, held: 1, held_bytes: bytes });
     }
 
     fn let_go(&mut self, name: &Arc<str>, bytes: usize) {
-        self.held -= 1;
-        self.held_bytes -= bytes;
-        let lane = self.lanes.get_mut(name).expect("a held delivery has a lane");
-        lane.held -= 1;
-        lane.held_bytes -= bytes;
-        if lane.held == 0 && lane.running == 0 {
+        self.unload(name, Load { running: 0, held: 1, held_bytes: bytes });
+        self.drop_if_empty(name);
+    }
+
+    fn drop_if_empty(&mut self, name: &Arc<str>) {
+        if self.load_of(name) == Load::default() {
             // Its place in the ring, if it has one, is skipped.
             self.lanes.remove(name);
         }
     }
 
-    /// Puts a lane into the ring if it belongs there. One at its own limit comes back when an attempt of it ends.
-    fn enter_ring(&mut self, name: &Arc<str>, per_lane: usize) {
+    /// What a lane has.
+    fn load_of(&self, name: &Arc<str>) -> Load {
+        self.lanes.get(name).map_or_else(Load::default, |lane| lane.load)
+    }
+
+    fn load(&mut self, name: &Arc<str>, more: Load) {
+        let lane = self.lanes.get_mut(name).expect("what is held has a lane");
+        lane.load.add(more);
+        self.load.add(more);
+        if !lane.known {
+            self.strange.add(more);
+        }
+    }
+
+    fn unload(&mut self, name: &Arc<str>, less: Load) {
+        let lane = self.lanes.get_mut(name).expect("what is held or runs has a lane");
+        lane.load.remove(less);
+        self.load.remove(less);
+        if !lane.known {
+            self.strange.remove(less);
+        }
+    }
+
+    /// Whether a lane has answered lately. From now on what it has counts as such a lane's.
+    fn is_known(&mut self, name: &Arc<str>) -> bool {
+        let known = self.answered.has(name);
         if let Some(lane) = self.lanes.get_mut(name)
-            && !lane.in_ring
-            && !(lane.ready.is_empty() && lane.passed.is_empty())
-            && lane.running < per_lane
+            && lane.known != known
         {
-            lane.in_ring = true;
-            self.ring.push_back(Arc::clone(name));
+            lane.known = known;
+            if known {
+                self.strange.remove(lane.load);
+            } else {
+                self.strange.add(lane.load);
+            }
+        }
+        known
+    }
+
+    fn ring(&mut self, ring: Ring) -> &mut VecDeque<Arc<str>> {
+        match ring {
+            Ring::Known => &mut self.known_ring,
+            Ring::Strange => &mut self.strange_ring,
+        }
+    }
+
+    /// Puts a lane into its ring if it belongs there. One at its own limit comes back when an attempt of it ends.
+    fn enter_ring(&mut self, name: &Arc<str>, per_lane: usize) {
+        let ring = if self.is_known(name) { Ring::Known } else { Ring::Strange };
+        if let Some(lane) = self.lanes.get_mut(name)
+            && (lane.ring.is_none() || (lane.ring, ring) == (Some(Ring::Strange), Ring::Known))
+            && !(lane.ready.is_empty() && lane.passed.is_empty())
+            && lane.load.running < per_lane
+        {
+            lane.ring = Some(ring);
+            self.ring(ring).push_back(Arc::clone(name));
         }
     }
 
@@ -468,7 +657,11 @@ mod tests {
     use crate::domain::time::Timestamp;
 
     fn dispatcher(concurrency: usize, per_lane: usize, held: usize) -> Dispatcher {
-        let limits = Limits { concurrency, per_lane, held, held_bytes: usize::MAX };
+        with_bytes(concurrency, per_lane, held, usize::MAX)
+    }
+
+    fn with_bytes(concurrency: usize, per_lane: usize, held: usize, held_bytes: usize) -> Dispatcher {
+        let limits = Limits { concurrency, per_lane, held, held_bytes };
         Dispatcher { state: Mutex::default(), limits, room: Notify::new(), gate_room: Notify::new() }
     }
 
@@ -517,6 +710,13 @@ mod tests {
         (started, room)
     }
 
+    /// Makes a lane known for an answer.
+    fn answer(dispatcher: &Dispatcher, lane: &str) {
+        let started = admit(dispatcher, lane, 1);
+        assert_eq!(started.len(), 1);
+        assert!(end(dispatcher, &started).is_empty());
+    }
+
     /// Reserves and admits `count` deliveries of a lane; those that may start.
     fn admit(dispatcher: &Dispatcher, lane: &str, count: usize) -> Vec<Delivery> {
         let lease = dispatcher.open_lease();
@@ -529,11 +729,11 @@ mod tests {
         started
     }
 
-    /// Ends attempts and forgets their deliveries; those that start instead.
+    /// Ends attempts with an answer and forgets their deliveries; those that start instead.
     fn end(dispatcher: &Dispatcher, ended: &[Delivery]) -> Vec<Delivery> {
         let mut started = Vec::new();
         for delivery in ended {
-            started.extend(dispatcher.attempt_ended(&delivery.lane));
+            started.extend(dispatcher.attempt_ended(&delivery.lane, true));
             dispatcher.forget(delivery);
         }
         started
@@ -552,20 +752,112 @@ mod tests {
         assert_eq!(ended, 100);
         assert_eq!(dispatcher.load(), (0, 0));
         let state = dispatcher.state();
-        assert_eq!(state.held_bytes, 0);
+        assert_eq!((state.load, state.strange), (Load::default(), Load::default()));
         assert!(state.leases.is_empty(), "{:?}", state.leases);
-        assert!(state.lanes.values().all(|lane| lane.held == 0 && lane.ready.is_empty()));
+        assert!(state.lanes.is_empty());
     }
 
     #[test]
     fn a_lane_that_hangs_leaves_slots_to_the_others() {
         let dispatcher = dispatcher(16, 16, 1000);
         for hanging in ["a", "b", "c"] {
+            answer(&dispatcher, hanging);
+        }
+        for hanging in ["a", "b", "c"] {
             let started = admit(&dispatcher, hanging, 100);
             assert!(!started.is_empty(), "{hanging} gets something");
         }
         assert!(dispatcher.load().1 < 16, "and a slot is left");
         assert_eq!(admit(&dispatcher, "healthy", 1).len(), 1);
+    }
+
+    #[test]
+    fn however_many_lanes_hang_those_that_answer_go_on() {
+        for each in [1, 100] {
+            let dispatcher = dispatcher(8192, 128, 8192);
+            answer(&dispatcher, "known");
+            let mut hanging = 0;
+            for lane in 0..5000 {
+                hanging += usize::from(!admit(&dispatcher, &format!("silent{lane}"), each).is_empty());
+            }
+            assert_eq!(hanging, 5000, "each gets a slot");
+            answer(&dispatcher, "new");
+            let burst = admit(&dispatcher, "known", 1000);
+            assert_eq!(burst.len(), 128, "all of its own limit");
+            for lane in 5000..20_000 {
+                admit(&dispatcher, &format!("silent{lane}"), each);
+            }
+            assert!(admit(&dispatcher, "late", 1).is_empty(), "the last part is not for strangers");
+            let mut burst = burst;
+            while !burst.is_empty() {
+                burst = end(&dispatcher, &burst);
+            }
+            answer(&dispatcher, "new");
+            assert!(admit(&dispatcher, "known", 1000).len() > 100);
+        }
+    }
+
+    #[test]
+    fn what_waits_of_lanes_that_hang_is_passed_over() {
+        // More of them wait than there are slots for them.
+        let dispatcher = dispatcher(8, 4, 1000);
+        answer(&dispatcher, "known");
+        for lane in 0..100 {
+            admit(&dispatcher, &format!("silent{lane}"), 3);
+        }
+        assert_eq!(dispatcher.load().1, 7);
+        for _ in 0..3 {
+            answer(&dispatcher, "known");
+        }
+        // Those that answer while they wait are known, too.
+        let name: Arc<str> = Arc::from("silent0");
+        let next = dispatcher.attempt_ended(&name, true);
+        let lanes: Vec<&str> = next.iter().map(|delivery| &*delivery.lane).collect();
+        assert_eq!(lanes, ["silent0", "silent7"], "it goes on, and its place is another stranger's");
+    }
+
+    #[test]
+    fn an_answer_is_forgotten() {
+        let mut answered = Answered::default();
+        let lane: Arc<str> = Arc::from("a");
+        let long_ago = |answered: &mut Answered| answered.since -= LATELY;
+        answered.note(&lane);
+        long_ago(&mut answered);
+        assert!(answered.has(&lane));
+        long_ago(&mut answered);
+        assert!(!answered.has(&lane));
+        for number in 0..3 * MAX_KNOWN {
+            answered.note(&Arc::from(number.to_string()));
+        }
+        assert!(answered.lately.len() + answered.before.len() <= 2 * MAX_KNOWN);
+    }
+
+    #[test]
+    fn strangers_leave_some_of_the_memory() {
+        let body = 1 << 20;
+        let room = |dispatcher: &Dispatcher, lane: &str| {
+            dispatcher.reserve(std::iter::once((&Arc::from(lane), body)))[0]
+        };
+        let dispatcher = with_bytes(8192, 128, 8192, 16 * body);
+        answer(&dispatcher, "known");
+        let silent = (0..100).filter(|lane| room(&dispatcher, &format!("silent{lane}"))).count();
+        assert_eq!(silent, 14);
+        assert!(room(&dispatcher, "known"));
+        let alone = with_bytes(8, 8, 8, body);
+        assert!(room(&alone, "a"), "where nothing else is there, all may be used");
+    }
+
+    #[test]
+    fn claims_take_one_of_a_lane_that_has_not_answered_where_many_hang() {
+        let dispatcher = dispatcher(1000, 100, 1000);
+        answer(&dispatcher, "known");
+        for lane in 0..300 {
+            admit(&dispatcher, &format!("silent{lane}"), 1);
+        }
+        let lanes = ["known", "new", "silent0"].into_iter().map(Arc::from);
+        let (wants, _) = dispatcher.wants(lanes);
+        let wants: Vec<_> = wants.iter().map(|want| (&*want.lane, want.count)).collect();
+        assert_eq!(wants, [("known", 100 * CLAIM_AHEAD), ("new", 1)]);
     }
 
     #[test]
@@ -579,6 +871,8 @@ mod tests {
     #[test]
     fn room_is_shared_by_what_is_free() {
         let dispatcher = dispatcher(1, 1, 8);
+        answer(&dispatcher, "a");
+        answer(&dispatcher, "b");
         admit(&dispatcher, "a", 100);
         assert_eq!(dispatcher.load().0, 4, "one lane holds as much as is left free");
         admit(&dispatcher, "b", 100);
@@ -589,7 +883,7 @@ mod tests {
     fn a_withdrawn_delivery_never_starts() {
         let dispatcher = dispatcher(1, 1, 100);
         let started = admit(&dispatcher, "a", 4);
-        assert_eq!(dispatcher.waiting(), ["msg_1", "msg_2", "msg_3"].map(MessageId::new));
+        assert_eq!(dispatcher.load(), (4, 1));
         let ids = ["msg_0", "msg_3", "msg_1"].map(MessageId::new);
         let withdrawn = dispatcher.withdraw(&ids.iter().collect());
         let names: Vec<_> = withdrawn.iter().map(|delivery| delivery.message.id.as_str()).collect();

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, cancelling, ids};
-use crate::clock::{Jumps, pause};
+use crate::clock::{Jumps, pause, since_boot};
 use crate::store::Result;
 
-/// How often silent nodes are looked for: with the time to live and the sweep this is well below 20 s.
+/// How often silent nodes are looked for, which with the time to live and the sweep is well below 20 s; and what others have
+/// changed without its being heard.
 const LOOK: Duration = Duration::from_millis(2500);
 /// How often the clock is looked at.
 const CLOCK_LOOK: Duration = Duration::from_secs(1);
@@ -34,10 +35,10 @@ pub(super) async fn beat(shared: Arc<Shared>) {
 }
 
 async fn beat_once(shared: &Arc<Shared>) -> Result<()> {
-    let asked_ms = boot_ms();
+    let (asked, asked_ms) = (since_boot(), boot_ms());
     match shared.store.heartbeat(shared.node()).await? {
         Some(now) => {
-            shared.clock.observe(now, Duration::from_millis(boot_ms() - asked_ms));
+            shared.clock.observe(now, since_boot().saturating_sub(asked));
             shared.renewed(asked_ms);
             Ok(())
         }
@@ -96,21 +97,36 @@ async fn read_keys(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Follows what other nodes change. A change that is not heard is seen at the next heartbeat.
+/// Follows what other nodes change. A word of it may get lost, with the connection that listens or otherwise, so this node
+/// looks every [`LOOK`] as well; for keys [`look`] does.
 pub(super) async fn follow(shared: Arc<Shared>) {
-    loop {
-        let heard = tokio::select! {
-            heard = shared.store.changed_elsewhere() => heard,
-            () = shared.stopping.cancelled() => return,
+    while shared.store.is_shared() {
+        // Asked again and again, and not anew: nothing must be missed during a look.
+        let mut heard = std::pin::pin!(shared.store.changed_elsewhere());
+        let result = loop {
+            tokio::select! {
+                heard = heard.as_mut() => break heard,
+                () = pause(LOOK) => look_for_cancels(&shared).await,
+                () = shared.stopping.cancelled() => return,
+            }
         };
-        let read = match heard {
-            Ok(()) => read_keys(&shared).await.and(cancelling::withdraw_cancelled(&shared).await),
-            Err(error) => Err(error),
+        let result = match result {
+            Ok(()) => read_keys(&shared).await,
+            Err(error) => {
+                pause(LOOK).await;
+                Err(error)
+            }
         };
-        if let Err(error) = read {
+        look_for_cancels(&shared).await;
+        if let Err(error) = result {
             tracing::debug!(error = &error as &dyn std::error::Error, "changes by other nodes are not heard");
-            pause(LOOK).await;
         }
+    }
+}
+
+async fn look_for_cancels(shared: &Arc<Shared>) {
+    if let Err(error) = cancelling::withdraw_cancelled(shared).await {
+        tracing::debug!(error = &error as &dyn std::error::Error, "looking for cancelled messages failed");
     }
 }
 

@@ -242,7 +242,13 @@ impl Engine {
         client: Client,
         keys: Keys,
     ) -> Result<Self> {
-        let clock = if store.is_shared() { Clock::following(store.now().await?) } else { Clock::System };
+        let clock = if store.is_shared() {
+            let asked = since_boot();
+            let now = store.now().await?;
+            Clock::following(now, since_boot().saturating_sub(asked))
+        } else {
+            Clock::System
+        };
         let node = ids::incarnation();
         let asked_ms = boot_ms();
         store.register(node, &settings.node_name).await?;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -58,8 +58,8 @@ enum Round {
     Again,
     /// Nothing is due for that long.
     Idle(Duration),
-    /// What is due has to wait for room.
-    Full,
+    /// What is due has to wait for room; look again after that long at the latest.
+    Full(Duration),
 }
 
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -71,10 +71,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 backoff.reset();
                 continue;
             }
-            Ok(Round::Full) => {
+            Ok(Round::Full(wait)) => {
                 tokio::select! {
                     () = shared.dispatcher.room.notified() => {}
-                    () = crate::clock::pause(SATURATED) => {}
+                    () = crate::clock::pause(wait) => {}
                     () = shared.draining.cancelled() => return,
                 }
                 continue;
@@ -114,25 +114,28 @@ async fn sleep_until_due(shared: &Shared, wait: Duration) {
 
 async fn round(shared: &Arc<Shared>, after: &mut String) -> Result<Round> {
     if !shared.dispatcher.has_room() || !shared.leases_hold() {
-        return Ok(Round::Full);
+        return Ok(Round::Full(SATURATED));
     }
+    let began = Instant::now();
     // What is told from here on is not covered by what is read below.
     shared.refill.due_ms.store(i64::MAX, Ordering::Release);
     let due = shared.store.due_lanes(LOOK, after).await?;
     *after = due.after;
     let lanes = due.lanes;
+    // Where thousands of lanes hang, those that don't are found by walking on, for half of the time at most.
+    let full = if after.is_empty() { SATURATED } else { SATURATED.min(began.elapsed()) };
     if lanes.is_empty() {
-        return idle(shared).await;
+        return idle(shared, full).await;
     }
     let (wants, max_bytes) = shared.dispatcher.wants(lanes.iter().map(|lane| Arc::from(lane.as_str())));
     if wants.is_empty() {
-        return Ok(Round::Full);
+        return Ok(Round::Full(full));
     }
     let withdrawals = cancelling::withdrawals(shared);
     let lease = shared.dispatcher.open_lease();
     let claimed = shared.store.claim(shared.node(), lease, &wants, max_bytes.max(1)).await;
     let result = match claimed {
-        Ok(deliveries) if deliveries.is_empty() => idle(shared).await,
+        Ok(deliveries) if deliveries.is_empty() => idle(shared, full).await,
         Ok(deliveries) => {
             take(shared, deliveries, lease, withdrawals).await;
             Ok(Round::Again)
@@ -166,14 +169,14 @@ pub(super) fn sweep(shared: &Shared) -> Duration {
     }
 }
 
-/// How long nothing will be due, as far as this node can know.
-async fn idle(shared: &Shared) -> Result<Round> {
+/// How long nothing will be due, as far as this node can know; `full` is how long to wait for room.
+async fn idle(shared: &Shared, full: Duration) -> Result<Round> {
     let sweep = sweep(shared);
     let next = shared.store.next_due().await?;
     Ok(Round::Idle(match next.due_at {
         None => sweep,
         // What is due has no room; what had room was not due.
-        Some(due_at) if due_at <= next.now && shared.dispatcher.is_hungry() => return Ok(Round::Full),
+        Some(due_at) if due_at <= next.now && shared.dispatcher.is_hungry() => return Ok(Round::Full(full)),
         Some(due_at) if due_at <= next.now => CONTENDED,
         Some(due_at) => due_at.since(next.now).min(sweep),
     }))

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{Cancellation, Result};
+use super::{Cancellation, NodeId, Result};
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
@@ -38,6 +38,8 @@ pub trait Cancelling {
     /// Cancels messages, each once. Unlike [`super::Store::cancel`] it says [`Cancellation::NotFound`] also of what is
     /// cancelled already. A few hundred at most, so that nothing waits long for their locks.
     async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>>;
+    /// What the node has leased and a user has cancelled.
+    async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>>;
     /// Those of the messages that are cancelled and not finished.
     async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>>;
 }

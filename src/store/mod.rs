@@ -515,8 +515,8 @@ pub trait Store:
     /// the walk is complete.
     async fn prune(&self, retention: Retention, now: Timestamp, after: &str) -> Result<Option<String>>;
 
-    /// Waits until another node says that something all must know has changed, such as the signing keys. Where there are
-    /// no other nodes it waits for ever.
+    /// Waits until another node says that something all must know has changed, such as the signing keys, or may have said so
+    /// unheard. Where there are no other nodes it waits for ever.
     async fn changed_elsewhere(&self) -> Result<()> {
         std::future::pending().await
     }

@@ -235,34 +235,87 @@ async fn a_cancel_of_many_withdraws_what_has_not_started(t: Test) {
     assert_eq!(receiver.requests_on("/").len(), 1);
 }
 
+/// A node with one attempt out and messages behind it in its memory, and another node.
+struct Held {
+    holder: Server,
+    other: Server,
+    receiver: Receiver,
+    gate: Gate,
+    running: String,
+    waiting: Vec<String>,
+}
+
+impl Held {
+    async fn start(t: &Test) -> Self {
+        let one = [("HOMING_CONCURRENCY", "1"), ("HOMING_CONCURRENCY_PER_ORIGIN", "1")];
+        let holder = t.server_with(&[&one[..], &[("HOMING_NODE_NAME", "a")]].concat()).await;
+        let other = t.server_with(&[("HOMING_NODE_NAME", "b")]).await;
+        let receiver = Receiver::start().await;
+        let gate = Gate::new();
+        receiver.script("/", [Reply::ok().behind(&gate)]);
+        let running = holder.publish(&receiver.url("/"), &[], "x").await;
+        receiver.next_request().await;
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            waiting.push(holder.publish(&receiver.url("/"), &[], "x").await);
+        }
+        Self { holder, other, receiver, gate, running, waiting }
+    }
+
+    /// All that waits ends while the only slot is taken, and nothing of it is ever attempted.
+    async fn end_as_cancelled(self) {
+        for id in &self.waiting {
+            eventually(&format!("{id} is withdrawn"), async || {
+                (self.other.states(id).await.last()? == "CANCELED").then_some(())
+            })
+            .await;
+            assert!(is_cancelled(&self.holder, id).await, "{:?}", self.holder.states(id).await);
+        }
+        self.gate.open();
+        assert_eq!(self.other.ended(&self.running).await, "CREATED ACTIVE CANCEL_REQUESTED DELIVERED");
+        assert_eq!(self.receiver.requests().len(), 1);
+    }
+}
+
 /// A cancel through one node reaches what another one has in memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_reaches_the_memory_of_other_nodes() {
     Test::run(Engine::Postgres, async |t| {
-        let one = [("HOMING_CONCURRENCY", "1"), ("HOMING_CONCURRENCY_PER_ORIGIN", "1")];
-        let a = t.server_with(&[&one[..], &[("HOMING_NODE_NAME", "a")]].concat()).await;
-        let b = t.server_with(&[("HOMING_NODE_NAME", "b")]).await;
-        let receiver = Receiver::start().await;
-        let gate = Gate::new();
-        receiver.script("/", [Reply::ok().behind(&gate)]);
-        let running = a.publish(&receiver.url("/"), &[], "x").await;
-        receiver.next_request().await;
-        let mut waiting = Vec::new();
-        for _ in 0..4 {
-            waiting.push(a.publish(&receiver.url("/"), &[], "x").await);
-        }
+        let held = Held::start(&t).await;
+        let (b, waiting) = (&held.other, &held.waiting);
         assert_eq!(b.call("DELETE", &format!("/v2/messages/{}", waiting[0])).send().await.status, 200);
-        assert_eq!(cancel(&b, "/v2/messages", "").await, json!({"cancelled": 4}), "one is cancelled already");
-        for id in &waiting {
-            // While the only slot is taken.
-            eventually(&format!("{id} is withdrawn"), async || {
-                (b.states(id).await.last()? == "CANCELED").then_some(())
-            })
-            .await;
-        }
-        gate.open();
-        assert_eq!(b.ended(&running).await, "CREATED ACTIVE CANCEL_REQUESTED DELIVERED");
-        assert_eq!(receiver.requests().len(), 1);
+        assert_eq!(cancel(b, "/v2/messages", "").await, json!({"cancelled": 4}), "one is cancelled already");
+        held.end_as_cancelled().await;
+    })
+    .await;
+}
+
+/// What is said while a node's connection is lost, it does not hear.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_reaches_other_nodes_that_just_lost_their_connection() {
+    Test::run(Engine::Postgres, async |t| {
+        let held = Held::start(&t).await;
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND query ILIKE 'LISTEN%'";
+        assert_eq!(t.execute(end).await, 2, "each node listens");
+        assert_eq!(cancel(&held.other, "/v2/messages", "").await, json!({"cancelled": 5}));
+        held.end_as_cancelled().await;
+    })
+    .await;
+}
+
+/// A node also looks by itself for cancels of which no word has come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_reaches_other_nodes_without_a_word() {
+    Test::run(Engine::Postgres, async |t| {
+        let held = Held::start(&t).await;
+        // As a node does that ends before it has told the others.
+        let cancel = "WITH marked AS ( \
+                          UPDATE deliveries SET cancel_requested_at = EXTRACT(EPOCH FROM now()) * 1000 \
+                          WHERE node <> 0 RETURNING * \
+                      ) INSERT INTO cancellations SELECT message_id, cancel_requested_at FROM marked";
+        assert_eq!(t.execute(cancel).await, 5);
+        held.end_as_cancelled().await;
     })
     .await;
 }

@@ -1,14 +1,16 @@
 //! What a destination receives, and what its answers lead to.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Gate, Receiver, Reply, TOKEN, Test, eventually, hex};
+use crate::support::{Gate, Receiver, Reply, Server, TOKEN, Test, eventually, hex};
 
 engines! {
     the_server_adds_its_headers,
@@ -30,6 +32,8 @@ engines! {
     retry_after_comes_first,
     unusable_retry_headers_are_ignored,
     a_silent_destination_holds_up_no_other,
+    many_silent_destinations_hold_up_no_other,
+    who_answers_goes_on_where_nobody_else_does,
     parallel_deliveries_keep_their_bodies,
     a_lack_of_descriptors_costs_no_attempt,
 }
@@ -411,6 +415,81 @@ async fn a_silent_destination_holds_up_no_other(t: Test) {
     gate.open();
     eventually("the held messages are delivered", async || (silent.requests().len() == 300).then_some(()))
         .await;
+}
+
+/// Destinations that accept connections and say nothing, at as many addresses as one likes.
+struct Silent {
+    port: u16,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Silent {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&accepted);
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                kept.push(connection);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { port, accepted }
+    }
+
+    /// Publishes as many messages to each of so many origins.
+    async fn publish(&self, server: &Server, origins: usize, each: usize) {
+        let mut items = Vec::new();
+        for origin in 0..origins {
+            let url = format!("http://127.1.{}.{}:{}/", origin / 250, origin % 250 + 1, self.port);
+            items.extend((0..each).map(|_| json!({"destination": &*url, "body": "x"})));
+        }
+        let call = server.call("POST", "/v2/batch").header("Content-Type", "application/json");
+        call.body(Value::from(items).to_string()).send().await.json(200);
+    }
+
+    async fn accepted(&self, count: usize) {
+        eventually(&format!("{count} attempts hang"), async || {
+            (self.accepted.load(Ordering::Relaxed) >= count).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn many_silent_destinations_hold_up_no_other(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    let silent = Silent::start().await;
+    silent.publish(&server, 600, 2).await;
+    silent.accepted(600).await;
+    for i in 0..20 {
+        let id = server.publish(&receiver.url("/"), &[], i.to_string()).await;
+        assert_eq!(receiver.next_request().await.message_id(), id);
+    }
+    silent.accepted(1200).await;
+}
+
+async fn who_answers_goes_on_where_nobody_else_does(t: Test) {
+    let limits =
+        [("HOMING_CONCURRENCY", "16"), ("HOMING_CONCURRENCY_PER_ORIGIN", "16"), ("HOMING_PREFETCH", "64")];
+    let (server, receiver) = (t.server_with(&limits).await, Receiver::start().await);
+    let known = server.publish(&receiver.url("/"), &[], "x").await;
+    assert_eq!(server.ended(&known).await, "CREATED ACTIVE DELIVERED");
+    // More than the slots, more than what is kept in memory, and more than a look at the store finds.
+    let silent = Silent::start().await;
+    silent.publish(&server, 400, 2).await;
+    silent.accepted(14).await;
+    receiver.script("/again", [Reply::status(500), Reply::ok()]);
+    let retry = [("Upstash-Retries", "1"), ("Upstash-Retry-Delay", "20")];
+    let again = server.publish(&receiver.url("/again"), &retry, "x").await;
+    let later = server.publish(&receiver.url("/"), &[("Upstash-Delay", "1s")], "x").await;
+    for _ in 0..30 {
+        let id = server.publish(&receiver.url("/"), &[], "x").await;
+        assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
+    }
+    assert_eq!(server.ended(&again).await, "CREATED ACTIVE ERROR RETRY ACTIVE DELIVERED");
+    assert_eq!(server.ended(&later).await, "CREATED ACTIVE DELIVERED");
 }
 
 async fn parallel_deliveries_keep_their_bodies(t: Test) {

@@ -16,6 +16,7 @@ use homing::store::schedules::Schedules as _;
 use homing::store::sql::SqlStore;
 use homing::store::url_groups::{Upserted, UrlGroupLimits};
 use homing::store::{Accept, Accepted, Applied, Lease, NodeId, Repeat, Retention, Store, UrlGroups as _};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::gates::{queued, take, under};
 use crate::schedules::{run, schedule};
@@ -437,4 +438,28 @@ async fn disturb(store: &SqlStore, node: NodeId, kind: u32, round: i64) {
             store.reconcile(node, &[], Lease(0)).await.unwrap();
         }
     }
+}
+
+/// What is said while the connection that listens is lost is heard by nobody: that it was lost counts as a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_connection_counts_as_a_change() {
+    let database = Database::create().await;
+    let (store, other) = (database.connect().await, database.connect().await);
+    store.changed_elsewhere().await.expect("it listens from here on");
+    other.tell_others().await.unwrap();
+    store.changed_elsewhere().await.expect("it was told");
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+               WHERE datname = current_database() AND query ILIKE 'LISTEN%'";
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    let ended: Vec<bool> = sqlx::query_scalar(end).fetch_all(&mut connection).await.unwrap();
+    assert_eq!(ended, [true]);
+    let told = tokio::time::timeout(Duration::from_secs(20), store.changed_elsewhere()).await;
+    told.expect("it counts as a change").expect("it listens again");
+    other.tell_others().await.unwrap();
+    store.changed_elsewhere().await.expect("it was told");
+    connection.close().await.unwrap();
+    for store in [store, other] {
+        store.close().await;
+    }
+    database.remove().await;
 }

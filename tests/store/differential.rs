@@ -630,7 +630,12 @@ impl Run {
         same!(self, |store| {
             let mut requested = store.cancel_requested(&self.messages).await.unwrap();
             requested.sort();
-            requested
+            let mut held = Vec::new();
+            for node in self.nodes {
+                held.extend(store.cancelled_leases(node).await.unwrap());
+            }
+            held.sort();
+            (requested, held)
         });
     }
 

@@ -248,6 +248,9 @@ pub(crate) async fn many_messages_are_cancelled(world: World) {
     let mut requested = world.store.cancel_requested(&ids).await.unwrap();
     requested.sort();
     assert_eq!(requested, [leased.id.clone(), running.id.clone()]);
+    let mut held = world.store.cancelled_leases(NODE).await.unwrap();
+    held.sort();
+    assert_eq!(held, requested);
     let held = [(leased.id.clone(), Lease(7))];
     assert_eq!(world.store.finish_cancelled(NODE, &held, time(START + 60)).await.unwrap(), 1);
     assert_eq!(world.finish(running.retry_at(START)).await, Applied::No, "no further attempt");
@@ -340,4 +343,42 @@ pub(crate) async fn a_days_messages_are_reserved_once(world: World) {
     assert_eq!(world.store.reserve_messages(100, 7, 10).await.unwrap(), 0, "the limit was lowered");
     assert_eq!(world.store.reserve_messages(101, 7, 10).await.unwrap(), 7);
     assert_eq!(world.store.reserve_messages(101, 7, 10).await.unwrap(), 3);
+}
+
+/// The log tells what happened in its order, also where the nodes that wrote it down have clocks that are apart.
+pub(crate) async fn a_cancel_comes_after_what_it_ends(world: World) {
+    let early = time(START - 5000);
+    let cancelled = [State::Created, State::CancelRequested, State::Cancelled];
+    let [waits, one_of_many] = [world.publish("a").await, world.publish("a").await];
+    assert_eq!(world.store.cancel(&waits, early).await.unwrap(), Cancellation::Cancelled);
+    let results = world.store.cancel_many(std::slice::from_ref(&one_of_many), early).await.unwrap();
+    assert_eq!(results, [Cancellation::Cancelled]);
+    for id in [&waits, &one_of_many] {
+        assert_eq!(world.story(id).await, cancelled);
+    }
+
+    // One node requests it, and another one, whose clock is behind, ends it.
+    let (withdrawn, running) = (world.publish_leased("a", 7).await, world.publish_leased("a", 8).await);
+    let late = time(START + 600_000);
+    for held in [&withdrawn, &running] {
+        assert_eq!(world.store.cancel(&held.id, late).await.unwrap(), Cancellation::Requested);
+    }
+    let held = [(withdrawn.id.clone(), Lease(7))];
+    assert_eq!(world.store.finish_cancelled(NODE, &held, early).await.unwrap(), 1);
+    assert_eq!(world.finish(running.cancelled()).await, Applied::Yes);
+    assert_eq!(world.story(&withdrawn.id).await, cancelled);
+    assert_eq!(world.story(&running.id).await.last(), Some(&State::Cancelled));
+
+    // A retry's wait, and its attempt.
+    for again in [false, true] {
+        let failed = world.publish_leased("a", 9).await;
+        assert_eq!(world.finish(failed.retry_at(START)).await, Applied::Yes);
+        if again {
+            assert_eq!(world.claim_one("a", 10).await.message.id, failed.id);
+        }
+        assert_ne!(world.store.cancel(&failed.id, early).await.unwrap(), Cancellation::NotFound);
+        let story = world.story(&failed.id).await;
+        let end = if again { State::CancelRequested } else { State::Cancelled };
+        assert_eq!(story.last(), Some(&end), "{story:?}");
+    }
 }

@@ -154,6 +154,7 @@ on_all_stores! { filters:
     dead_letters_are_filtered_by_their_messages,
     unfinished_messages_are_found,
     many_messages_are_cancelled,
+    a_cancel_comes_after_what_it_ends,
     cancels_at_once_count_each_message_once,
     retries_leave_out_what_is_gone,
     a_days_messages_are_reserved_once,

@@ -229,7 +229,7 @@ impl Contents {
             }
             Next::Cancelled => {
                 let cancelling = self.cancellations.get_mut(&ended.id).expect("it was requested");
-                cancelling.cancelled_at = Some(finish.attempt.ended_at);
+                cancelling.cancelled_at = Some(finish.attempt.ended_at.max(cancelling.requested_at));
             }
             Next::Delivered | Next::Retry { .. } => {}
         }
@@ -247,7 +247,20 @@ impl Contents {
         Applied::Yes
     }
 
+    /// Now, by a node's clock, but not before anything that is known of the message.
+    fn cancel_time(&self, id: &MessageId, now: Timestamp) -> Timestamp {
+        let created = self.messages.get(id).map(|message| message.created_at);
+        let attempts = self.attempts.range((id.clone(), 0)..=(id.clone(), u32::MAX));
+        let held = self.deliveries.get(id).filter(|waiting| waiting.holder.is_some());
+        attempts
+            .map(|(_, ending)| ending.attempt.ended_at)
+            .chain(created)
+            .chain(held.map(|waiting| waiting.due_at))
+            .fold(now, Timestamp::max)
+    }
+
     fn cancel(&mut self, id: &MessageId, now: Timestamp) -> Cancellation {
+        let now = self.cancel_time(id, now);
         let Some(delivery) = self.deliveries.get_mut(id) else { return Cancellation::NotFound };
         let cancelling = self
             .cancellations
@@ -257,7 +270,7 @@ impl Contents {
             delivery.cancel_requested = true;
             return Cancellation::Requested;
         }
-        cancelling.cancelled_at = Some(now);
+        cancelling.cancelled_at = Some(now.max(cancelling.requested_at));
         self.deliveries.remove(id);
         Cancellation::Cancelled
     }
@@ -633,8 +646,9 @@ impl Store for Model {
                 .is_some_and(|waiting| waiting.holder == Some((node, *lease)) && waiting.cancel_requested);
             if held {
                 state.deliveries.remove(id);
+                let at = state.cancel_time(id, now);
                 let cancelling = state.cancellations.get_mut(id).expect("it was requested");
-                cancelling.cancelled_at = Some(now);
+                cancelling.cancelled_at = Some(at.max(cancelling.requested_at));
                 ended += 1;
             }
         }
@@ -856,6 +870,15 @@ impl homing::store::Cancelling for Model {
             _ => Cancellation::NotFound,
         };
         Ok(ids.iter().map(&mut cancel).collect())
+    }
+
+    async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>> {
+        let state = self.state();
+        let is_wanted = |waiting: &Waiting| {
+            waiting.cancel_requested && waiting.holder.is_some_and(|(holder, _)| holder == node)
+        };
+        let wanted = state.deliveries.iter().filter(|(_, waiting)| is_wanted(waiting));
+        Ok(wanted.map(|(id, _)| id.clone()).collect())
     }
 
     async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>> {

@@ -5,11 +5,12 @@ use std::collections::{HashMap, HashSet};
 use async_trait::async_trait;
 use sqlx::{PgPool, SqlitePool};
 
+use super::deliveries::{known_times, on_cancelled_again};
 use super::query::Query;
 use super::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, Tx, commit, messages, within};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Cancellation, Cancelling, Look, Result, UnfinishedFilter};
+use crate::store::{Cancellation, Cancelling, Look, NodeId, Result, UnfinishedFilter};
 
 #[derive(sqlx::FromRow)]
 struct IdRow {
@@ -53,6 +54,18 @@ impl Cancelling for SqlStore {
                 }
             }
             Ok(ids.iter().map(|id| found.remove(id.as_str()).unwrap_or(Cancellation::NotFound)).collect())
+        })
+        .await
+    }
+
+    async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>> {
+        within(DEADLINE, async {
+            let mut query = Query::new(&self.readers());
+            query
+                .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND node = ")
+                .number(node.0);
+            let rows: Vec<IdRow> = query.fetch(&self.readers()).await?;
+            Ok(rows.into_iter().map(|row| MessageId::new(row.message_id)).collect())
         })
         .await
     }
@@ -151,16 +164,19 @@ async fn cancel(
 
     let mut record = Query::new(tx);
     record
-        .sql("INSERT INTO cancellations (message_id, requested_at, cancelled_at) SELECT d.message_id, ")
-        .number(now.as_millis())
-        .sql(", CASE WHEN d.node = 0 THEN ")
-        .number(now.as_millis())
-        .sql(" END FROM deliveries d WHERE d.message_id ")
-        .one_of(&[&waiting[..], &leased[..]].concat())
         .sql(
-            " ON CONFLICT (message_id) DO UPDATE \
-             SET cancelled_at = COALESCE(cancellations.cancelled_at, excluded.cancelled_at)",
-        );
+            "INSERT INTO cancellations (message_id, requested_at, cancelled_at) \
+             SELECT message_id, at, CASE WHEN node = 0 THEN at END \
+             FROM (SELECT d.message_id, d.node, (SELECT MAX(known.at) FROM (SELECT CAST(",
+        )
+        .number(now.as_millis())
+        .sql(concat!(
+            " AS BIGINT) AS at",
+            known_times!("d.message_id"),
+            " AS at FROM deliveries d WHERE d.message_id "
+        ))
+        .one_of(&[&waiting[..], &leased[..]].concat())
+        .sql(concat!(") AS c", on_cancelled_again!()));
     record.execute_in(tx).await?;
     let mut remove = Query::new(tx);
     remove.sql("DELETE FROM deliveries WHERE message_id ").one_of(&waiting);

@@ -64,7 +64,7 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
             sqlx::query(delete).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
         });
         if deleted == 1 {
-            record(tx, id, now, Some(now)).await?;
+            record(tx, id, now, true).await?;
             return Ok(Cancellation::Cancelled);
         }
         let marked = on_backend!(&mut *tx, |tx| {
@@ -76,7 +76,7 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
                 .rows_affected()
         });
         if marked == 1 {
-            record(tx, id, now, None).await?;
+            record(tx, id, now, false).await?;
             return Ok(Cancellation::Requested);
         }
         if !exists(tx, id).await? {
@@ -93,22 +93,57 @@ async fn exists(tx: &mut Tx, id: &MessageId) -> Result<bool> {
     }))
 }
 
-pub(super) async fn record(
-    tx: &mut Tx,
-    id: &MessageId,
-    requested_at: Timestamp,
-    cancelled_at: Option<Timestamp>,
-) -> Result<()> {
-    let sql = "INSERT INTO cancellations (message_id, requested_at, cancelled_at) VALUES ($1, $2, $3) \
-               ON CONFLICT (message_id) DO UPDATE \
-               SET cancelled_at = COALESCE(cancellations.cancelled_at, excluded.cancelled_at)";
+/// When the message that `$id` names was cancelled, by a node whose time is `$now`: not before anything else that is known of
+/// it. Other nodes may have written that down, whose clocks are a little apart, and the log goes by time.
+macro_rules! cancel_time {
+    ($now:literal, $id:literal) => {
+        concat!(
+            "(SELECT MAX(known.at) FROM (SELECT CAST(",
+            $now,
+            " AS BIGINT) AS at",
+            $crate::store::sql::deliveries::known_times!($id)
+        )
+    };
+}
+pub(super) use cancel_time;
+
+/// The end of it.
+macro_rules! known_times {
+    ($id:literal) => {
+        concat!(
+            " UNION ALL SELECT created_at FROM messages WHERE id = ",
+            $id,
+            " UNION ALL SELECT ended_at FROM attempts WHERE message_id = ",
+            $id,
+            " UNION ALL SELECT due_at FROM deliveries WHERE node <> 0 AND message_id = ",
+            $id,
+            ") AS known)"
+        )
+    };
+}
+pub(super) use known_times;
+
+/// What becomes of a cancellation that was requested before, when it takes effect. The condition is for SQLite's parser.
+macro_rules! on_cancelled_again {
+    () => {
+        " WHERE 1 = 1 ON CONFLICT (message_id) DO UPDATE SET cancelled_at = COALESCE(cancellations.cancelled_at, \
+              CASE WHEN excluded.cancelled_at < cancellations.requested_at THEN cancellations.requested_at \
+              ELSE excluded.cancelled_at END)"
+    };
+}
+pub(super) use on_cancelled_again;
+
+/// Takes note of a cancel, and whether it has taken effect.
+pub(super) async fn record(tx: &mut Tx, id: &MessageId, now: Timestamp, cancelled: bool) -> Result<()> {
+    let sql = concat!(
+        "INSERT INTO cancellations (message_id, requested_at, cancelled_at) \
+         SELECT $1, at, CASE WHEN $3 THEN at END FROM (SELECT ",
+        cancel_time!("$2", "$1"),
+        " AS at) AS c",
+        on_cancelled_again!()
+    );
     on_backend!(tx, |tx| {
-        sqlx::query(sql)
-            .bind(id.as_str())
-            .bind(requested_at.as_millis())
-            .bind(cancelled_at.map(Timestamp::as_millis))
-            .execute(&mut **tx)
-            .await?;
+        sqlx::query(sql).bind(id.as_str()).bind(now.as_millis()).bind(cancelled).execute(&mut **tx).await?;
     });
     Ok(())
 }
@@ -133,7 +168,7 @@ pub(super) async fn finish_cancelled(
             .rows_affected()
     });
     if deleted == 1 {
-        record(tx, id, now, Some(now)).await?;
+        record(tx, id, now, true).await?;
     }
     Ok(deleted == 1)
 }

@@ -653,7 +653,7 @@ const FINISH_MIXED: &str = concat!(
          INSERT INTO dead_letters SELECT dlq_id, id, ended_at, status, error, headers, dlq_body \
          FROM gone WHERE dlq_id IS NOT NULL), \
      c AS ( \
-         UPDATE cancellations SET cancelled_at = gone.ended_at FROM gone \
+         UPDATE cancellations SET cancelled_at = GREATEST(requested_at, gone.ended_at) FROM gone \
          WHERE gone.result = 'cancelled' AND cancellations.message_id = ANY (ARRAY[gone.id])), \
      m AS ( \
          INSERT INTO messages SELECT ",

@@ -598,7 +598,7 @@ async fn finish(conn: &mut SqliteConnection, node: NodeId, batch: &[Ended]) -> R
     insert_attempts(conn, &ended).await?;
     insert_dead_letters(conn, &ended).await?;
     for ended in ended.iter().filter(|ended| matches!(ended.finish.next, Next::Cancelled)) {
-        sqlx::query("UPDATE cancellations SET cancelled_at = $1 WHERE message_id = $2")
+        sqlx::query("UPDATE cancellations SET cancelled_at = MAX(requested_at, $1) WHERE message_id = $2")
             .bind(ended.finish.attempt.ended_at.as_millis())
             .bind(ended.id.as_str())
             .execute(&mut *conn)

@@ -621,8 +621,9 @@ impl Store for SqlStore {
             // What changed before this was heard by nobody.
             return Ok(());
         };
-        // A listener whose connection broke is not put back: the next call connects anew.
-        listener.recv().await?;
+        // Nothing was received when the connection was lost and made anew. What was said meanwhile was heard by nobody, so
+        // it counts as a change. A listener that can't connect is not put back.
+        let _change = listener.try_recv().await?;
         *place = Some(listener);
         Ok(())
     }

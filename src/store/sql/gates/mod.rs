@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sqlx::{Connection as _, PgConnection, PgPool, SqlitePool};
 
 use self::entry::{Conn, has_room};
-use super::deliveries::record;
+use super::deliveries::{cancel_time, on_cancelled_again, record};
 use super::nodes::now_ms;
 use super::writer::Writer;
 use super::{Backend, Tx, codec};
@@ -393,7 +393,7 @@ pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Res
     });
     let requested: Vec<MessageId> = requested.into_iter().map(MessageId::new).collect();
     for id in &requested {
-        record(tx, id, now, None).await?;
+        record(tx, id, now, false).await?;
     }
     let left = "SELECT COUNT(*) FROM (SELECT 1 FROM deliveries WHERE gate = $1 AND node = 0 LIMIT 1) AS rest";
     let left: i64 =
@@ -424,9 +424,10 @@ async fn cancel_waiting(tx: &mut Tx, gate: &str, now: Timestamp) -> Result<u64> 
         Tx::Postgres(tx) => Ok(sqlx::query(concat!(
             "WITH gone AS (",
             delete!(),
-            ") INSERT INTO cancellations SELECT message_id, $3, $3 FROM gone \
-             ON CONFLICT (message_id) DO UPDATE \
-             SET cancelled_at = COALESCE(cancellations.cancelled_at, excluded.cancelled_at)"
+            ") INSERT INTO cancellations SELECT message_id, at, at FROM (SELECT message_id, ",
+            cancel_time!("$3", "gone.message_id"),
+            " AS at FROM gone) AS c",
+            on_cancelled_again!()
         ))
         .bind(gate)
         .bind(REMOVED_AT_ONCE)
@@ -441,7 +442,7 @@ async fn cancel_waiting(tx: &mut Tx, gate: &str, now: Timestamp) -> Result<u64> 
                 .fetch_all(&mut **inner)
                 .await?;
             for id in &gone {
-                record(tx, &MessageId::new(id), now, Some(now)).await?;
+                record(tx, &MessageId::new(id), now, true).await?;
             }
             Ok(gone.len() as u64)
         }
