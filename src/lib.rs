@@ -7,5 +7,6 @@ pub mod domain;
 pub mod egress;
 pub mod engine;
 pub mod listener;
+pub mod logging;
 pub mod server;
 pub mod store;

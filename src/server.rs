@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -24,6 +25,9 @@ use crate::listener::{self, Listener};
 use crate::store::sql::{self, SqlStore};
 use crate::store::url_groups::UrlGroupLimits;
 use crate::store::{Retention, SigningKeyPair, Store, StoredKeys};
+
+/// How long what is written to stdout may take.
+const STDOUT: Duration = Duration::from_secs(1);
 
 /// Runs the server until it is told to stop by SIGTERM or SIGINT; a second signal ends it at once.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -89,7 +93,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         idle_timeout: config.idle_timeout.get(),
     };
     let listener = Listener::start(socket, Arc::new(api), settings);
-    announce(config, address, token.as_deref())?;
+    announce(config, address, token.as_deref()).await?;
     Ok(Running { engine, listener, store })
 }
 
@@ -98,7 +102,7 @@ pub async fn migrate(config: Config) -> anyhow::Result<()> {
     let store = open(&config).await?;
     store.migrate().await?;
     store.close().await;
-    print(&format!("{} is up to date.\n", config.database_url))?;
+    print(format!("{} is up to date.\n", config.database_url)).await;
     Ok(())
 }
 
@@ -229,7 +233,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
 }
 
 /// Tells on stdout where the server is, where its data is, and, at the first start, how to use it.
-fn announce(config: &Config, address: SocketAddr, token: Option<&str>) -> anyhow::Result<()> {
+async fn announce(config: &Config, address: SocketAddr, token: Option<&str>) -> anyhow::Result<()> {
     let mut local = config.clone();
     local.listen = address;
     let url = config.public_url.clone().unwrap_or_else(|| format!("http://{}", local.local_addr()));
@@ -259,14 +263,27 @@ fn announce(config: &Config, address: SocketAddr, token: Option<&str>) -> anyhow
         }
         None => {}
     }
-    print(&text)
+    print(text).await;
+    Ok(())
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+/// Writes to stdout, whose reader may be gone or not reading: neither keeps the server from its work.
+async fn print(text: String) {
+    let write = tokio::task::spawn_blocking(move || {
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    });
+    let error = match tokio::time::timeout(STDOUT, write).await {
+        Ok(Ok(Ok(()))) => return,
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "nobody reads it".to_owned(),
+    };
+    tracing::warn!(
+        error,
+        "what belongs on standard output could not be written; if the first token was there, HOMING_TOKEN sets another"
+    );
 }
 
 /// The signals that stop the server.
