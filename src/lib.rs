@@ -6,6 +6,7 @@ pub mod config;
 pub mod domain;
 pub mod egress;
 pub mod engine;
+pub mod failure;
 pub mod listener;
 pub mod logging;
 pub mod server;

@@ -37,9 +37,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         running = start(&config) => running?,
         () = signals.next() => return Ok(()),
     };
+    let failure = engine.failure();
     let failed = tokio::select! {
         () = signals.next() => false,
-        () = engine.failed() => true,
+        () = failure.wait() => true,
     };
     tracing::info!("stopping: finishing what is in flight");
     let drain = async {
@@ -54,7 +55,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::warn!("stopped at once by a second signal; what was in flight will be repeated");
         }
     }
-    anyhow::ensure!(!failed, "a part of the server failed; the log has the cause");
+    anyhow::ensure!(!failed, "a task of the server failed; the log has the cause");
     Ok(())
 }
 
@@ -92,7 +93,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         max_connections: config.max_connections,
         idle_timeout: config.idle_timeout.get(),
     };
-    let listener = Listener::start(socket, Arc::new(api), settings);
+    let listener = Listener::start(socket, Arc::new(api), settings, &engine.failure());
     announce(config, address, token.as_deref()).await?;
     Ok(Running { engine, listener, store })
 }

@@ -95,7 +95,7 @@ pub fn lane(message: &Message) -> Arc<str> {
 pub(super) fn start(shared: &Arc<Shared>, jobs: mpsc::Receiver<Job>, tasks: &TaskTracker) {
     let jobs = Arc::new(Mutex::new(jobs));
     for _ in 0..shared.settings.writers {
-        super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&jobs)));
+        super::spawn(shared, tasks, "storing outcomes", run(Arc::clone(shared), Arc::clone(&jobs)));
     }
 }
 

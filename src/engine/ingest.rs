@@ -113,9 +113,14 @@ impl Ingest {
             arrived: Notify::new(),
         });
         for _ in 0..shared.settings.writers {
-            super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&backlog)));
+            super::spawn(shared, tasks, "accepting messages", run(Arc::clone(shared), Arc::clone(&backlog)));
             for _ in 0..HELPERS {
-                super::spawn(shared, tasks, help(Arc::clone(shared), Arc::clone(&backlog)));
+                super::spawn(
+                    shared,
+                    tasks,
+                    "accepting messages",
+                    help(Arc::clone(shared), Arc::clone(&backlog)),
+                );
             }
         }
         Self { submissions, backlog }

@@ -20,6 +20,7 @@ mod bare_errors;
 
 use self::bare_errors::BareErrors;
 use crate::api::{Api, Peer};
+use crate::failure::Failure;
 
 /// Bytes of a request's head at most, for both protocols.
 const MAX_HEAD: u32 = 128 << 10;
@@ -47,10 +48,11 @@ pub struct Listener {
 
 impl Listener {
     /// Serves connections until [`Listener::stop`].
-    pub fn start(socket: TcpListener, api: Arc<Api>, settings: Settings) -> Self {
+    pub fn start(socket: TcpListener, api: Arc<Api>, settings: Settings, failure: &Failure) -> Self {
         let stopping = CancellationToken::new();
         let connections = TaskTracker::new();
-        connections.spawn(accept(socket, api, settings, stopping.clone(), connections.clone()));
+        let accepting = accept(socket, api, settings, stopping.clone(), connections.clone());
+        connections.spawn(failure.guard("accepting connections", accepting));
         Self { stopping, connections }
     }
 

@@ -13,6 +13,7 @@ use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
 use crate::domain::outcome::{Finish, Response};
 use crate::domain::time::Timestamp;
+use crate::failure::Failure;
 
 pub mod cancelling;
 pub mod gates;
@@ -510,6 +511,10 @@ pub trait Store:
         Ok(())
     }
 
+    /// What is set when a task of the store panics.
+    fn failure(&self) -> Failure {
+        Failure::default()
+    }
     /// Whether the store answers.
     async fn ping(&self) -> Result<()>;
     /// Ends all connections.

@@ -22,6 +22,7 @@ use super::{
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
+use crate::failure::Failure;
 
 /// Expands the body once per engine, the driver inferred in each arm. Not a closure: `?` returns from the function.
 macro_rules! on_backend {
@@ -139,13 +140,15 @@ struct SqlitePools {
 pub struct SqlStore {
     backend: Backend<PostgresPools, SqlitePools>,
     max_queues: Option<u32>,
+    failure: Failure,
 }
 
 impl SqlStore {
     /// Connects without touching the schema.
     pub async fn connect(options: &Options) -> Result<Self> {
-        let backend = open::connect(options).await?;
-        Ok(Self { backend, max_queues: options.max_queues })
+        let failure = Failure::default();
+        let backend = open::connect(options, &failure).await?;
+        Ok(Self { backend, max_queues: options.max_queues, failure })
     }
 
     /// Brings the schema up to date, under a lock where several nodes may try at once.
@@ -333,7 +336,7 @@ impl Store for SqlStore {
             Backend::Postgres(pools) => {
                 let look = pools.low_water.for_look();
                 if let Look::FromAndBeside(_) = look {
-                    pools.low_water.look_beside(pools.rest.clone());
+                    pools.low_water.look_beside(pools.rest.clone(), &self.failure);
                 }
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
                 let step = hot_postgres::due_lanes(&mut conn, limit, after, &pools.low_water, look);
@@ -613,6 +616,10 @@ impl Store for SqlStore {
             Ok(())
         })
         .await
+    }
+
+    fn failure(&self) -> Failure {
+        self.failure.clone()
     }
 
     async fn ping(&self) -> Result<()> {

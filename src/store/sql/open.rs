@@ -18,19 +18,23 @@ use super::checkpoint::{self, Checkpointer};
 use super::low_water::LowWater;
 use super::writer::Writer;
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
+use crate::failure::Failure;
 use crate::store::{Result, StoreError};
 
 /// Readers beside SQLite's writer.
 const SQLITE_READERS: u32 = 4;
 
-pub(super) async fn connect(options: &Options) -> Result<Backend<PostgresPools, SqlitePools>> {
+pub(super) async fn connect(
+    options: &Options,
+    failure: &Failure,
+) -> Result<Backend<PostgresPools, SqlitePools>> {
     match &options.database {
-        Database::Sqlite(path) => sqlite(path, options).await.map(Backend::Sqlite),
-        Database::Postgres(url) => postgres(url, options).await.map(Backend::Postgres),
+        Database::Sqlite(path) => sqlite(path, options, failure).await.map(Backend::Sqlite),
+        Database::Postgres(url) => postgres(url, options, failure).await.map(Backend::Postgres),
     }
 }
 
-async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
+async fn postgres(url: &str, options: &Options, failure: &Failure) -> Result<PostgresPools> {
     let base = PgConnectOptions::from_str(url)
         .map_err(|error| StoreError::Open { reason: format!("the Postgres URL can't be read: {error}") })?
         .application_name("homing");
@@ -77,12 +81,12 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
         listening: PgPoolOptions::new().max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
         low_water: Arc::new(LowWater::new()),
-        vacuum: super::vacuum::Vacuum::start(unlimited.clone(), options.vacuum_after),
+        vacuum: super::vacuum::Vacuum::start(unlimited.clone(), options.vacuum_after, failure),
         unlimited,
     })
 }
 
-async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
+async fn sqlite(path: &Path, options: &Options, failure: &Failure) -> Result<SqlitePools> {
     let max_queues = options.max_queues;
     let open = |reason: String| StoreError::Open { reason };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -132,8 +136,8 @@ async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
         .connect_with(options.pragma("cache_size", "-512"))
         .await?;
     let writer = Arc::new(Writer::new(writer));
-    let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path);
-    let group = hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues);
+    let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path, failure);
+    let group = hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues, failure);
     let dead_letters = tokio::sync::Mutex::new(());
     Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, dead_letters, _lock: lock })
 }
