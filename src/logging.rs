@@ -181,7 +181,7 @@ mod tests {
         let (lines, opener, written) = gated(10);
         lines.add(b"first\n");
         // The thread has taken it, and waits for its reader.
-        while lines.0.state().waiting.len() > 0 {
+        while !lines.0.state().waiting.is_empty() {
             std::thread::yield_now();
         }
         lines.add(b"second\n");

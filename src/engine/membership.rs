@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, cancelling, ids};
+use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, cancelling, ids, recent};
 use crate::clock::pause;
 use crate::store::Result;
 
@@ -71,13 +71,20 @@ async fn read_keys(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Follows what other nodes change. A change that is not heard is seen at the next heartbeat.
+/// Follows what other nodes change, and the database to where it moves. A change that is not heard is seen at the next
+/// heartbeat.
 pub(super) async fn follow(shared: Arc<Shared>) {
+    let mut moves = shared.store.moves();
     loop {
         let heard = tokio::select! {
             heard = shared.store.changed_elsewhere() => heard,
             () = shared.stopping.cancelled() => return,
         };
+        if std::mem::replace(&mut moves, shared.store.moves()) != moves {
+            recent::store_again(&shared).await;
+            // What else is missing there may have freed leases that are ours again.
+            shared.doubt_leases();
+        }
         let read = match heard {
             Ok(()) => read_keys(&shared).await.and(cancelling::withdraw_cancelled(&shared).await),
             Err(error) => Err(error),

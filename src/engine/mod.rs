@@ -32,6 +32,7 @@ pub mod ids;
 pub mod ingest;
 pub mod keys;
 mod membership;
+mod recent;
 mod refill;
 mod retention;
 pub mod schedules;
@@ -110,6 +111,7 @@ pub(crate) struct Shared {
     /// Counts looks for cancelled messages in this node's memory.
     withdrawals: AtomicU64,
     finisher: mpsc::Sender<finisher::Job>,
+    recent: recent::Recent,
     attempts: TaskTracker,
     /// No new work.
     draining: CancellationToken,
@@ -262,6 +264,7 @@ impl Engine {
             gates: gates::Signal::default(),
             withdrawals: AtomicU64::new(0),
             finisher,
+            recent: recent::Recent::default(),
             attempts: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
@@ -300,9 +303,24 @@ impl Engine {
         &self.shared.keys
     }
 
-    /// Whether this node may start attempts: its registration is fresh and it isn't stopping.
-    pub fn is_ready(&self) -> bool {
-        self.shared.leases_hold() && !self.shared.draining.is_cancelled()
+    /// Whether this node accepts messages and delivers them; if not, why, in words.
+    pub async fn readiness(&self) -> Result<(), String> {
+        let shared = &self.shared;
+        if shared.failure.is_set() {
+            return Err("a task of the server has failed".to_owned());
+        }
+        if shared.draining.is_cancelled() {
+            return Err("stopping".to_owned());
+        }
+        if let Some(trouble) = shared.store.trouble() {
+            return Err(format!("the database can't be written to: {trouble}"));
+        }
+        if !shared.leases_hold() {
+            return Err("the registration in the database could not be renewed".to_owned());
+        }
+        shared.store.ping().await.map_err(|error| {
+            format!("the database can't be read: {}", error.trouble().unwrap_or("it refuses to be"))
+        })
     }
 
     /// Cancels a message. When this returns, no further attempt of it starts on this node, nor on another one unless

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::{PgPool, SqlitePool};
 
 use super::query::Query;
-use super::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, Tx, commit, messages, within};
+use super::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, Tx, messages, within};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{Cancellation, Cancelling, Look, Result, UnfinishedFilter};
@@ -85,7 +85,7 @@ impl SqlStore {
     ) -> Result<HashMap<String, Cancellation>> {
         let mut tx = self.begin().await?;
         let found = cancel(&mut tx, ids, locked, now).await?;
-        commit(tx).await?;
+        self.commit(tx).await?;
         Ok(found)
     }
 }

@@ -8,14 +8,16 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{Connection as _, Row as _};
 
 use super::checkpoint::{self, Checkpointer};
+use super::health::Health;
 use super::low_water::LowWater;
+use super::primary::Primary;
 use super::writer::Writer;
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
 use crate::failure::Failure;
@@ -58,31 +60,49 @@ async fn postgres(url: &str, options: &Options, failure: &Failure) -> Result<Pos
         ("enable_material", "off"),
         ("jit", "off"),
     ]);
+    let primary = Primary::new();
     let pool = || {
-        PgPoolOptions::new()
+        primary
+            .pool()
             .acquire_timeout(DEADLINE)
             .test_before_acquire(false)
             .idle_timeout(Duration::from_mins(10))
     };
     // A call that ran out of time may leave its connection inside a transaction.
     let clean = || {
-        pool().before_acquire(|connection, _| {
+        let primary = Arc::clone(&primary);
+        pool().before_acquire(move |connection, meta| {
+            let is_current = primary.is_current(meta.age);
             Box::pin(async move {
+                if !is_current {
+                    return Ok(false);
+                }
                 // As text, so that both are taken at the same moment unless the transaction is older.
                 let row = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(connection).await?;
                 row.try_get::<bool, _>(0)
             })
         })
     };
+    let current = || {
+        let primary = Arc::clone(&primary);
+        pool().before_acquire(move |_, meta| {
+            let is_current = primary.is_current(meta.age);
+            Box::pin(async move { Ok(is_current) })
+        })
+    };
+    let probe = rest.clone().options([("statement_timeout", "2s"), ("lock_timeout", "2s")]);
     Ok(PostgresPools {
-        hot: pool().max_connections(options.hot_connections).connect_with(hot).await?,
+        hot: current().max_connections(options.hot_connections).connect_with(hot).await?,
+        health: Health::start(Backend::Postgres(probe), failure),
+        looks: primary.start(unlimited.clone(), failure),
         heartbeat: clean().max_connections(1).connect_with(rest.clone()).await?,
         rest: clean().max_connections(options.connections).connect_with(rest).await?,
-        listening: PgPoolOptions::new().max_connections(1).connect_lazy_with(unlimited.clone()),
+        listening: current().max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
         low_water: Arc::new(LowWater::new()),
         vacuum: super::vacuum::Vacuum::start(unlimited.clone(), options.vacuum_after, failure),
         unlimited,
+        primary,
     })
 }
 
@@ -139,7 +159,8 @@ async fn sqlite(path: &Path, options: &Options, failure: &Failure) -> Result<Sql
     let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path, failure);
     let group = hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues, failure);
     let dead_letters = tokio::sync::Mutex::new(());
-    Ok(SqlitePools { writer, group, checkpointer, checkpoints, readers, dead_letters, _lock: lock })
+    let health = Health::start(Backend::Sqlite(Arc::clone(&writer)), failure);
+    Ok(SqlitePools { writer, group, health, checkpointer, checkpoints, readers, dead_letters, _lock: lock })
 }
 
 /// What can't be done with a path, and what may help. Files are made in the folder, which is what must be writable.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 
 use super::database::Database;
@@ -53,6 +53,16 @@ impl Server {
     /// Starts the process and waits until it is ready.
     pub(crate) async fn start(&self) {
         self.spawn();
+        self.ready().await;
+    }
+
+    /// The same with standard error going elsewhere than to the test's log.
+    pub(crate) async fn start_with_stderr(&self, stderr: impl Into<Stdio>) {
+        self.spawn_with(Stdio::piped(), stderr.into());
+        self.ready().await;
+    }
+
+    async fn ready(&self) {
         let address = eventually("the server says where it listens", async || {
             self.assert_running();
             self.shared.log.listening_on()
@@ -69,7 +79,14 @@ impl Server {
 
     /// Starts the process only, for one that is expected to refuse.
     pub(crate) fn spawn(&self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_homing"));
+        self.spawn_with(Stdio::piped(), Stdio::piped());
+    }
+
+    /// The same with the streams going elsewhere than to the test's log.
+    pub(crate) fn spawn_with(&self, stdout: Stdio, stderr: Stdio) {
+        // A limit on the size of files makes writes fail instead of ending the process.
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "trap '' XFSZ; exec \"$0\"", env!("CARGO_BIN_EXE_homing")]);
         // Nothing of the developer's environment may leak in: neither settings nor proxies.
         command.env_clear().current_dir(&self.shared.dir);
         for name in ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE", "RUST_BACKTRACE"] {
@@ -78,11 +95,15 @@ impl Server {
             }
         }
         command.envs(self.shared.settings.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let mut child = command.spawn().expect("the binary starts");
         self.shared.log.begin_process();
-        self.shared.log.follow(child.stdout.take().expect("stdout is piped"));
-        self.shared.log.follow(child.stderr.take().expect("stderr is piped"));
+        if let Some(stdout) = child.stdout.take() {
+            self.shared.log.follow(stdout);
+        }
+        if let Some(stderr) = child.stderr.take() {
+            self.shared.log.follow(stderr);
+        }
         let old = self.shared.child.lock().unwrap().replace(child);
         assert!(old.is_none(), "the server is running already");
     }
@@ -104,9 +125,18 @@ impl Server {
 
     /// Sends SIGTERM.
     pub(crate) fn ask_to_stop(&self) {
+        kill_process(self.pid(), Signal::TERM).expect("SIGTERM");
+    }
+
+    /// Lets it write no byte to a file behind the first `bytes`; `None`: as many as it likes.
+    pub(crate) fn limit_files(&self, bytes: Option<u64>) {
+        let limit = Rlimit { current: bytes, maximum: None };
+        prlimit(Some(self.pid()), Resource::Fsize, limit).expect("a limit on files");
+    }
+
+    fn pid(&self) -> Pid {
         let child = self.shared.child.lock().unwrap();
-        let pid = Pid::from_child(child.as_ref().expect("the server runs"));
-        kill_process(pid, Signal::TERM).expect("SIGTERM");
+        Pid::from_child(child.as_ref().expect("the server runs"))
     }
 
     /// Waits for the process to end by itself.

@@ -8,7 +8,7 @@ use super::{claim_postgres, claim_sqlite};
 use crate::domain::gate::FlowChange;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{DueGates, FlowKey, GateStep, Gates, Looks, Pass, Queue, QueueRemoval};
-use crate::store::sql::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, commit, hot_postgres, within};
+use crate::store::sql::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, hot_postgres, within};
 use crate::store::{Delivery, Lease, NodeId, Result};
 
 #[async_trait]
@@ -92,7 +92,7 @@ impl Gates for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let done = super::upsert_queue(&mut tx, name, parallelism, paused, max, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(done)
         })
         .await
@@ -102,7 +102,7 @@ impl Gates for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let done = super::pause_queue(&mut tx, name, paused, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(done)
         })
         .await
@@ -124,7 +124,7 @@ impl Gates for SqlStore {
         within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
             let removal = super::remove_queue(&mut tx, name, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(removal)
         })
         .await
@@ -134,7 +134,7 @@ impl Gates for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let done = super::change_flow_key(&mut tx, key, change, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(done)
         })
         .await
