@@ -7,6 +7,8 @@ mod descriptors;
 pub mod domain;
 pub mod egress;
 pub mod engine;
+pub mod failure;
 pub mod listener;
+pub mod logging;
 pub mod server;
 pub mod store;

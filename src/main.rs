@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use homing::config::{self, Config, ConfigError, LogFormat, LogLevel, Sources};
+use homing::logging::{self, Lines};
 use homing::store::StoreError;
 use tracing_subscriber::EnvFilter;
 
@@ -112,11 +113,16 @@ fn main() -> ExitCode {
     let Cli { command, settings } = Cli::parse();
     let command = command.unwrap_or(Command::Serve);
     let healthcheck = matches!(command, Command::Healthcheck);
-    match run(&command, settings) {
+    // Without a thread for them there are no lines; the exit code has to do.
+    let Ok(stderr) = Lines::to(io::stderr()) else { return ExitCode::FAILURE };
+    let result = run(&command, settings, &stderr);
+    if let Err(error) = &result {
+        stderr.add(format!("homing: {error:#}\n").as_bytes());
+    }
+    stderr.flush();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where stderr is gone, the exit code has to do.
-            drop(writeln!(io::stderr(), "homing: {error:#}"));
             // Docker knows 0 and 1 of a health check, and reserves the rest.
             let unusable =
                 matches!(error.downcast_ref(), Some(StoreError::Open { .. } | StoreError::Locked { .. }));
@@ -129,7 +135,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command, settings: Settings) -> anyhow::Result<()> {
+fn run(command: &Command, settings: Settings, stderr: &Lines) -> anyhow::Result<()> {
     if let Command::Config { example: true } = command {
         return say(&config::example_toml());
     }
@@ -138,11 +144,11 @@ fn run(command: &Command, settings: Settings) -> anyhow::Result<()> {
         Command::Config { .. } => say(&loaded.effective_toml()),
         Command::Healthcheck => say(&block_on(healthcheck(&loaded.config))?),
         Command::Serve => {
-            start_logging(&loaded.config)?;
+            start_logging(&loaded.config, stderr)?;
             block_on(homing::server::run(loaded.config))
         }
         Command::Migrate => {
-            start_logging(&loaded.config)?;
+            start_logging(&loaded.config, stderr)?;
             block_on(homing::server::migrate(loaded.config))
         }
     }
@@ -160,7 +166,7 @@ fn block_on<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 }
 
 /// Logs to stderr, as much as `RUST_LOG` says or else `log_level`.
-fn start_logging(config: &Config) -> anyhow::Result<()> {
+fn start_logging(config: &Config, stderr: &Lines) -> anyhow::Result<()> {
     let directives = match std::env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => directives,
         _ => match config.log_level {
@@ -171,11 +177,16 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
         },
     };
     let filter = EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG is `{directives}`"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A line that can't be written must not become another one, by a macro that panics when it can't be written either.
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr.clone())
+        .log_internal_errors(false);
     match config.log_format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
+    logging::log_panics(stderr.clone());
     Ok(())
 }
 

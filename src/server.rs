@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -26,6 +27,9 @@ use crate::store::sql::{self, SqlStore};
 use crate::store::url_groups::UrlGroupLimits;
 use crate::store::{Retention, SigningKeyPair, Store, StoredKeys};
 
+/// How long what is written to stdout may take.
+const STDOUT: Duration = Duration::from_secs(1);
+
 /// Runs the server until it is told to stop by SIGTERM or SIGINT; a second signal ends it at once.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // From here on a signal is ours, also while starting.
@@ -35,9 +39,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         running = start(&config) => running?,
         () = signals.next() => return Ok(()),
     };
+    let failure = engine.failure();
     let failed = tokio::select! {
         () = signals.next() => false,
-        () = engine.failed() => true,
+        () = failure.wait() => true,
     };
     tracing::info!("stopping: finishing what is in flight");
     let drain = async {
@@ -52,7 +57,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::warn!("stopped at once by a second signal; what was in flight will be repeated");
         }
     }
-    anyhow::ensure!(!failed, "a part of the server failed; the log has the cause");
+    anyhow::ensure!(!failed, "a task of the server failed; the log has the cause");
     Ok(())
 }
 
@@ -88,6 +93,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         max_response: config.max_response_size.get(),
         max_response_memory: config.prefetch_bytes.get(),
         extra_ca: config.extra_ca_file.as_deref(),
+        failure: &store.failure(),
     })?;
     let settings = engine_settings(config, address)?;
     let engine = Arc::new(Engine::start(settings, Arc::clone(&store), client, keys).await?);
@@ -97,8 +103,8 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         idle_timeout: config.idle_timeout.get(),
         stall_timeout: config.stall_timeout.get(),
     };
-    let listener = Listener::start(socket, Arc::new(api), settings);
-    announce(config, address, token.as_deref())?;
+    let listener = Listener::start(socket, Arc::new(api), settings, &engine.failure());
+    announce(config, address, token.as_deref()).await?;
     Ok(Running { engine, listener, store })
 }
 
@@ -107,7 +113,7 @@ pub async fn migrate(config: Config) -> anyhow::Result<()> {
     let store = open(&config).await?;
     store.migrate().await?;
     store.close().await;
-    print(&format!("{} is up to date.\n", config.database_url))?;
+    print(format!("{} is up to date.\n", config.database_url)).await;
     Ok(())
 }
 
@@ -244,7 +250,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
 }
 
 /// Tells on stdout where the server is, where its data is, and, at the first start, how to use it.
-fn announce(config: &Config, address: SocketAddr, token: Option<&str>) -> anyhow::Result<()> {
+async fn announce(config: &Config, address: SocketAddr, token: Option<&str>) -> anyhow::Result<()> {
     let mut local = config.clone();
     local.listen = address;
     let url = config.public_url.clone().unwrap_or_else(|| format!("http://{}", local.local_addr()));
@@ -274,14 +280,27 @@ fn announce(config: &Config, address: SocketAddr, token: Option<&str>) -> anyhow
         }
         None => {}
     }
-    print(&text)
+    print(text).await;
+    Ok(())
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+/// Writes to stdout, whose reader may be gone or not reading: neither keeps the server from its work.
+async fn print(text: String) {
+    let write = tokio::task::spawn_blocking(move || {
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    });
+    let error = match tokio::time::timeout(STDOUT, write).await {
+        Ok(Ok(Ok(()))) => return,
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "nobody reads it".to_owned(),
+    };
+    tracing::warn!(
+        error,
+        "what belongs on standard output could not be written; if the first token was there, HOMING_TOKEN sets another"
+    );
 }
 
 /// The signals that stop the server.

@@ -250,10 +250,8 @@ impl Api {
     }
 
     async fn readyz(&self) -> Result<Response, ApiError> {
-        if !self.engine.is_ready() {
-            return Err(ApiError::unavailable("not ready: stopping, or cut off from the database"));
-        }
-        self.engine.store().ping().await?;
+        let ready = self.engine.readiness().await;
+        ready.map_err(|reason| ApiError::unavailable(format!("not ready: {reason}")))?;
         json(http::StatusCode::OK, &serde_json::json!({ "status": "ready" }))
     }
 }

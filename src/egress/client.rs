@@ -18,6 +18,7 @@ use super::pool::{Free, Origin, Pool, SWEEP, Turn};
 use super::{http1, http2, tls};
 use crate::domain::message::{Headers, Method};
 use crate::domain::outcome::{FailureClass, Response};
+use crate::failure::Failure as ServerFailure;
 
 /// Response bodies up to this size are read without asking; beyond, the attempt takes a share of the memory for large
 /// responses.
@@ -48,6 +49,8 @@ pub struct Settings<'a> {
     pub max_response_memory: usize,
     /// A PEM file with further certificate authorities, and certificates to be trusted themselves.
     pub extra_ca: Option<&'a Path>,
+    /// What is set when the task that closes unused connections fails.
+    pub failure: &'a ServerFailure,
 }
 
 /// Why a client could not be made.
@@ -95,7 +98,7 @@ impl Client {
         let memory = settings.max_response_memory.max(settings.max_response);
         let pool = Arc::new(Pool::new(settings.idle_per_origin));
         let swept = Arc::clone(&pool);
-        let sweeper = tokio::spawn(async move {
+        let sweeper = settings.failure.spawn("unused connections", async move {
             loop {
                 crate::clock::pause(SWEEP).await;
                 swept.sweep();

@@ -49,7 +49,7 @@ const CALLER_IP: HeaderName = HeaderName::from_static("upstash-caller-ip");
 /// Starts the attempts of deliveries that the dispatcher let go.
 pub(super) fn start(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
     for delivery in deliveries {
-        shared.attempts.spawn(run(Arc::clone(shared), delivery));
+        shared.attempts.spawn(shared.failure.guard("an attempt", run(Arc::clone(shared), delivery)));
     }
 }
 

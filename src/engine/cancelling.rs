@@ -119,7 +119,8 @@ pub(super) async fn end(shared: &Arc<Shared>, cancelled: &[Delivery]) {
             messages = held.len(),
             "cancelled messages wait to be ended"
         );
-        tokio::spawn(end_later(Arc::clone(shared), node, held, opened));
+        let end = end_later(Arc::clone(shared), node, held, opened);
+        shared.failure.spawn("cancelled messages", end);
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::ids::FreshIds;
-use super::{Shared, cancelling, gates};
+use super::{Shared, cancelling, gates, recent};
 use crate::clock::since_boot;
 use crate::domain::destination::validate_url;
 use crate::domain::gate::is_gated;
@@ -95,7 +95,7 @@ pub fn lane(message: &Message) -> Arc<str> {
 pub(super) fn start(shared: &Arc<Shared>, jobs: mpsc::Receiver<Job>, tasks: &TaskTracker) {
     let jobs = Arc::new(Mutex::new(jobs));
     for _ in 0..shared.settings.writers {
-        super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&jobs)));
+        super::spawn(shared, tasks, "storing outcomes", run(Arc::clone(shared), Arc::clone(&jobs)));
     }
 }
 
@@ -163,6 +163,10 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
     let withdrawals = cancelling::withdrawals(shared);
     let held_at = since_boot();
     let (applied, sure) = finish(shared, &ended).await;
+    if shared.store.is_followed() {
+        // Also those whose leases were gone: they may have come to the new primary before their messages do.
+        shared.recent.keep(recent::Step::Ended(ended.clone()));
+    }
     let mut started = Vec::new();
     let mut again = Vec::new();
     let mut finished = Vec::with_capacity(jobs.len());

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
-use super::{Shared, cancelling};
+use super::{Shared, cancelling, recent};
 use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
 use crate::store::pace::{self, Pace};
@@ -113,9 +113,14 @@ impl Ingest {
             arrived: Notify::new(),
         });
         for _ in 0..shared.settings.writers {
-            super::spawn(shared, tasks, run(Arc::clone(shared), Arc::clone(&backlog)));
+            super::spawn(shared, tasks, "accepting messages", run(Arc::clone(shared), Arc::clone(&backlog)));
             for _ in 0..HELPERS {
-                super::spawn(shared, tasks, help(Arc::clone(shared), Arc::clone(&backlog)));
+                super::spawn(
+                    shared,
+                    tasks,
+                    "accepting messages",
+                    help(Arc::clone(shared), Arc::clone(&backlog)),
+                );
             }
         }
         Self { submissions, backlog }
@@ -256,6 +261,12 @@ async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Batch) {
                     }
                     (Accepted::Duplicate(_), None) => {}
                 }
+            }
+            if shared.store.is_followed() {
+                let stored = accepts.iter().zip(&results).filter(|(_, result)| **result == Accepted::Stored);
+                shared
+                    .recent
+                    .keep(recent::Step::Accepted(stored.map(|(accept, _)| accept.clone()).collect()));
             }
             // A cancel that follows the answer must find the message here.
             let started = shared.dispatcher.admit(deliveries);

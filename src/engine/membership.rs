@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, cancelling, ids};
+use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, cancelling, ids, recent};
 use crate::clock::{Jumps, pause, since_boot};
 use crate::store::Result;
 
@@ -97,9 +97,10 @@ async fn read_keys(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Follows what other nodes change. A word of it may get lost, with the connection that listens or otherwise, so this node
-/// looks every [`LOOK`] as well; for keys [`look`] does.
+/// Follows what other nodes change, and the database to where it moves. A word of it may get lost, with the connection
+/// that listens or otherwise, so this node looks every [`LOOK`] as well; for keys [`look`] does.
 pub(super) async fn follow(shared: Arc<Shared>) {
+    let mut moves = shared.store.moves();
     while shared.store.is_shared() {
         // Asked again and again, and not anew: nothing must be missed during a look.
         let mut heard = std::pin::pin!(shared.store.changed_elsewhere());
@@ -110,6 +111,11 @@ pub(super) async fn follow(shared: Arc<Shared>) {
                 () = shared.stopping.cancelled() => return,
             }
         };
+        if std::mem::replace(&mut moves, shared.store.moves()) != moves {
+            recent::store_again(&shared).await;
+            // What else is missing there may have freed leases that are ours again.
+            shared.doubt_leases();
+        }
         let result = match result {
             Ok(()) => read_keys(&shared).await,
             Err(error) => {

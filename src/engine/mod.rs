@@ -5,12 +5,10 @@
 //! Invariant: memory holds only leased deliveries, a bounded number of them; everything else is in the store. Losing a
 //! wake-up costs a sweep interval, never a message.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use http::HeaderValue;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +20,7 @@ use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
 use crate::egress::client::Client;
+use crate::failure::Failure;
 use crate::store::{Cancellation, Delivery, Lease, NodeId, Result, Retention, Store};
 
 pub mod attempt;
@@ -33,6 +32,7 @@ pub mod ids;
 pub mod ingest;
 pub mod keys;
 mod membership;
+mod recent;
 mod refill;
 mod retention;
 pub mod schedules;
@@ -111,14 +111,15 @@ pub(crate) struct Shared {
     /// Counts looks for cancelled messages in this node's memory.
     withdrawals: AtomicU64,
     finisher: mpsc::Sender<finisher::Job>,
+    recent: recent::Recent,
     attempts: TaskTracker,
     lack: attempt::Lack,
     /// No new work.
     draining: CancellationToken,
     /// Everything ends.
     stopping: CancellationToken,
-    /// A task failed that the engine can't do without.
-    failed: CancellationToken,
+    /// A task of the engine or of the store panicked.
+    failure: Failure,
 }
 
 impl Shared {
@@ -215,16 +216,15 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Starts a task that runs until the engine stops. One that fails takes the server with it: without it messages would
+/// Starts a task that runs until the engine stops. One that panics takes the server with it: without it messages would
 /// wait unnoticed.
-fn spawn(shared: &Arc<Shared>, tasks: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
-    let shared = Arc::clone(shared);
-    tasks.spawn(async move {
-        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-            tracing::error!("a task of the engine failed; the server stops");
-            shared.failed.cancel();
-        }
-    });
+fn spawn(
+    shared: &Shared,
+    tasks: &TaskTracker,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    tasks.spawn(shared.failure.guard(name, task));
 }
 
 /// The running engine.
@@ -253,6 +253,7 @@ impl Engine {
         let asked_ms = boot_ms();
         store.register(node, &settings.node_name).await?;
         let (finisher, jobs) = mpsc::channel(OUTCOMES);
+        let failure = store.failure();
         let shared = Arc::new(Shared {
             dispatcher: Dispatcher::new(&settings),
             settings,
@@ -270,23 +271,24 @@ impl Engine {
             gates: gates::Signal::default(),
             withdrawals: AtomicU64::new(0),
             finisher,
+            recent: recent::Recent::default(),
             attempts: TaskTracker::new(),
             lack: attempt::Lack::default(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
-            failed: CancellationToken::new(),
+            failure,
         });
         let tasks = TaskTracker::new();
         let ingest = ingest::Ingest::start(&shared, &tasks);
         finisher::start(&shared, jobs, &tasks);
-        spawn(&shared, &tasks, refill::run(Arc::clone(&shared)));
-        spawn(&shared, &tasks, gates::run(Arc::clone(&shared)));
-        spawn(&shared, &tasks, membership::beat(Arc::clone(&shared)));
-        spawn(&shared, &tasks, membership::run(Arc::clone(&shared)));
-        spawn(&shared, &tasks, membership::watch_clock(Arc::clone(&shared)));
-        spawn(&shared, &tasks, membership::follow(Arc::clone(&shared)));
-        spawn(&shared, &tasks, retention::run(Arc::clone(&shared)));
-        spawn(&shared, &tasks, schedules::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, "claiming", refill::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, "queues and keys", gates::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, "heartbeat", membership::beat(Arc::clone(&shared)));
+        spawn(&shared, &tasks, "membership", membership::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, "clock", membership::watch_clock(Arc::clone(&shared)));
+        spawn(&shared, &tasks, "changes by other nodes", membership::follow(Arc::clone(&shared)));
+        spawn(&shared, &tasks, "retention", retention::run(Arc::clone(&shared)));
+        spawn(&shared, &tasks, "schedules", schedules::run(Arc::clone(&shared)));
         Ok(Self { shared, ingest, tasks })
     }
 
@@ -310,9 +312,24 @@ impl Engine {
         &self.shared.keys
     }
 
-    /// Whether this node may start attempts: its registration is fresh and it isn't stopping.
-    pub fn is_ready(&self) -> bool {
-        self.shared.leases_hold() && !self.shared.draining.is_cancelled()
+    /// Whether this node accepts messages and delivers them; if not, why, in words.
+    pub async fn readiness(&self) -> Result<(), String> {
+        let shared = &self.shared;
+        if shared.failure.is_set() {
+            return Err("a task of the server has failed".to_owned());
+        }
+        if shared.draining.is_cancelled() {
+            return Err("stopping".to_owned());
+        }
+        if let Some(trouble) = shared.store.trouble() {
+            return Err(format!("the database can't be written to: {trouble}"));
+        }
+        if !shared.leases_hold() {
+            return Err("the registration in the database could not be renewed".to_owned());
+        }
+        shared.store.ping().await.map_err(|error| {
+            format!("the database can't be read: {}", error.trouble().unwrap_or("it refuses to be"))
+        })
     }
 
     /// Cancels a message. When this returns, no further attempt of it starts on this node, nor on another one unless
@@ -385,9 +402,9 @@ impl Engine {
         self.shared.schedules.notify_one();
     }
 
-    /// Waits for a fault that the engine can't go on with.
-    pub async fn failed(&self) {
-        self.shared.failed.cancelled().await;
+    /// What is set when a task panics that the server can't do without.
+    pub fn failure(&self) -> Failure {
+        self.shared.failure.clone()
     }
 
     /// Starts nothing more, and gives back what has not started, for other nodes to take at once.

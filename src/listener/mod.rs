@@ -32,6 +32,7 @@ use self::stream::{ClientStream, Protocol};
 use self::streams::Streams;
 use crate::api::error::ApiError;
 use crate::api::{Api, Peer, is_health_check};
+use crate::failure::Failure;
 
 /// Bytes of a request's head at most, for both protocols. Its buffer may be twice as large, and there may be one for each
 /// connection.
@@ -68,10 +69,11 @@ pub struct Listener {
 
 impl Listener {
     /// Serves connections until [`Listener::stop`].
-    pub fn start(socket: TcpListener, api: Arc<Api>, settings: Settings) -> Self {
+    pub fn start(socket: TcpListener, api: Arc<Api>, settings: Settings, failure: &Failure) -> Self {
         let stopping = CancellationToken::new();
         let connections = TaskTracker::new();
-        connections.spawn(accept(socket, api, settings, stopping.clone(), connections.clone()));
+        let accepting = accept(socket, api, settings, stopping.clone(), connections.clone());
+        connections.spawn(failure.guard("accepting connections", accepting));
         Self { stopping, connections }
     }
 

@@ -13,6 +13,7 @@ use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
 use crate::domain::outcome::{Finish, Response};
 use crate::domain::time::Timestamp;
+use crate::failure::Failure;
 
 pub mod cancelling;
 pub mod gates;
@@ -74,6 +75,57 @@ impl StoreError {
             self,
             Self::Unavailable(_) | Self::Deadline(_) | Self::Contended | Self::BatchFailed | Self::TooMuch
         )
+    }
+}
+
+impl StoreError {
+    /// What is wrong with the database, in words; `None` where the trouble is the statement's own, or a passing conflict.
+    pub(crate) fn trouble(&self) -> Option<&'static str> {
+        match self {
+            Self::Deadline(_) => Some(SLOW),
+            Self::Unavailable(error) | Self::Refused(error) => match error {
+                sqlx::Error::Database(error) => error.code().and_then(|code| trouble_by_code(&code)),
+                sqlx::Error::PoolTimedOut => Some("it can't be reached, or all connections to it are busy"),
+                sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
+                    Some("it can't be reached")
+                }
+                sqlx::Error::WorkerCrashed => Some("the task that writes has failed"),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+const SLOW: &str = "it does not answer in time";
+
+/// What a code of PostgreSQL (appendix A) or SQLite says about the database.
+fn trouble_by_code(code: &str) -> Option<&'static str> {
+    if code.len() == 5 && code.is_ascii() {
+        return match (code, &code[..2]) {
+            ("53100", _) => Some("its disk is full"),
+            ("53300", _) => Some("it has no connection to give"),
+            ("25006", _) => Some("it takes no writes"),
+            ("55P03", _) => Some("somebody else has locked it"),
+            ("57014", _) => Some(SLOW),
+            ("42501" | "42P01", _) | (_, "28" | "3D" | "3F") => Some("its tables can't be used"),
+            (_, "08") => Some("it can't be reached"),
+            (_, "53") => Some("it has not enough of what it needs"),
+            (_, "57") => Some("it is starting or stopping"),
+            (_, "58") => Some("its disk fails"),
+            (_, "XX") => Some("it is damaged, or has failed"),
+            _ => None,
+        };
+    }
+    match code.parse::<i32>().ok()? & 0xff {
+        5 | 6 => Some("another program has locked it"),
+        7 => Some("there is not enough memory"),
+        8 => Some("its file takes no writes"),
+        10 => Some("its disk fails"),
+        11 | 26 => Some("its file is damaged"),
+        13 => Some("its disk is full"),
+        14 => Some("its file can't be opened"),
+        _ => None,
     }
 }
 
@@ -525,7 +577,24 @@ pub trait Store:
         Ok(())
     }
 
-    /// Whether the store answers.
+    /// What is set when a task of the store panics.
+    fn failure(&self) -> Failure {
+        Failure::default()
+    }
+    /// Why it can't be written to, in words that go on after "the database can't be written to: "; `None`: as far as is
+    /// known, it can.
+    fn trouble(&self) -> Option<&'static str> {
+        None
+    }
+    /// How often it has become another database, by a failover: what the last steps have changed may be missing there.
+    fn moves(&self) -> u64 {
+        0
+    }
+    /// Whether another database follows it and may take its place.
+    fn is_followed(&self) -> bool {
+        false
+    }
+    /// Whether the store can be read.
     async fn ping(&self) -> Result<()>;
     /// Ends all connections.
     async fn close(&self);

@@ -28,6 +28,8 @@ mod delivery;
 mod egress;
 mod enqueue;
 mod errors;
+mod failover;
+mod faults;
 mod flow_control;
 mod go;
 mod lifecycle;

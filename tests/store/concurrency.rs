@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use homing::domain::gate::{FlowChange, Limits};
+use homing::domain::gate::{FlowChange, Limits, queue_gate};
 use homing::domain::id::{MessageId, ScheduleId};
 use homing::domain::message::Message;
 use homing::domain::url_group::Endpoint;
@@ -461,5 +461,55 @@ async fn a_lost_connection_counts_as_a_change() {
     for store in [store, other] {
         store.close().await;
     }
+    database.remove().await;
+}
+
+/// A node that is held up between a claim and putting aside what it can't read has been taken over when it goes on: what
+/// it claimed is another's. A trigger holds it up at the beginning of that statement.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_have_taken_over_is_not_put_aside() {
+    let database = Database::create().await;
+    let store = Arc::new(database.connect().await);
+    let mut sql = PgConnection::connect(&database.url()).await.unwrap();
+    store.register(NODES[0], "node-1").await.unwrap();
+    let plain = waiting(message(0, START), "a");
+    let queued = waiting(queued(message(1, START), "q"), "a");
+    let ids = [plain.message.id.clone(), queued.message.id.clone()];
+    store.accept(NODES[0], &[plain, queued], Repeat::First).await.unwrap();
+    let setup = "UPDATE messages SET headers = 'no JSON'; \
+         CREATE FUNCTION hold_up() RETURNS trigger AS $$ BEGIN \
+             IF current_query() LIKE '%due_at = due_at + %' THEN PERFORM pg_advisory_xact_lock(42); END IF; \
+             RETURN NULL; END $$ LANGUAGE plpgsql; \
+         CREATE TRIGGER hold_up BEFORE UPDATE ON deliveries EXECUTE FUNCTION hold_up()";
+    sqlx::raw_sql(setup).execute(&mut sql).await.unwrap();
+    for (id, is_queued) in ids.iter().zip([false, true]) {
+        sqlx::raw_sql("SELECT pg_advisory_lock(42)").execute(&mut sql).await.unwrap();
+        let claiming = Arc::clone(&store);
+        let claim = tokio::spawn(async move {
+            if is_queued {
+                take(&*claiming, NODES[0], &queue_gate("q"), 5).await.len()
+            } else {
+                claiming.claim(NODES[0], Lease(5), &[want("a", 1)], ANY_SIZE).await.unwrap().len()
+            }
+        });
+        let waits = "SELECT EXISTS (SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+             WHERE l.locktype = 'advisory' AND NOT l.granted AND d.datname = current_database())";
+        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut sql).await.unwrap() {
+            assert!(!claim.is_finished(), "nothing was put aside");
+        }
+        let take_over = "UPDATE deliveries SET node = 2, lease = 7 WHERE message_id = $1 AND node = 1";
+        let taken = sqlx::query(take_over).bind(id.as_str()).execute(&mut sql).await.unwrap();
+        assert_eq!(taken.rows_affected(), 1);
+        sqlx::raw_sql("SELECT pg_advisory_unlock(42)").execute(&mut sql).await.unwrap();
+        assert_eq!(claim.await.unwrap(), 0);
+        let holder: (i64, i64) = sqlx::query_as("SELECT node, lease FROM deliveries WHERE message_id = $1")
+            .bind(id.as_str())
+            .fetch_one(&mut sql)
+            .await
+            .unwrap();
+        assert_eq!(holder, (2, 7));
+    }
+    store.close().await;
+    sql.close().await.unwrap();
     database.remove().await;
 }

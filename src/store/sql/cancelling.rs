@@ -7,7 +7,7 @@ use sqlx::{PgPool, SqlitePool};
 
 use super::deliveries::{known_times, on_cancelled_again};
 use super::query::Query;
-use super::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, Tx, commit, messages, within};
+use super::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, Tx, messages, within};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{Cancellation, Cancelling, Look, NodeId, Result, UnfinishedFilter};
@@ -98,7 +98,7 @@ impl SqlStore {
     ) -> Result<HashMap<String, Cancellation>> {
         let mut tx = self.begin().await?;
         let found = cancel(&mut tx, ids, locked, now).await?;
-        commit(tx).await?;
+        self.commit(tx).await?;
         Ok(found)
     }
 }

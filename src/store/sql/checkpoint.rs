@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::writer::Writer;
 use crate::clock::pause;
+use crate::failure::Failure;
 use crate::store::Result;
 
 /// Between two checkpoints while there are commits: some thousand pages at full rate.
@@ -42,10 +43,10 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     /// Starts with `own`, a pool of one connection for nothing else.
-    pub(super) fn start(own: SqlitePool, writer: Arc<Writer>, database: &Path) -> Self {
+    pub(super) fn start(own: SqlitePool, writer: Arc<Writer>, database: &Path, failure: &Failure) -> Self {
         let written = Arc::new(Notify::new());
         let state = State { own, writer, database: database.to_owned(), limit: KEPT, warn_at: HUGE };
-        let task = tokio::spawn(run(state, Arc::clone(&written)));
+        let task = failure.spawn("checkpoints", run(state, Arc::clone(&written)));
         Self { written, task }
     }
 

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::query::stop_when;
 use super::writer::Writer;
+use crate::failure::Failure;
 use crate::store::{Result, StoreError};
 
 /// How long a start looks: what waits is some hundred thousand rows a second.
@@ -126,10 +127,11 @@ impl Checkup {
         options: SqliteConnectOptions,
         writer: Arc<Writer>,
         path: PathBuf,
+        failure: &Failure,
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let task = tokio::spawn(async move {
+        let task = failure.spawn("look at the database", async move {
             if let Err(error) = check(&tables, options, &writer, &path, &stopped).await {
                 tracing::error!(error = &error as &dyn std::error::Error, "{} needs care", path.display());
             }

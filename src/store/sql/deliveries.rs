@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{PgConnection, PgPool, SqlitePool};
 
 use super::query::wanted;
 use super::{Backend, Tx, hot_postgres, hot_sqlite};
@@ -228,6 +228,28 @@ macro_rules! set_aside {
     };
 }
 pub(super) use set_aside;
+
+/// Gives back what was claimed and can't be read. On Postgres the claim has committed already: where others have taken
+/// over meanwhile, it is theirs.
+pub(super) async fn set_aside_unreadable(
+    conn: &mut PgConnection,
+    node: NodeId,
+    lease: Lease,
+    unreadable: Vec<String>,
+) -> Result<()> {
+    sqlx::query(concat!(
+        "UPDATE deliveries SET ",
+        set_aside!(),
+        " WHERE message_id = ANY ($2) AND node = $3 AND lease = $4"
+    ))
+    .bind(SET_ASIDE_MS)
+    .bind(unreadable)
+    .bind(node.0)
+    .bind(lease.0)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
 
 /// For how long deliveries are put aside whose messages can't be read: they must not keep the others from being claimed.
 pub(super) const SET_ASIDE_MS: i64 = 24 * 60 * 60 * 1000;

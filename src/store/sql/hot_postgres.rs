@@ -15,7 +15,6 @@ use sqlx::{Connection as _, PgConnection, PgExecutor, PgPool, Postgres};
 
 use super::attempts::AttemptColumns;
 use super::codec;
-use super::deliveries::set_aside;
 use super::gates::entry::{Conn, Entry, enter};
 use super::low_water::{Look, LowWater};
 use super::messages::{ClaimedRow, add_delivery, add_message, message_columns, write_labels};
@@ -521,11 +520,7 @@ pub(super) async fn claim(
         .await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
     if !unreadable.is_empty() {
-        sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = ANY ($2)"))
-            .bind(super::deliveries::SET_ASIDE_MS)
-            .bind(unreadable)
-            .execute(conn)
-            .await?;
+        super::deliveries::set_aside_unreadable(conn, node, lease, unreadable).await?;
     }
     Ok(deliveries)
 }

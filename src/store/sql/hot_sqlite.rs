@@ -25,6 +25,7 @@ use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Next;
+use crate::failure::Failure;
 use crate::store::pace::{self, Pace};
 use crate::store::{
     Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, Slot, StoreError,
@@ -58,9 +59,14 @@ pub(super) struct GroupCommit {
 
 impl GroupCommit {
     /// Starts the task; it rings `written` after each commit.
-    pub(super) fn start(writer: Arc<Writer>, written: Arc<Notify>, max_queues: Option<u32>) -> Self {
+    pub(super) fn start(
+        writer: Arc<Writer>,
+        written: Arc<Notify>,
+        max_queues: Option<u32>,
+        failure: &Failure,
+    ) -> Self {
         let (steps, waiting) = mpsc::channel(WAITING);
-        let task = tokio::spawn(run(writer, waiting, written, max_queues));
+        let task = failure.spawn("writing to SQLite", run(writer, waiting, written, max_queues));
         Self { steps, task: std::sync::Mutex::new(Some(task)) }
     }
 
@@ -90,11 +96,8 @@ impl GroupCommit {
         let task = self.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(task) = task {
             task.abort();
-            if let Err(error) = task.await
-                && error.is_panic()
-            {
-                tracing::error!(%error, "the writer's task had failed");
-            }
+            // It was cancelled, or has ended by itself.
+            drop(task.await);
         }
     }
 }

@@ -13,6 +13,7 @@ use sqlx::PgPool;
 use tokio::task::AbortHandle;
 
 use super::{Backend, DEADLINE, deliveries, within};
+use crate::failure::Failure;
 
 /// Between looks without the bound. What another node has brought back may be found that much later than others, and where
 /// these looks are slow, so much more as they take and as the next ordinary look needs to come.
@@ -111,9 +112,9 @@ impl LowWater {
     }
 
     /// Looks at all that waits, in a task.
-    pub(super) fn look_beside(self: &Arc<Self>, pool: PgPool) {
+    pub(super) fn look_beside(self: &Arc<Self>, pool: PgPool, failure: &Failure) {
         let low_water = Arc::clone(self);
-        let look = tokio::spawn(async move {
+        let look = failure.spawn("looking at all that waits", async move {
             let began = Instant::now();
             let backend = Backend::Postgres(&pool);
             match within(DEADLINE, deliveries::next_due(&backend, i64::MIN)).await {

@@ -11,8 +11,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgListener};
-use sqlx::{ConnectOptions as _, Connection as _, PgPool, Postgres, Sqlite, SqlitePool, Transaction};
+use sqlx::{
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Sqlite, SqlitePool, Transaction,
+};
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::AbortHandle;
 
 use super::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended,
@@ -22,6 +25,7 @@ use super::{
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
+use crate::failure::Failure;
 
 /// Expands the body once per engine, the driver inferred in each arm. Not a closure: `?` returns from the function.
 macro_rules! on_backend {
@@ -42,6 +46,7 @@ mod dead_letters;
 mod deduplication;
 mod deliveries;
 mod gates;
+mod health;
 mod hot_postgres;
 mod hot_sqlite;
 mod log;
@@ -49,6 +54,7 @@ mod low_water;
 mod messages;
 mod nodes;
 mod open;
+mod primary;
 mod query;
 mod quota;
 mod retention;
@@ -59,7 +65,9 @@ mod url_groups;
 mod vacuum;
 mod writer;
 
+use self::health::Health;
 use self::low_water::{Look, LowWater, LowerAtEnd};
+use self::primary::Primary;
 pub use self::vacuum::VACUUM_AFTER;
 use self::writer::Writer;
 
@@ -78,6 +86,8 @@ static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Deadline of a call to Postgres, the wait for a connection included. A database that is slower than this is away.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Limit for the answer whether the database can be read.
+const PING: Duration = Duration::from_secs(2);
 /// The same for a page of a list, which looks for a second or so, waits for others, and reads bodies.
 const LIST_DEADLINE: Duration = Duration::from_secs(20);
 /// The same for retention and takeovers, which may read much.
@@ -121,17 +131,37 @@ struct PostgresPools {
     heartbeat: PgPool,
     /// One connection, which hears what other nodes have changed.
     listening: PgPool,
-    listener: Mutex<Option<PgListener>>,
+    listener: Mutex<Option<(PgListener, primary::Ticket)>>,
     low_water: Arc<LowWater>,
     vacuum: vacuum::Vacuum,
     /// For migrations, which may wait and take long.
     unlimited: PgConnectOptions,
+    health: Arc<Health>,
+    primary: Arc<Primary>,
+    /// The task that looks for the primary.
+    looks: AbortHandle,
+}
+
+impl PostgresPools {
+    /// A step that writes on a hot connection; it has taken effect only where that leads to the primary.
+    async fn hot_write<T>(&self, step: impl AsyncFnOnce(&mut PgConnection) -> Result<T>) -> Result<T> {
+        let ticket = self.primary.ticket();
+        let mut conn = hot_postgres::acquire(&self.hot, DEADLINE).await?;
+        let step = async {
+            let done = step(&mut conn).await?;
+            self.primary.settle(&mut conn, ticket).await?;
+            Ok(done)
+        };
+        let result = tokio::time::timeout(DEADLINE, step).await;
+        hot_postgres::give_back(conn, DEADLINE, result)
+    }
 }
 
 /// SQLite: one writer, and readers beside it. The lock file is held as long as this lives.
 struct SqlitePools {
     writer: Arc<Writer>,
     group: hot_sqlite::GroupCommit,
+    health: Arc<Health>,
     checkpointer: checkpoint::Checkpointer,
     /// The checkpointer's connection.
     checkpoints: SqlitePool,
@@ -150,13 +180,15 @@ struct SqlitePools {
 pub struct SqlStore {
     backend: Backend<PostgresPools, SqlitePools>,
     max_queues: Option<u32>,
+    failure: Failure,
 }
 
 impl SqlStore {
     /// Connects without touching the schema.
     pub async fn connect(options: &Options) -> Result<Self> {
-        let backend = open::connect(options).await?;
-        Ok(Self { backend, max_queues: options.max_queues })
+        let failure = Failure::default();
+        let backend = open::connect(options, &failure).await?;
+        Ok(Self { backend, max_queues: options.max_queues, failure })
     }
 
     /// Brings the schema up to date, under a lock where several nodes may try at once.
@@ -181,8 +213,31 @@ impl SqlStore {
     async fn begin(&self) -> Result<Tx> {
         Ok(match &self.backend {
             Backend::Postgres(pools) => Backend::Postgres(pools.rest.begin().await?),
-            Backend::Sqlite(pools) => Backend::Sqlite(pools.writer.begin().await?),
+            Backend::Sqlite(pools) => Backend::Sqlite(pools.health.watch(pools.writer.begin()).await?),
         })
+    }
+
+    /// Ends it. On Postgres only what is on the primary counts.
+    async fn commit(&self, tx: Tx) -> Result<()> {
+        let commit = async {
+            match (tx, &self.backend) {
+                (Backend::Postgres(mut tx), Backend::Postgres(pools)) => {
+                    let ticket = pools.primary.ticket();
+                    pools.primary.check(&mut tx).await?;
+                    tx.commit().await?;
+                    pools.primary.confirm(ticket).await
+                }
+                (tx, _) => on_backend!(tx, |tx| Ok(tx.commit().await?)),
+            }
+        };
+        self.health().watch(commit).await
+    }
+
+    fn health(&self) -> &Health {
+        match &self.backend {
+            Backend::Postgres(pools) => &pools.health,
+            Backend::Sqlite(pools) => &pools.health,
+        }
     }
 
     /// To be held over a step, its commit included, that lets deliveries wait with this due time or later, in Unix
@@ -225,11 +280,6 @@ impl SqlStore {
     }
 }
 
-async fn commit(tx: Tx) -> Result<()> {
-    on_backend!(tx, |tx| tx.commit().await?);
-    Ok(())
-}
-
 /// Runs a call with a deadline.
 async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(deadline, call).await.map_err(|_| StoreError::Deadline(deadline))?
@@ -256,7 +306,7 @@ impl Store for SqlStore {
             // One that was taken over may have stored leases after that; nobody would look for them.
             nodes::free_orphans(&mut tx, node).await?;
             nodes::insert(&mut tx, node, name).await?;
-            commit(tx).await
+            self.commit(tx).await
         })
         .await?;
         self.wake_gates().await
@@ -266,14 +316,17 @@ impl Store for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             nodes::insert(&mut tx, node, name).await?;
-            commit(tx).await
+            self.commit(tx).await
         })
         .await
     }
 
     async fn heartbeat(&self, node: NodeId) -> Result<Option<Timestamp>> {
         match &self.backend {
-            Backend::Postgres(pools) => within(DEADLINE, nodes::heartbeat(&pools.heartbeat, node)).await,
+            Backend::Postgres(pools) => {
+                let beat = within(DEADLINE, nodes::heartbeat(&pools.heartbeat, node));
+                pools.health.watch(beat).await
+            }
             // The file is locked: nobody can have taken over.
             Backend::Sqlite(_) => Ok(Some(crate::clock::system_now())),
         }
@@ -309,7 +362,7 @@ impl Store for SqlStore {
             let mut tx = self.begin().await?;
             nodes::free(&mut tx, node).await?;
             nodes::delete(&mut tx, node).await?;
-            commit(tx).await
+            self.commit(tx).await
         })
         .await?;
         self.wake_gates().await
@@ -321,7 +374,7 @@ impl Store for SqlStore {
             let mut tx = self.begin().await?;
             let freed = nodes::free_all_but(&mut tx, node, live, last).await?;
             let orphans = nodes::free_orphans(&mut tx, node).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(freed + orphans)
         })
         .await?;
@@ -341,12 +394,14 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 let _brings = self.bringing(batch.iter().filter(|accept| accept.lease.is_none()));
-                let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
-                let step = hot_postgres::accept(&mut conn, node, batch, repeat, self.max_queues);
-                let result = tokio::time::timeout(DEADLINE, step).await;
-                hot_postgres::give_back(conn, DEADLINE, result)
+                let write = pools.hot_write(async |conn| {
+                    hot_postgres::accept(conn, node, batch, repeat, self.max_queues).await
+                });
+                pools.health.watch(write).await
             }
-            Backend::Sqlite(pools) => pools.group.accept(node, batch.to_vec(), repeat).await,
+            Backend::Sqlite(pools) => {
+                pools.health.watch(pools.group.accept(node, batch.to_vec(), repeat)).await
+            }
         }
     }
 
@@ -355,7 +410,7 @@ impl Store for SqlStore {
             Backend::Postgres(pools) => {
                 let look = pools.low_water.for_look();
                 if let Look::FromAndBeside(_) = look {
-                    pools.low_water.look_beside(pools.rest.clone());
+                    pools.low_water.look_beside(pools.rest.clone(), &self.failure);
                 }
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
                 let step = hot_postgres::due_lanes(&mut conn, limit, after, &pools.low_water, look);
@@ -376,18 +431,18 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
-                let step = hot_postgres::claim(
-                    &mut conn,
-                    node,
-                    lease,
-                    wants,
-                    max_bytes,
-                    pools.low_water.for_claim(),
-                );
-                let result = tokio::time::timeout(DEADLINE, step).await;
-                hot_postgres::give_back(conn, DEADLINE, result)
+                let low = pools.low_water.for_claim();
+                let claim = async {
+                    let step = hot_postgres::claim(&mut conn, node, lease, wants, max_bytes, low);
+                    let result = tokio::time::timeout(DEADLINE, step).await;
+                    hot_postgres::give_back(conn, DEADLINE, result)
+                };
+                pools.health.watch(claim).await
             }
-            Backend::Sqlite(pools) => hot_sqlite::claim(&pools.writer, node, lease, wants, max_bytes).await,
+            Backend::Sqlite(pools) => {
+                let claim = hot_sqlite::claim(&pools.writer, node, lease, wants, max_bytes);
+                pools.health.watch(claim).await
+            }
         }
     }
 
@@ -413,14 +468,12 @@ impl Store for SqlStore {
             Backend::Postgres(pools) => {
                 let again = batch.iter().filter_map(attempts::due_again).min();
                 let _brings = again.and_then(|due_ms| self.bringing_back(due_ms));
-                let mut conn = hot_postgres::acquire(&pools.hot, DEADLINE).await?;
-                let step = hot_postgres::finish(&mut conn, node, batch);
-                let result = tokio::time::timeout(DEADLINE, step).await;
-                let applied = hot_postgres::give_back(conn, DEADLINE, result)?;
+                let write = pools.hot_write(async |conn| hot_postgres::finish(conn, node, batch).await);
+                let applied = pools.health.watch(write).await?;
                 pools.vacuum.count_ended(batch.len());
                 Ok(applied)
             }
-            Backend::Sqlite(pools) => pools.group.finish(node, batch.to_vec()).await,
+            Backend::Sqlite(pools) => pools.health.watch(pools.group.finish(node, batch.to_vec())).await,
         }
     }
 
@@ -436,7 +489,7 @@ impl Store for SqlStore {
             for (id, lease) in batch {
                 ended += u64::from(deliveries::finish_cancelled(&mut tx, node, id, *lease, now).await?);
             }
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(ended)
         })
         .await
@@ -446,7 +499,7 @@ impl Store for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let starts = deliveries::count_start(&mut tx, node, id, lease).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(starts.map(|starts| u32::try_from(starts).unwrap_or(u32::MAX)))
         })
         .await
@@ -457,7 +510,7 @@ impl Store for SqlStore {
             let _brings = self.bringing_back(i64::MIN);
             let mut tx = self.begin().await?;
             let freed = deliveries::release(&mut tx, node, batch).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(freed)
         })
         .await
@@ -471,7 +524,7 @@ impl Store for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let cancellation = deliveries::cancel(&mut tx, id, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(cancellation)
         })
         .await
@@ -519,7 +572,7 @@ impl Store for SqlStore {
             let _kept = self.keep_dead_letters().await;
             let mut tx = self.begin().await?;
             let deleted = dead_letters::delete(&mut tx, &ids).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(deleted)
         })
         .await
@@ -547,7 +600,7 @@ impl Store for SqlStore {
             for part in parts {
                 let mut tx = self.begin().await?;
                 replaced.extend(dead_letters::replace(&mut tx, part, missing, self.max_queues).await?);
-                commit(tx).await?;
+                self.commit(tx).await?;
             }
             Ok(replaced)
         })
@@ -562,7 +615,7 @@ impl Store for SqlStore {
             }
             let mut tx = self.begin().await?;
             let pair = secrets::signing_keys(&mut tx, fresh, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(pair)
         })
         .await
@@ -575,7 +628,7 @@ impl Store for SqlStore {
             if let Tx::Postgres(tx) = &mut tx {
                 sqlx::query(NOTIFY_CHANGE).execute(&mut **tx).await?;
             }
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(pair)
         })
         .await
@@ -585,7 +638,7 @@ impl Store for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             secrets::set(&mut tx, keys, now).await?;
-            commit(tx).await
+            self.commit(tx).await
         })
         .await
     }
@@ -594,7 +647,7 @@ impl Store for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let tokens = secrets::tokens(&mut tx, fresh, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(tokens)
         })
         .await
@@ -605,7 +658,7 @@ impl Store for SqlStore {
             let _kept = self.keep_dead_letters().await;
             let mut tx = self.begin().await?;
             let next = retention::prune(&mut tx, retention, now, after).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(next)
         })
         .await
@@ -614,17 +667,23 @@ impl Store for SqlStore {
     async fn changed_elsewhere(&self) -> Result<()> {
         let Backend::Postgres(pools) = &self.backend else { return std::future::pending().await };
         let mut place = pools.listener.lock().await;
-        let Some(mut listener) = place.take() else {
+        let Some((mut listener, ticket)) = place.take() else {
+            let ticket = pools.primary.ticket();
             let mut listener = PgListener::connect_with(&pools.listening).await?;
             listener.listen(CHANGES).await?;
-            *place = Some(listener);
+            *place = Some((listener, ticket));
             // What changed before this was heard by nobody.
             return Ok(());
         };
         // Nothing was received when the connection was lost and made anew. What was said meanwhile was heard by nobody, so
-        // it counts as a change. A listener that can't connect is not put back.
-        let _change = listener.try_recv().await?;
-        *place = Some(listener);
+        // it counts as a change. A listener that can't connect, or leads to a former primary, is not put back.
+        tokio::select! {
+            heard = listener.try_recv() => {
+                let _change = heard?;
+                *place = Some((listener, ticket));
+            }
+            () = pools.primary.moved(ticket) => {}
+        }
         Ok(())
     }
 
@@ -637,8 +696,30 @@ impl Store for SqlStore {
         .await
     }
 
+    fn failure(&self) -> Failure {
+        self.failure.clone()
+    }
+
+    fn trouble(&self) -> Option<&'static str> {
+        match &self.backend {
+            Backend::Postgres(pools) => pools.primary.trouble().or_else(|| pools.health.trouble()),
+            Backend::Sqlite(pools) => pools.health.trouble(),
+        }
+    }
+
+    fn moves(&self) -> u64 {
+        match &self.backend {
+            Backend::Postgres(pools) => pools.primary.moves(),
+            Backend::Sqlite(_) => 0,
+        }
+    }
+
+    fn is_followed(&self) -> bool {
+        matches!(&self.backend, Backend::Postgres(pools) if pools.primary.is_followed())
+    }
+
     async fn ping(&self) -> Result<()> {
-        within(DEADLINE, async {
+        within(PING, async {
             on_backend!(self.readers(), |pool| {
                 sqlx::query("SELECT 1").execute(pool).await?;
             });
@@ -650,6 +731,8 @@ impl Store for SqlStore {
     async fn close(&self) {
         match &self.backend {
             Backend::Postgres(pools) => {
+                pools.health.stop();
+                pools.looks.abort();
                 pools.vacuum.stop();
                 pools.low_water.stop();
                 pools.hot.close().await;
@@ -661,6 +744,7 @@ impl Store for SqlStore {
                 pools.listening.close().await;
             }
             Backend::Sqlite(pools) => {
+                pools.health.stop();
                 pools.checkup.lock().await.stop().await;
                 pools.readers.close().await;
                 pools.lists.close().await;

@@ -18,24 +18,34 @@ use sqlx::{Connection as _, Row as _};
 
 use super::checkpoint::{self, Checkpointer};
 use super::damage::{self, Checkup};
+use super::health::Health;
 use super::low_water::LowWater;
+use super::primary::Primary;
 use super::query::READ_LIMIT;
 use super::writer::Writer;
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
+use crate::failure::Failure;
 use crate::store::{Result, StoreError};
 
 /// SQLite's connections for short reads, and for searches.
 const SQLITE_READERS: u32 = 3;
 const SQLITE_LISTS: u32 = 2;
 
-pub(super) async fn connect(options: &Options) -> Result<Backend<PostgresPools, SqlitePools>> {
+/// Lets a backend stop soon after its client has gone. Known from Postgres 14 on, not allowed on every system.
+const WATCH_CLIENT: &str = "SELECT set_config(name, '500ms', false) FROM pg_settings \
+     WHERE name = 'client_connection_check_interval'";
+
+pub(super) async fn connect(
+    options: &Options,
+    failure: &Failure,
+) -> Result<Backend<PostgresPools, SqlitePools>> {
     match &options.database {
-        Database::Sqlite(path) => sqlite(path, options).await.map(Backend::Sqlite),
-        Database::Postgres(url) => postgres(url, options).await.map(Backend::Postgres),
+        Database::Sqlite(path) => sqlite(path, options, failure).await.map(Backend::Sqlite),
+        Database::Postgres(url) => postgres(url, options, failure).await.map(Backend::Postgres),
     }
 }
 
-async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
+async fn postgres(url: &str, options: &Options, failure: &Failure) -> Result<PostgresPools> {
     let base = PgConnectOptions::from_str(url)
         .map_err(|error| StoreError::Open { reason: format!("the Postgres URL can't be read: {error}") })?
         .application_name("homing");
@@ -61,51 +71,56 @@ async fn postgres(url: &str, options: &Options) -> Result<PostgresPools> {
     ]);
     let limit = READ_LIMIT.as_millis().to_string();
     let lists = rest.clone().options([("statement_timeout", limit.as_str())]);
-    let pool = || {
-        PgPoolOptions::new()
+    let primary = Primary::new();
+    let pool = |prepare| {
+        primary
+            .pool(prepare)
             .acquire_timeout(DEADLINE)
             .test_before_acquire(false)
             .idle_timeout(Duration::from_mins(10))
     };
     // A call that ran out of time may leave its connection inside a transaction.
     let clean = || {
-        pool().before_acquire(|connection, _| {
+        let primary = Arc::clone(&primary);
+        pool(None).before_acquire(move |connection, meta| {
+            let is_current = primary.is_current(meta.age);
             Box::pin(async move {
+                if !is_current {
+                    return Ok(false);
+                }
                 // As text, so that both are taken at the same moment unless the transaction is older.
                 let row = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(connection).await?;
                 row.try_get::<bool, _>(0)
             })
         })
     };
-    let searching = || {
-        pool().after_connect(|connection, _| {
-            Box::pin(async move {
-                // A backend stops soon after its client has gone. Known from Postgres 14 on, not allowed on every system.
-                let watch = "SELECT set_config(name, '500ms', false) FROM pg_settings \
-                             WHERE name = 'client_connection_check_interval'";
-                if let Err(error) = sqlx::raw_sql(watch).execute(connection).await {
-                    tracing::debug!(%error, "the searches of callers that hang up go on for some seconds");
-                }
-                Ok(())
-            })
+    let current = |pool: PgPoolOptions| {
+        let primary = Arc::clone(&primary);
+        pool.before_acquire(move |_, meta| {
+            let is_current = primary.is_current(meta.age);
+            Box::pin(async move { Ok(is_current) })
         })
     };
     let short = options.connections.div_ceil(2);
     let long = options.connections.saturating_sub(short).max(1);
+    let probe = rest.clone().options([("statement_timeout", "2s"), ("lock_timeout", "2s")]);
     Ok(PostgresPools {
-        hot: pool().max_connections(options.hot_connections).connect_with(hot).await?,
+        hot: current(pool(None)).max_connections(options.hot_connections).connect_with(hot).await?,
+        health: Health::start(Backend::Postgres(probe), failure),
+        looks: primary.start(unlimited.clone(), failure),
         heartbeat: clean().max_connections(1).connect_with(rest.clone()).await?,
         rest: clean().max_connections(short).connect_with(rest).await?,
-        lists: searching().max_connections(long).connect_with(lists).await?,
-        listening: PgPoolOptions::new().max_connections(1).connect_lazy_with(unlimited.clone()),
+        lists: current(pool(Some(WATCH_CLIENT))).max_connections(long).connect_with(lists).await?,
+        listening: current(pool(None)).max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
         low_water: Arc::new(LowWater::new()),
-        vacuum: super::vacuum::Vacuum::start(unlimited.clone(), options.vacuum_after),
+        vacuum: super::vacuum::Vacuum::start(unlimited.clone(), options.vacuum_after, failure),
         unlimited,
+        primary,
     })
 }
 
-async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
+async fn sqlite(path: &Path, options: &Options, failure: &Failure) -> Result<SqlitePools> {
     let max_queues = options.max_queues;
     let open = |reason: String| StoreError::Open { reason };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -174,12 +189,14 @@ async fn sqlite(path: &Path, options: &Options) -> Result<SqlitePools> {
         .connect_with(options.clone())
         .await?;
     let writer = Arc::new(Writer::new(writer));
-    let checkup = Checkup::start(unchecked, options, Arc::clone(&writer), path.clone());
-    let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path);
-    let group = hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues);
+    let checkup = Checkup::start(unchecked, options, Arc::clone(&writer), path.clone(), failure);
+    let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path, failure);
+    let group = hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues, failure);
+    let health = Health::start(Backend::Sqlite(Arc::clone(&writer)), failure);
     Ok(SqlitePools {
         writer,
         group,
+        health,
         checkpointer,
         checkpoints,
         readers,

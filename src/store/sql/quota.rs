@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{DEADLINE, SqlStore, Tx, commit, within};
+use super::{DEADLINE, SqlStore, Tx, within};
 use crate::store::{Quota, Result};
 
 #[async_trait]
@@ -13,7 +13,7 @@ impl Quota for SqlStore {
             let reserved = reserved(&mut tx, day).await?;
             let granted = wanted.min(limit.saturating_sub(reserved));
             add(&mut tx, day, granted).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(granted)
         })
         .await

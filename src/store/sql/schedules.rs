@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::dead_letters::fitting;
 use super::query::{Query, wanted};
-use super::{DEADLINE, LONG_DEADLINE, SqlStore, Tx, codec, commit, deliveries, messages, within};
+use super::{DEADLINE, LONG_DEADLINE, SqlStore, Tx, codec, deliveries, messages, within};
 use crate::domain::id::{MessageId, ScheduleId};
 use crate::domain::message::Method;
 use crate::domain::template::Template;
@@ -216,7 +216,7 @@ impl SqlStore {
                 sqlx::query(sql).bind(now.after(ASIDE).as_millis()).bind(id).execute(&mut **tx).await?;
             });
         }
-        commit(tx).await
+        self.commit(tx).await
     }
 }
 
@@ -232,7 +232,7 @@ impl Schedules for SqlStore {
                 return Ok(false);
             }
             put(&mut tx, schedule).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(true)
         })
         .await
@@ -277,7 +277,7 @@ impl Schedules for SqlStore {
             let deleted = on_backend!(&mut tx, |tx| {
                 sqlx::query(sql).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
             });
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(deleted == 1)
         })
         .await
@@ -290,7 +290,7 @@ impl Schedules for SqlStore {
             let found = on_backend!(&mut tx, |tx| {
                 sqlx::query(sql).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
             });
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(found == 1)
         })
         .await
@@ -309,7 +309,7 @@ impl Schedules for SqlStore {
                     .execute(&mut **tx)
                     .await?;
             });
-            commit(tx).await
+            self.commit(tx).await
         })
         .await
     }
@@ -371,7 +371,7 @@ impl Schedules for SqlStore {
             if let Ok(accepts) = &run.outcome {
                 deliveries::insert(&mut tx, accepts, self.max_queues).await?;
             }
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(true)
         })
         .await

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{DEADLINE, LONG_DEADLINE, SqlStore, Tx, codec, commit, within};
+use super::{DEADLINE, LONG_DEADLINE, SqlStore, Tx, codec, within};
 use crate::domain::message::Headers;
 use crate::domain::time::Timestamp;
 use crate::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
@@ -138,7 +138,7 @@ impl UrlGroups for SqlStore {
                 return Ok(Upserted::TooManyEndpoints);
             }
             write(&mut tx, &group).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(Upserted::Stored)
         })
         .await
@@ -161,7 +161,7 @@ impl UrlGroups for SqlStore {
             } else {
                 write(&mut tx, &group).await?;
             }
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(true)
         })
         .await
@@ -174,7 +174,7 @@ impl UrlGroups for SqlStore {
             group.headers = headers.clone();
             group.touch(now);
             write(&mut tx, &group).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(true)
         })
         .await
@@ -184,7 +184,7 @@ impl UrlGroups for SqlStore {
         within(DEADLINE, async {
             let mut tx = begin(self).await?;
             delete(&mut tx, name).await?;
-            commit(tx).await
+            self.commit(tx).await
         })
         .await
     }

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::within;
 use crate::clock::pause;
+use crate::failure::Failure;
 use crate::store::Result;
 
 /// Deliveries that a node finishes between two vacuums, at least: where there are fewer, autovacuum is enough.
@@ -43,11 +44,11 @@ struct Due {
 
 impl Vacuum {
     /// Starts it; a vacuum may take longer than other calls, so `options` have no limits of time.
-    pub(super) fn start(options: PgConnectOptions, after: u64) -> Self {
+    pub(super) fn start(options: PgConnectOptions, after: u64, failure: &Failure) -> Self {
         // That another node is doing it is no news.
         let options = options.options([("client_min_messages", "error")]).disable_statement_logging();
         let due = Arc::new(Due { after, ended: AtomicU64::new(0), bell: Notify::new() });
-        let task = tokio::spawn(run(options, Arc::clone(&due)));
+        let task = failure.spawn("vacuuming", run(options, Arc::clone(&due)));
         Self { due, task }
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 
 use super::database::Database;
@@ -61,6 +61,16 @@ impl Server {
     /// Starts the process and waits until it is ready.
     pub(crate) async fn start(&self) {
         self.spawn();
+        self.ready().await;
+    }
+
+    /// The same with standard error going elsewhere than to the test's log.
+    pub(crate) async fn start_with_stderr(&self, stderr: impl Into<Stdio>) {
+        self.spawn_with(Stdio::piped(), stderr.into());
+        self.ready().await;
+    }
+
+    async fn ready(&self) {
         let address = eventually("the server says where it listens", async || {
             self.assert_running();
             self.shared.log.listening_on()
@@ -77,16 +87,19 @@ impl Server {
 
     /// Starts the process only, for one that is expected to refuse.
     pub(crate) fn spawn(&self) {
-        let binary = env!("CARGO_BIN_EXE_homing");
-        let mut command = match *self.shared.open_files.lock().unwrap() {
-            None => Command::new(binary),
-            Some((soft, hard)) => {
-                let mut shell = Command::new("/bin/sh");
-                let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\"");
-                shell.arg("-c").arg(script).arg(binary);
-                shell
-            }
+        self.spawn_with(Stdio::piped(), Stdio::piped());
+    }
+
+    /// The same with the streams going elsewhere than to the test's log.
+    pub(crate) fn spawn_with(&self, stdout: Stdio, stderr: Stdio) {
+        let limits = match *self.shared.open_files.lock().unwrap() {
+            None => String::new(),
+            Some((soft, hard)) => format!("ulimit -Sn {soft} && ulimit -Hn {hard} && "),
         };
+        // A limit on the size of files makes writes fail instead of ending the process.
+        let script = format!("trap '' XFSZ; {limits}exec \"$0\"");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_homing")]);
         // Nothing of the developer's environment may leak in: neither settings nor proxies.
         command.env_clear().current_dir(&self.shared.dir);
         for name in ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE", "RUST_BACKTRACE"] {
@@ -95,11 +108,15 @@ impl Server {
             }
         }
         command.envs(self.shared.settings.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let mut child = command.spawn().expect("the binary starts");
         self.shared.log.begin_process();
-        self.shared.log.follow(child.stdout.take().expect("stdout is piped"));
-        self.shared.log.follow(child.stderr.take().expect("stderr is piped"));
+        if let Some(stdout) = child.stdout.take() {
+            self.shared.log.follow(stdout);
+        }
+        if let Some(stderr) = child.stderr.take() {
+            self.shared.log.follow(stderr);
+        }
         let old = self.shared.child.lock().unwrap().replace(child);
         assert!(old.is_none(), "the server is running already");
     }
@@ -122,6 +139,12 @@ impl Server {
     /// Sends SIGTERM.
     pub(crate) fn ask_to_stop(&self) {
         kill_process(self.pid(), Signal::TERM).expect("SIGTERM");
+    }
+
+    /// Lets it write no byte to a file behind the first `bytes`; `None`: as many as it likes.
+    pub(crate) fn limit_files(&self, bytes: Option<u64>) {
+        let limit = Rlimit { current: bytes, maximum: None };
+        prlimit(Some(self.pid()), Resource::Fsize, limit).expect("a limit on files");
     }
 
     /// Its process.

@@ -9,7 +9,7 @@ use crate::domain::gate::FlowChange;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{DueGates, FlowKey, GateStep, Gates, Looks, Pass, Queue, QueueRemoval};
 use crate::store::sql::rewind::rewind;
-use crate::store::sql::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, commit, hot_postgres, within};
+use crate::store::sql::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, hot_postgres, within};
 use crate::store::{Delivery, Lease, NodeId, Result};
 
 #[async_trait]
@@ -93,7 +93,7 @@ impl Gates for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let done = super::upsert_queue(&mut tx, name, parallelism, paused, max, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(done)
         })
         .await
@@ -103,7 +103,7 @@ impl Gates for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let done = super::pause_queue(&mut tx, name, paused, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(done)
         })
         .await
@@ -125,7 +125,7 @@ impl Gates for SqlStore {
         within(LONG_DEADLINE, async {
             let mut tx = self.begin().await?;
             let removal = super::remove_queue(&mut tx, name, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(removal)
         })
         .await
@@ -135,7 +135,7 @@ impl Gates for SqlStore {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
             let done = super::change_flow_key(&mut tx, key, change, now).await?;
-            commit(tx).await?;
+            self.commit(tx).await?;
             Ok(done)
         })
         .await

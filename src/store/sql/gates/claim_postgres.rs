@@ -13,7 +13,7 @@ use crate::domain::gate::Waiting;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
-use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
+use crate::store::sql::deliveries::set_aside_unreadable;
 use crate::store::sql::messages::{ClaimedRow, message_columns};
 use crate::store::sql::nodes::now_ms;
 use crate::store::{Delivery, Lease, NodeId, Result};
@@ -232,11 +232,7 @@ pub(in crate::store::sql) async fn pass(
         query.bind(node.0).bind(lease.0).bind(now.as_millis()).fetch_all(&mut *conn).await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
     if !unreadable.is_empty() {
-        sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = ANY ($2)"))
-            .bind(SET_ASIDE_MS)
-            .bind(unreadable)
-            .execute(conn)
-            .await?;
+        set_aside_unreadable(conn, node, lease, unreadable).await?;
     }
     Ok(deliveries)
 }

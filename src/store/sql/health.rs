@@ -1,0 +1,192 @@
+//! Whether the store can be written to.
+//!
+//! A write that fails for the store's sake, or takes long, makes it unwritable at once. From then on a write is tried each
+//! second: a real one, of a message, synced like the others, so that what keeps messages from being stored keeps it
+//! from succeeding. The first one that succeeds ends the trouble.
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::RngExt as _;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, SqliteConnection};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use super::writer::Writer;
+use super::{Backend, hot_postgres, hot_sqlite, within};
+use crate::clock::{pause, system_now};
+use crate::domain::id::MessageId;
+use crate::domain::message::{Headers, Message, Method, Options};
+use crate::domain::signature::body_sha256;
+use crate::failure::Failure;
+use crate::store::{Accept, NodeId, Repeat, Result, StoreError};
+
+/// How long a write may take until it counts as one that fails.
+const SLOW: Duration = Duration::from_secs(2);
+/// From a failed write to the next try.
+const REST: Duration = Duration::from_secs(1);
+/// Limit for a try on Postgres. SQLite has a limit of its own for the wait for a lock.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Bytes of the message that is tried, random, so that they take the room that they seem to.
+const SIZE: usize = 8 << 10;
+
+/// What writes tell about the store.
+pub(super) struct Health {
+    task: OnceLock<AbortHandle>,
+    last: Mutex<Option<Trouble>>,
+    /// Rung when there is trouble.
+    bell: Notify,
+}
+
+#[derive(Clone, Copy)]
+struct Trouble {
+    /// Of the last write that failed.
+    at: Instant,
+    reason: &'static str,
+}
+
+impl Health {
+    /// Starts the task that tries to write while there is trouble.
+    pub(super) fn start(to: Backend<PgConnectOptions, Arc<Writer>>, failure: &Failure) -> Arc<Self> {
+        let health = Arc::new(Self { task: OnceLock::new(), last: Mutex::new(None), bell: Notify::new() });
+        let task = failure.spawn("trying to write", run(Arc::clone(&health), to));
+        health.task.get_or_init(|| task.abort_handle());
+        health
+    }
+
+    /// Ends the task.
+    pub(super) fn stop(&self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+    }
+
+    /// Why the store can't be written to; `None`: as far as is known, it can.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        self.last().map(|trouble| trouble.reason)
+    }
+
+    /// Takes note of how a write ends, and of one that takes long before it does.
+    pub(super) async fn watch<T>(&self, write: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut write = pin!(write);
+        let result = if let Ok(result) = tokio::time::timeout(SLOW, write.as_mut()).await {
+            result
+        } else {
+            self.note("it does not answer in time");
+            write.await
+        };
+        if let Some(reason) = result.as_ref().err().and_then(StoreError::trouble) {
+            self.note(reason);
+        }
+        result
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, reason: &'static str) {
+        let before = self.last().replace(Trouble { at: Instant::now(), reason });
+        if before.is_none() {
+            tracing::warn!(reason, "the database can't be written to: not ready");
+            self.bell.notify_one();
+        }
+    }
+
+    /// Ends the trouble, unless a write has failed since this one began.
+    fn wrote(&self, began: Instant) {
+        let mut last = self.last();
+        if last.is_some_and(|trouble| trouble.at < began) {
+            *last = None;
+            tracing::info!("the database can be written to again");
+        }
+    }
+}
+
+async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, Arc<Writer>>) {
+    loop {
+        health.bell.notified().await;
+        while let Some(at) = { health.last().map(|trouble| trouble.at) } {
+            pause(REST.saturating_sub(at.elapsed())).await;
+            let began = Instant::now();
+            match try_to_write(&to).await {
+                Ok(()) => health.wrote(began),
+                Err(error) => health.note(error.trouble().unwrap_or("it refuses to store messages")),
+            }
+        }
+    }
+}
+
+async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>) -> Result<()> {
+    match to {
+        Backend::Postgres(options) => {
+            within(LIMIT, async {
+                let mut connection = options.connect().await?;
+                on_postgres(&mut connection).await?;
+                connection.close().await?;
+                Ok(())
+            })
+            .await
+        }
+        Backend::Sqlite(writer) => {
+            let mut tx = writer.begin().await?;
+            on_sqlite(&mut tx).await?;
+            tx.commit().await?;
+            Ok(())
+        }
+    }
+}
+
+/// Nobody else sees the message: it goes in the transaction that it came in.
+async fn on_postgres(connection: &mut PgConnection) -> Result<()> {
+    let mut tx = connection.begin().await?;
+    let accept = message();
+    hot_postgres::accept(&mut tx, NodeId(0), std::slice::from_ref(&accept), Repeat::First, None).await?;
+    for sql in REMOVE {
+        sqlx::query(sql).bind(accept.message.id.as_str()).execute(&mut *tx).await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn on_sqlite(connection: &mut SqliteConnection) -> Result<()> {
+    let accept = message();
+    hot_sqlite::accept(connection, NodeId(0), &[&accept], Repeat::First, None).await?;
+    for sql in REMOVE {
+        sqlx::query(sql).bind(accept.message.id.as_str()).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+const REMOVE: [&str; 2] =
+    ["DELETE FROM deliveries WHERE message_id = $1", "DELETE FROM messages WHERE id = $1"];
+
+fn message() -> Accept {
+    let now = system_now();
+    let mut body = vec![0; SIZE];
+    rand::rng().fill(&mut body[..]);
+    let body = Bytes::from(body);
+    let message = Message {
+        id: MessageId::generate(now, rand::rng().random()),
+        created_at: now,
+        due_at: now,
+        method: Method::Post,
+        url: "http://localhost/".to_owned(),
+        headers: Headers::new(),
+        body_sha256: body_sha256(&body),
+        body,
+        max_retries: 0,
+        caller_ip: None,
+        labels: Vec::new(),
+        queue: None,
+        url_group: None,
+        endpoint: None,
+        schedule_id: None,
+        source_id: None,
+        options: Options::default(),
+    };
+    Accept { message: Arc::new(message), lane: super::lane("probe"), lease: None, deduplication: None }
+}
