@@ -190,9 +190,8 @@ impl Shared {
             return Ok(Obtained { free, new: false, turn: None });
         }
         let deadline = self.connector.deadline();
-        let turn = match tokio::time::timeout_at(deadline, self.pool.turn(origin)).await {
-            Ok(turn) => turn,
-            Err(_) => return Err(self.connector.too_late(&request.uri, &[])),
+        let Ok(turn) = tokio::time::timeout_at(deadline, self.pool.turn(origin)).await else {
+            return Err(self.connector.too_late(&request.uri, &[]));
         };
         if let Some(free) = turn.as_ref().and_then(|_| pooled()) {
             return Ok(Obtained { free, new: false, turn: None });

@@ -217,7 +217,7 @@ async fn send(
     match tokio::time::timeout(limit, shared.client.send(outgoing)).await {
         Ok(Ok(received)) => {
             if received.perhaps_cut {
-                tracing::warn!(
+                tracing::info!(
                     message.id = %message.id,
                     status = received.response.status,
                     "the connection broke off during a response's body, which is perhaps cut off; its status counts"

@@ -517,7 +517,7 @@ fn lowest_free_descriptor(pid: Pid) -> u64 {
         .unwrap()
         .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
         .collect();
-    (0..).find(|number| !open.contains(number)).unwrap()
+    (0..=open.len() as u64).find(|number| !open.contains(number)).unwrap()
 }
 
 async fn a_lack_of_descriptors_costs_no_attempt(t: Test) {

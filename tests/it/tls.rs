@@ -470,7 +470,7 @@ async fn endless_informational_answers_end_the_connection(t: Test) {
         }
         tokio::spawn(async move {
             while respond.send_informational(hint()).is_ok() {
-                tokio::task::yield_now().await
+                tokio::task::yield_now().await;
             }
         });
     })

@@ -106,7 +106,7 @@ impl Connection {
             };
             let untouched = self.output.remaining() == size
                 || (self.reused && !answered && self.was_refused(error.as_ref(), began).await);
-            let failure = self.no_head(error.as_ref(), answered);
+            let failure = no_head(error.as_ref(), answered);
             return Err(if untouched { Broken::Unprocessed(failure) } else { failure.into() });
         }
     }
@@ -130,24 +130,6 @@ impl Connection {
         drop(tokio::time::timeout(RESET_WAIT, tcp.ready(Interest::ERROR)).await);
         let pending = tcp.take_error().ok().flatten();
         pending.as_ref().or(self.write_error.as_ref()).is_some_and(is_reset)
-    }
-
-    /// Why there is no head.
-    fn no_head(&self, error: Option<&io::Error>, answered: bool) -> Failure {
-        let class = FailureClass::Reset;
-        match error {
-            Some(error) if tls::error_in(error).is_some_and(is_alert) => {
-                let text = tls::error_in(error).map(tls::text).unwrap_or_default();
-                Failure { class: FailureClass::Tls, error: text }
-            }
-            Some(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                Failure { class, error: error.to_string() }
-            }
-            _ => {
-                let what = if answered { "the response was complete" } else { "it answered" };
-                Failure { class, error: format!("the destination closed the connection before {what}") }
-            }
-        }
     }
 
     /// The next piece of the response's body; `None` at its end.
@@ -216,6 +198,24 @@ impl Connection {
             }
         }
         Pin::new(&mut self.stream).poll_flush(context)
+    }
+}
+
+/// Why a connection ended without a response's head.
+fn no_head(error: Option<&io::Error>, answered: bool) -> Failure {
+    let class = FailureClass::Reset;
+    match error {
+        Some(error) if tls::error_in(error).is_some_and(is_alert) => {
+            let text = tls::error_in(error).map(tls::text).unwrap_or_default();
+            Failure { class: FailureClass::Tls, error: text }
+        }
+        Some(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            Failure { class, error: error.to_string() }
+        }
+        _ => {
+            let what = if answered { "the response was complete" } else { "it answered" };
+            Failure { class, error: format!("the destination closed the connection before {what}") }
+        }
     }
 }
 
