@@ -663,15 +663,15 @@ mod tests {
 
     #[test]
     fn hosts_beyond_ascii() {
-        check_host("l\u{fc}calhost.test", "xn--lcalhost-n2a.test");
-        check_host("l%C3%BCcalhost.test", "xn--lcalhost-n2a.test");
-        check_host("l%c3%bcCALHOST.test", "xn--lcalhost-n2a.test");
+        check_host("l\u{fc}calhost.test", "xn--lcalhost-65a.test");
+        check_host("l%C3%BCcalhost.test", "xn--lcalhost-65a.test");
+        check_host("l%c3%bcCALHOST.test", "xn--lcalhost-65a.test");
         check_host("M\u{dc}NCHEN.de", "xn--mnchen-3ya.de");
         check_host("mu\u{308}nchen.de", "xn--mnchen-3ya.de");
         check_host("stra\u{df}e.de", "xn--strae-oqa.de");
         check_host("\u{4f8b}\u{3048}.\u{30c6}\u{30b9}\u{30c8}", "xn--r8jz45g.xn--zckzah");
         check_host("\u{4f8b}\u{3048}\u{3002}jp", "xn--r8jz45g.jp");
-        check_host("\u{1f980}.example", "xn--fs9h.example");
+        check_host("\u{1f980}.example", "xn--zs9h.example");
         check_host("a_b-.\u{fc}.example.", "a_b-.xn--tda.example.");
         check_host("\u{ff4c}ocalho\u{17f}t", "localhost");
         check_host("a\u{ad}b", "ab");

@@ -18,6 +18,7 @@ engines! {
     dead_letters_are_retried_a_part_at_a_time,
     dead_letters_are_retried_by_their_ids_all_or_none,
     the_log_is_filtered_by_what_messages_have,
+    url_groups_are_filtered_by_either_name,
     the_log_is_grouped_by_messages,
     log_pages_have_the_sizes_of_their_endpoints,
 }
@@ -541,6 +542,58 @@ async fn the_log_is_filtered_by_what_messages_have(t: Test) {
     for query in ["host=a%20b", "groupBy=url", "count=0", "labeel=one", "cursor=x"] {
         server.get(&format!("/v2/events?{query}")).await.error(400);
     }
+}
+
+/// The JavaScript SDK sends both of them up to version 2.9.
+async fn url_groups_are_filtered_by_either_name(t: Test) {
+    let (server, receiver) = (t.server().await, Receiver::start().await);
+    receiver.script("/", [Reply::status(500)]);
+    let endpoints = json!({"endpoints": [{"url": receiver.url("/")}]}).to_string();
+    for group in ["g", "h"] {
+        server.call("POST", &format!("/v2/topics/{group}/endpoints")).body(&endpoints).send().await.json(200);
+        let call = server.call("POST", &format!("/v2/publish/{group}")).header("Upstash-Retries", "0");
+        let id = call.send().await.json(200)[0]["messageId"].as_str().expect("an id").to_owned();
+        server.dead_letter(&id).await;
+        server
+            .call("POST", &format!("/v2/publish/{group}"))
+            .header("Upstash-Delay", "1d")
+            .send()
+            .await
+            .json(200);
+    }
+    for (query, count) in [
+        ("urlGroup=g", 1),
+        ("urlGroup=g&topicName=g", 1),
+        ("urlGroup=g,h&topicName=h&topicName=g", 2),
+        ("urlGroup=none", 0),
+        ("urlGroup=", 2),
+    ] {
+        assert_eq!(server.list(&format!("/v2/dlq?{query}"), "messages").await.len(), count, "{query}");
+        let events = server.list(&format!("/v2/events?state=FAILED&{query}"), "events").await;
+        assert_eq!(events.len(), count, "{query}");
+    }
+    let differing = "topicName=h&urlGroup=g";
+    for (method, path) in [
+        ("GET", "/v2/dlq"),
+        ("DELETE", "/v2/dlq"),
+        ("POST", "/v2/dlq/retry"),
+        ("GET", "/v2/logs"),
+        ("GET", "/v2/events"),
+        ("DELETE", "/v2/messages"),
+    ] {
+        let error = server.call(method, &format!("{path}?{differing}")).send().await.error(400);
+        assert!(error.contains("are one filter"), "{method} {path}: {error}");
+        if method != "GET" {
+            server.call(method, &format!("{path}?urlGroup=")).send().await.error(400);
+            let body = json!({"topicName": "h", "urlGroup": ["g"]}).to_string();
+            server.call(method, path).body(body).send().await.error(400);
+        }
+    }
+    assert_eq!(cancel(&server, "/v2/messages", r#"{"urlGroup":"g"}"#).await, json!({"cancelled": 1}));
+    let retried = server.call("POST", "/v2/dlq/retry?urlGroup=h&topicName=h").send().await.json(201);
+    assert_eq!(retried["responses"].as_array().map(Vec::len), Some(1));
+    let deleted = server.call("DELETE", "/v2/dlq?urlGroup=g").send().await.json(200);
+    assert_eq!(deleted["deleted"], 1);
 }
 
 async fn the_log_is_grouped_by_messages(t: Test) {

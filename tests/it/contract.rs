@@ -225,18 +225,19 @@ async fn merged_slashes_are_repaired_in_every_path(t: Test) {
 /// A base URL that ends in a slash, or in `/v2/`, leaves them.
 async fn surplus_slashes_are_ignored_in_every_path(t: Test) {
     let (server, receiver) = (t.server().await, Receiver::start().await);
-    let status = async |method: &str, target: &str| {
-        with_token(&server, method, target, READ_ONLY_TOKEN).send().await.status
+    let answer = async |method: &str, target: &str| {
+        let answer = with_token(&server, method, target, READ_ONLY_TOKEN).send().await;
+        (answer.status, answer.text())
     };
     for (method, target, _, _) in operations(&server).await {
-        let expected = status(&method, &target).await;
-        assert_ne!(expected, 404, "{method} {target}");
+        let expected = answer(&method, &target).await;
+        assert!(!expected.1.contains("no such endpoint"), "{method} {target}");
         for (before, after) in [("//", "/"), ("/", "//"), ("///", "///")] {
             let surplus = match target.strip_prefix("/v2/") {
                 Some(rest) => format!("{before}v2{after}{rest}"),
                 None => format!("{before}{}", &target[1..]),
             };
-            assert_eq!(status(&method, &surplus).await, expected, "{method} {surplus}");
+            assert_eq!(answer(&method, &surplus).await, expected, "{method} {surplus}");
         }
     }
     let url = receiver.url("/a//b/../?x=//y");

@@ -5,7 +5,7 @@ import test from "node:test";
 import { Client, Receiver } from "qstash-2-7";
 
 import {
-  currentSigningKey, delivery, eventually, ids, isTime, nextSigningKey, receiverUrl, rejectsWith, server, sorted, token,
+  currentSigningKey, delivery, eventually, ids, isTime, nextSigningKey, receiverUrl, server, sorted, token,
 } from "./support.mjs";
 
 // Base URLs end in a slash, at times in more of them; the SDK takes one away.
@@ -18,6 +18,9 @@ const states = async (messageId) =>
 
 const ended = (messageId, expected) =>
   eventually(`${messageId}: ${expected}`, async () => (await states(messageId)) === expected);
+
+/** The promise fails, and the error's text is in the one form and contains `text`. */
+const rejects = (promise, text) => assert.rejects(promise, ({ message }) => JSON.parse(message).error.includes(text));
 
 const letterOf = (messageId) =>
   eventually(`${messageId} is in the DLQ`, async () => (await client.dlq.listMessages({ filter: { messageId } })).messages[0]);
@@ -47,7 +50,7 @@ test("publish with everything that it can say", async () => {
   assert.deepEqual([again.messageId, again.deduplicated], [messageId, true]);
   const content = { url: `${receiverUrl}/`, body: "x", contentBasedDeduplication: true };
   assert.equal((await client.publish(content)).messageId, (await client.publish(content)).messageId);
-  await rejectsWith(400, client.publish({ url: `${receiverUrl}/`, notBefore: Date.now() + 60_000 }), "Unix time in seconds");
+  await rejects(client.publish({ url: `${receiverUrl}/`, notBefore: Date.now() + 60_000 }), "Unix time in seconds");
 });
 
 test("URL groups", async () => {
@@ -159,7 +162,7 @@ test("cancelling", async () => {
     Array(3).fill("CREATED CANCEL_REQUESTED CANCELED"),
   );
   await client.urlGroups.removeEndpoints({ name: group, endpoints: [{ name: "one" }, { url: `${receiverUrl}/fails` }] });
-  await rejectsWith(404, client.urlGroups.get(group), `topic ${group} not found`);
+  await rejects(client.urlGroups.get(group), `topic ${group} not found`);
 });
 
 test("all checks were made", () => {});
