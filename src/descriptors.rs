@@ -159,8 +159,8 @@ mod tests {
         check(11_252, Some((10_000, 512)));
         check(11_251, Some((9_999, 512)));
         check(4096, Some((2844, 512)));
-        check(1024, Some((334, 231)));
-        check(256, Some((62, 39)));
+        check(1024, Some((368, 231)));
+        check(256, Some((60, 39)));
         check(132, Some((8, 8)));
         check(131, None);
     }

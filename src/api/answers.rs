@@ -170,9 +170,11 @@ mod tests {
         let first = memory.json(StatusCode::OK, &large).await.unwrap();
         assert_eq!(memory.free.available_permits(), 64 - 41, "with the quotes one KiB is begun");
         // There is no room for another one, nor to wait for it.
+        let waiting = memory.waiting.try_acquire_many(16).unwrap();
         let error = memory.json(StatusCode::OK, &large).await.unwrap_err().into_response();
         assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(error.headers().contains_key("retry-after"));
+        drop(waiting);
         // Small ones need none.
         let small = memory.json(StatusCode::OK, &"x").await.unwrap();
         assert_eq!(text(small).await, "\"x\"");

@@ -256,7 +256,9 @@ impl Desk {
         request.extensions_mut().insert(Peer(peer));
         let response = match framing::refuse(&request) {
             Some(refusal) => refusal,
-            None => self.respond(request).await,
+            // In a box, which is gone when the answer is made: as a part of the connection's or the stream's task its some
+            // 20 KiB would stay there for as long as the answer isn't read, or the connection is open.
+            None => Box::pin(self.respond(request)).await,
         };
         Ok(Answer::new(response, exchange))
     }

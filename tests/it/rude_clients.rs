@@ -273,7 +273,8 @@ async fn without_memory_for_answers_small_ones_go_on(t: Test) {
     let mut rude = http2(server.address(), 0).await;
     rude.ask(&target, READ_ONLY_TOKEN).await;
     let Rude::Http2(_sender, _connection, answers) = &mut rude else { unreachable!() };
-    assert_eq!(answers.pop().unwrap().await.unwrap().status(), 200);
+    let unread = answers.pop().unwrap().await.unwrap();
+    assert_eq!(unread.status(), 200);
     let refused = server.get(&target).await;
     assert_eq!(refused.error(503), "too many large answers are being read at once");
     assert_eq!(refused.header("retry-after"), Some("1"));
@@ -281,7 +282,7 @@ async fn without_memory_for_answers_small_ones_go_on(t: Test) {
     for target in [small.as_str(), "/healthz", "/openapi.json", "/v2/queues"] {
         assert_eq!(server.get(target).await.status, 200, "{target}");
     }
-    drop(rude);
+    drop((unread, rude));
     eventually("the memory is given back", async || (server.get(&target).await.status == 200).then_some(()))
         .await;
 }
@@ -337,7 +338,8 @@ async fn an_accepted_batch_is_answered(t: Test) {
     let mut rude = http2(server.address(), 0).await;
     rude.ask(&target, READ_ONLY_TOKEN).await;
     let Rude::Http2(_sender, _connection, answers) = &mut rude else { unreachable!() };
-    assert_eq!(answers.pop().unwrap().await.unwrap().status(), 200);
+    let unread = answers.pop().unwrap().await.unwrap();
+    assert_eq!(unread.status(), 200);
     let item = serde_json::json!({
         "destination": "http://127.0.0.1:9/", "headers": {"Upstash-Delay": "1h", "Upstash-Label": "batch"}, "body": "x",
     });
@@ -346,7 +348,7 @@ async fn an_accepted_batch_is_answered(t: Test) {
     refused.error(503);
     let found = server.get_json("/v2/logs?label=batch&count=1").await;
     assert_eq!(found["logs"].as_array().map(Vec::len), Some(0), "nothing of it was stored: {found}");
-    drop(rude);
+    drop((unread, rude));
     eventually("the memory is given back", async || {
         let answer = server.call("POST", "/v2/batch").body(&batch).send().await;
         (answer.status == 200).then(|| assert_eq!(answer.json(200).as_array().unwrap().len(), 2000))
