@@ -28,7 +28,7 @@ const LEEWAY: Duration = Duration::from_secs(2);
 /// A pipe that takes nothing more; what reads it.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
-    writer.write_all(&[b'\n'; PIPE]).unwrap();
+    writer.write_all("\n".repeat(PIPE).as_bytes()).unwrap();
     (reader, writer)
 }
 
