@@ -40,7 +40,9 @@ pub(crate) fn prepare(mut config: Config) -> Result<Config, ConfigError> {
     let Some(allowance) = allowance(&config, limit) else {
         return Err(ConfigError::OpenFiles { limit, least: base(&config) + LEAST });
     };
-    if (allowance.connections, allowance.concurrency) != (config.max_connections, config.concurrency) {
+    let far_off =
+        allowance.connections < config.max_connections / 2 || allowance.concurrency < config.concurrency / 2;
+    if far_off {
         tracing::warn!(
             limit,
             needed = needed(&config),
@@ -50,6 +52,13 @@ pub(crate) fn prepare(mut config: Config) -> Result<Config, ConfigError> {
              (LimitNOFILE= of systemd, ulimits.nofile of Docker Compose, --ulimit nofile=, ulimit -n) or lower them",
             config.max_connections,
             config.concurrency,
+        );
+    } else if (allowance.connections, allowance.concurrency) != (config.max_connections, config.concurrency) {
+        tracing::info!(
+            limit,
+            max_connections = allowance.connections,
+            concurrency = allowance.concurrency,
+            "the limit on open files allows somewhat less than the settings do"
         );
     }
     config.max_connections = allowance.connections;
@@ -155,10 +164,11 @@ mod tests {
                 assert!(used <= limit, "{used} of {limit}");
             }
         }
-        check(1_000_000, Some((10_000, 512)));
-        check(11_252, Some((10_000, 512)));
-        check(11_251, Some((9_999, 512)));
-        check(4096, Some((2844, 512)));
+        check(1_000_000, Some((10_000, 8192)));
+        check(26_612, Some((10_000, 8192)));
+        check(26_611, Some((10_000, 8191)));
+        check(11_252, Some((5448, 2788)));
+        check(4096, Some((1870, 999)));
         check(1024, Some((368, 231)));
         check(256, Some((60, 39)));
         check(132, Some((8, 8)));

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -30,6 +30,9 @@ const STAGGER: Duration = Duration::from_millis(250);
 const MAX_ADDRESSES: usize = 16;
 /// Descriptors that looking up a name may need at once: files, and a socket for each kind of address.
 const LOOKUP_DESCRIPTORS: usize = 4;
+/// How long after a lack of descriptors or memory a lookup that fails is put down to it: the resolver doesn't tell, and
+/// what was lacking may be there again by the time of the answer.
+const LACK_LASTS: Duration = Duration::from_secs(3);
 
 /// A connection that is ready for requests.
 pub(super) struct Connection {
@@ -45,11 +48,13 @@ pub(super) struct Connector {
     tls: TlsConnector,
     /// For resolving, connecting and TLS together.
     limit: Duration,
+    /// When this machine was last short of something, if it was.
+    lacked_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Connector {
     pub(super) fn new(policy: Arc<Policy>, tls: rustls::ClientConfig, limit: Duration) -> Self {
-        Self { policy, tls: TlsConnector::from(Arc::new(tls)), limit }
+        Self { policy, tls: TlsConnector::from(Arc::new(tls)), limit, lacked_at: Arc::default() }
     }
 
     /// Until when a connection that is asked for now must be there.
@@ -61,10 +66,17 @@ impl Connector {
     pub(super) async fn connect(&self, uri: &Uri, deadline: Instant) -> Result<Connection, SendError> {
         let mut failures = Vec::new();
         let establishing = self.establish(uri, &mut failures);
-        match tokio::time::timeout_at(deadline, establishing).await {
-            Ok(result) => result,
-            Err(_) => Err(self.too_late(uri, &failures)),
+        let Ok(result) = tokio::time::timeout_at(deadline, establishing).await else {
+            return Err(self.too_late(uri, &failures));
+        };
+        if matches!(result, Err(SendError::Lacking(_))) {
+            *self.lacked_at() = Some(Instant::now());
         }
+        result
+    }
+
+    fn lacked_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.lacked_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The failure at the deadline; the text tells what was tried in vain.
@@ -111,6 +123,9 @@ impl Connector {
         }
         let found = match tokio::net::lookup_host((host, port)).await {
             Ok(found) => found,
+            Err(error) if self.lacked_at().is_some_and(|at| at.elapsed() < LACK_LASTS) => {
+                return Err(SendError::Lacking(describe(&error)));
+            }
             Err(error) => return Err(unresolved(host, &error)),
         };
         let mut refusal = None;

@@ -375,9 +375,10 @@ async fn a_large_batch_is_one_step(t: Test) {
     let stored = AtomicBool::new(false);
     let look = async {
         while !stored.load(Ordering::Acquire) {
-            let events = server.get_json("/v2/events?count=1000").await;
+            // Fewer than make a page with their bodies.
+            let events = server.get_json("/v2/events?count=200").await;
             let seen = events["events"].as_array().map_or(0, Vec::len);
-            assert!(seen == 0 || seen == 1000, "a part of the batch: {seen}");
+            assert!(seen == 0 || seen == 200, "a part of the batch: {seen}");
         }
     };
     let send = async {

@@ -119,7 +119,7 @@ async fn queues_are_refused_with_a_reason(t: Test) {
         ("", "the body must be JSON like {\"queueName\""),
         ("[]", "the body must be JSON like"),
         ("{}", "missing field `queueName`"),
-        (r#"{"queueName":""}"#, "invalid queueName \"\": letters, digits"),
+        (r#"{"queueName":""}"#, "invalid queueName: \"\" is not a name; letters, digits"),
         (r#"{"queueName":"a b"}"#, "invalid queueName"),
         (r#"{"queueName":"q","parallelism":0}"#, "invalid parallelism 0: an integer from 1"),
         (r#"{"queueName":"q","parallelism":-1}"#, "invalid parallelism -1"),
