@@ -26,7 +26,7 @@ use crate::store::{Delivery, Lease, Result};
 mod ahead;
 
 /// Gates in one look.
-const GATES: usize = 64;
+const GATES: usize = 256;
 /// Deliveries in one look at all of these, and the least that each gets of them.
 const DELIVERIES: usize = 512;
 const LEAST: usize = 8;
@@ -279,7 +279,7 @@ impl Task {
             self.next_look = now + wait.min(next);
             names.extend(due.gates);
         }
-        let some: Vec<Arc<str>> = names.iter().take(GATES).cloned().collect();
+        let some: HashSet<Arc<str>> = names.iter().take(GATES).cloned().collect();
         known.retain(|seen| !names.contains(seen.name()));
         if !some.is_empty() || !known.is_empty() {
             self.take(&some, known).await?;
@@ -291,13 +291,14 @@ impl Task {
     }
 
     /// Takes what may go through these gates, and through those that are known.
-    async fn take(&mut self, names: &[Arc<str>], known: Vec<Seen>) -> Result<()> {
+    async fn take(&mut self, names: &HashSet<Arc<str>>, known: Vec<Seen>) -> Result<()> {
         let count = (DELIVERIES / names.len().max(1)).max(LEAST);
         let asked = Instant::now();
         let mut looks = if names.is_empty() {
             Looks { now: self.shared.clock.now(), gates: Vec::new() }
         } else {
-            self.shared.store.look_at_gates(names, count).await?
+            let names: Vec<Arc<str>> = names.iter().cloned().collect();
+            self.shared.store.look_at_gates(&names, count).await?
         };
         // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
         let booted = since_boot();
@@ -377,9 +378,9 @@ impl Task {
 
     /// Looks again when the first of these gates wants it.
     fn look_by(&mut self, looks: &Looks, taking: &Taking, now: Timestamp) {
+        let stepped = taking.stepped();
         for look in looks.gates.iter().filter(|look| taking.admissions.contains_key(&look.name)) {
-            let step = taking.steps.iter().find(|step| step.name == look.name);
-            if let Some(next_at) = step.and_then(|step| step.next_at).or(look.next_at) {
+            if let Some(next_at) = stepped.get(&look.name).copied().flatten().or(look.next_at) {
                 self.next_look = self.next_look.min(Instant::now() + next_at.since(now));
             }
         }
@@ -391,7 +392,7 @@ impl Task {
         &mut self,
         mut taking: Taking,
         seen: Vec<Seen>,
-        names: &[Arc<str>],
+        names: &HashSet<Arc<str>>,
         now: Timestamp,
         booted: Duration,
     ) -> Result<()> {
@@ -405,7 +406,7 @@ impl Task {
             }
         }
         let mut missed = HashSet::new();
-        for place in taking.reserved.into_values() {
+        for place in std::mem::take(&mut taking.reserved).into_values() {
             self.shared.dispatcher.unreserve_passing(&place.lane, place.size);
             if names.contains(&place.gate) {
                 self.look_again(Arc::clone(&place.gate), CONTENDED);
@@ -415,12 +416,13 @@ impl Task {
             missed.insert(place.gate);
         }
         passed?;
+        let stepped = taking.stepped();
         for seen in seen.into_iter().filter(|seen| !missed.contains(seen.name())) {
             let Some(admission) = taking.admissions.get(seen.name()) else { continue };
-            let step = taking.steps.iter().find(|step| step.name == *seen.name());
+            let step = stepped.get(seen.name()).copied();
             if let Some(rest) = seen.after(&admission.taken) {
                 self.ahead.keep(match step {
-                    Some(step) => rest.stepped(step.next_at),
+                    Some(next_at) => rest.stepped(next_at),
                     None => rest,
                 });
             }
@@ -504,6 +506,11 @@ impl Taking {
             });
         }
         admission
+    }
+
+    /// The gates that take a step, and when they are to be looked at again; `None`: as it is.
+    fn stepped(&self) -> HashMap<Arc<str>, Option<Timestamp>> {
+        self.steps.iter().map(|step| (Arc::clone(&step.name), step.next_at)).collect()
     }
 
     /// What becomes of the gates; and which of them may rest, with the time before which nothing due can go there. `slow`

@@ -233,17 +233,18 @@ pub(super) async fn rest_postgres(conn: &mut PgConnection, gates: &[(Arc<str>, T
 pub(super) async fn rest_sqlite(writer: &Writer, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
     let mut tx = writer.begin().await?;
     let now = crate::clock::system_now();
-    for (name, until) in gates {
-        let sql =
-            concat!("UPDATE gates SET next_at = ", rested_at!("$1", "$2", "$3", "$4"), " WHERE name = $1");
-        sqlx::query(sql)
-            .bind(&**name)
-            .bind(now.as_millis())
-            .bind(until.as_millis())
-            .bind(now.after(RECHECK_BLOCKED).as_millis())
-            .execute(&mut *tx)
-            .await?;
-    }
+    let gates: Vec<(&str, i64)> = gates.iter().map(|(name, until)| (&**name, until.as_millis())).collect();
+    sqlx::query(concat!(
+        "UPDATE gates SET next_at = ",
+        rested_at!("gates.name", "$2", "r.until", "$3"),
+        " FROM (SELECT value ->> 0 AS name, value ->> 1 AS until FROM json_each($1)) AS r \
+          WHERE gates.name = r.name"
+    ))
+    .bind(codec::json(&gates))
+    .bind(now.as_millis())
+    .bind(now.after(RECHECK_BLOCKED).as_millis())
+    .execute(&mut *tx)
+    .await?;
     tx.commit().await?;
     Ok(())
 }
