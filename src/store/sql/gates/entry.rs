@@ -358,9 +358,10 @@ async fn take_places(
             .await?
         }
         Backend::Sqlite(conn) => {
-            sqlx::query_as(take!("SELECT key, $1 + value FROM json_each($2) WHERE TRUE"))
+            let joining: Vec<(&str, i64)> = joining.iter().map(|(name, count)| (&***name, *count)).collect();
+            sqlx::query_as(take!("SELECT value ->> 0, $1 + (value ->> 1) FROM json_each($2) WHERE TRUE"))
                 .bind(before)
-                .bind(json(&joining.iter().map(|(name, count)| (&***name, *count)).collect::<BTreeMap<_, _>>()))
+                .bind(json(&joining))
                 .fetch_all(&mut **conn)
                 .await?
         }
