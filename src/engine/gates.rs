@@ -633,3 +633,63 @@ fn next_at(look: &GateLook, admission: &Admission, used: bool, now: Timestamp) -
     let fine = look.next_at.is_some_and(|next_at| next_at > now && next_at <= wanted);
     (!fine).then_some(wanted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::gate::{Limits, Starts};
+
+    const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+    fn named(names: &str) -> Vec<Arc<str>> {
+        names.chars().map(|name| Arc::from(name.to_string())).collect()
+    }
+
+    #[test]
+    fn gates_are_looked_at_in_the_order_in_which_they_were_told() {
+        let mut pending = Pending::default();
+        pending.extend(named("abcd"));
+        assert_eq!(pending.take(2), named("ab").into_iter().collect());
+        pending.extend(named("cea"));
+        assert_eq!(pending.take(2), named("cd").into_iter().collect());
+        assert_eq!(pending.take(9), named("ea").into_iter().collect());
+        assert!(pending.take(9).is_empty() && pending.names.is_empty());
+    }
+
+    /// Looks at a queue that is to be looked at in three seconds; whether it takes a step, and whether it may rest.
+    fn step(in_use: u32, waiting: &[Timestamp]) -> (bool, bool) {
+        let gate = Gate {
+            limits: Limits { parallelism: Some(1), rate: None },
+            paused: false,
+            in_use,
+            starts: Starts::default(),
+            passed: 0,
+        };
+        let one = |due_at: &Timestamp| Waiting {
+            id: MessageId::new("msg_a"),
+            lane: Arc::from("lane"),
+            size: 1,
+            due_at: *due_at,
+            holds_slot: false,
+            flow: None,
+        };
+        let name: Arc<str> = Arc::from("q:a");
+        let waiting: Vec<Waiting> = waiting.iter().map(one).collect();
+        let next_at = Some(NOW.after(Duration::from_secs(3)));
+        let mut taking =
+            Taking { gates: BTreeMap::from([(Arc::clone(&name), gate.clone())]), ..Taking::default() };
+        let admission = admit(&mut taking.gates, &name, &waiting, NOW, |_| false);
+        taking.admissions.insert(Arc::clone(&name), admission);
+        let looks = Looks { now: NOW, gates: vec![GateLook { name, version: 1, gate, next_at, waiting }] };
+        let resting = taking.step(&looks, NOW, Duration::ZERO);
+        (!taking.steps.is_empty(), !resting.is_empty())
+    }
+
+    #[test]
+    fn a_gate_with_nothing_to_do_rests_before_its_time() {
+        assert_eq!(step(0, &[]), (false, true));
+        assert_eq!(step(1, &[]), (false, false), "someone has its slot");
+        assert_eq!(step(1, &[NOW]), (false, false), "someone waits for the slot");
+        assert_eq!(step(0, &[NOW.after(Duration::from_mins(1))]), (false, false), "someone will be due");
+    }
+}

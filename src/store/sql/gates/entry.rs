@@ -210,7 +210,8 @@ async fn insert(
     accepted_at: Timestamp,
 ) -> Result<()> {
     let rows = missing.iter().map(|(name, wanted)| {
-        let mut control = Control { limits: Limits { parallelism: Some(1), rate: None }, ..Control::default() };
+        let mut control =
+            Control { limits: Limits { parallelism: Some(1), rate: None }, ..Control::default() };
         if let Some(flow) = wanted.flow {
             control.follow(flow);
         }
@@ -254,7 +255,8 @@ async fn update(
     known: &[KnownRow],
     now: i64,
 ) -> Result<()> {
-    let changes: Vec<Change<'_>> = known.iter().filter_map(|row| Change::of(row, &wanted[&*row.name])).collect();
+    let changes: Vec<Change<'_>> =
+        known.iter().filter_map(|row| Change::of(row, &wanted[&*row.name])).collect();
     if changes.is_empty() {
         return Ok(());
     }
