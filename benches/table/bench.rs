@@ -90,6 +90,7 @@ impl Bench {
             bytes: BYTES,
             batch: None,
             due_after_s: 0,
+            own_names: 1,
         };
         Publish { load, stream, callback: None, delivered: true }
     }

@@ -40,6 +40,8 @@ pub(crate) struct Load {
     pub(crate) batch: Option<Batch>,
     /// How long after its publish a message is due: deliveries' latencies count from then.
     pub(crate) due_after_s: u64,
+    /// How many own names there are, where target or headers have one ([`message::OWN`]): messages take them in turn.
+    pub(crate) own_names: u64,
 }
 
 /// Requests for `/v2/batch`.
@@ -141,6 +143,7 @@ impl Tally {
 struct Plan {
     request: Vec<u8>,
     slots: Vec<Slots>,
+    own_names: Vec<usize>,
     requests: u64,
     next: Cell<u64>,
     start_us: u64,
@@ -169,6 +172,7 @@ impl Plan {
         let start_us = now_us();
         Self {
             slots: Slots::find_all(&request),
+            own_names: message::own_names(&request),
             request: request.into_bytes(),
             requests: load.messages.map_or(u64::MAX, |count| count.div_ceil(size(&load))),
             next: Cell::new(0),
@@ -215,6 +219,9 @@ async fn connection(plan: Rc<Plan>, at: usize) {
         let first = number * size;
         for (slots, number) in plan.slots.iter().zip(first..) {
             slots.write(&mut request, number, start_us + plan.load.due_after_s * 1_000_000);
+        }
+        for (at, number) in plan.own_names.iter().zip(first..) {
+            message::write_own_name(&mut request, *at, number % plan.load.own_names);
         }
         let result = exchange(&mut stream, address, &request, &mut buffer).await;
         plan.tally.borrow_mut().add(&result, first..first + size, now_us().saturating_sub(start_us));

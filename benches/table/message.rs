@@ -49,6 +49,18 @@ impl Slots {
     }
 }
 
+/// Part of a queue's or a key's name that is each message's own; its digits change.
+pub(crate) const OWN: &str = "own-0000000000";
+
+/// Where the digits of own names stand in a request.
+pub(crate) fn own_names(text: &str) -> Vec<usize> {
+    text.match_indices(OWN).map(|(at, _)| at + OWN.len() - SEQ_DIGITS).collect()
+}
+
+pub(crate) fn write_own_name(request: &mut [u8], at: usize, number: u64) {
+    write_digits(&mut request[at..at + SEQ_DIGITS], number);
+}
+
 fn write_digits(place: &mut [u8], mut number: u64) {
     for digit in place.iter_mut().rev() {
         *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);

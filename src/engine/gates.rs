@@ -6,7 +6,7 @@
 //! What may go is decided by `domain::gate`, and takes effect only if the gate is still as it was seen. A gate with nothing
 //! to do is put to rest, so that it costs nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::store::{Delivery, Lease, Result};
 mod ahead;
 
 /// Gates in one look.
-const GATES: usize = 64;
+const GATES: usize = 256;
 /// Deliveries in one look at all of these, and the least that each gets of them.
 const DELIVERIES: usize = 512;
 const LEAST: usize = 8;
@@ -135,7 +135,11 @@ pub(super) fn opened_by(delivery: &Delivery) -> impl Iterator<Item = Arc<str>> +
 
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut task = Task {
+        pending: Pending::default(),
         next_look: Instant::now(),
+        asked: Instant::now(),
+        idle: HashMap::new(),
+        rest_at: Instant::now(),
         again: HashSet::new(),
         again_at: Instant::now(),
         closed: HashMap::new(),
@@ -168,8 +172,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 struct Task {
     shared: Arc<Shared>,
-    /// When to ask the store which gates are due.
+    /// Gates to look at.
+    pending: Pending,
+    /// When to ask the store which gates are due, and when it was last asked.
     next_look: Instant,
+    asked: Instant,
+    /// Gates that have nothing to do, to be put to rest together, and when.
+    idle: HashMap<Arc<str>, Timestamp>,
+    rest_at: Instant,
     /// Gates to look at a little later.
     again: HashSet<Arc<str>>,
     again_at: Instant,
@@ -185,6 +195,31 @@ struct Task {
     slow: Duration,
 }
 
+/// Gates to look at, each once, in the order in which they were told: none waits for those that came later.
+#[derive(Default)]
+struct Pending {
+    order: VecDeque<Arc<str>>,
+    names: HashSet<Arc<str>>,
+}
+
+impl Pending {
+    fn extend(&mut self, names: impl IntoIterator<Item = Arc<str>>) {
+        for name in names {
+            if self.names.insert(Arc::clone(&name)) {
+                self.order.push_back(name);
+            }
+        }
+    }
+
+    fn take(&mut self, most: usize) -> HashSet<Arc<str>> {
+        let taken: HashSet<Arc<str>> = self.order.drain(..most.min(self.order.len())).collect();
+        for name in &taken {
+            self.names.remove(name);
+        }
+        taken
+    }
+}
+
 impl Task {
     /// Waits until there is something to do.
     async fn wait(&mut self) {
@@ -195,9 +230,15 @@ impl Task {
             }
             return;
         }
+        if !self.pending.order.is_empty() {
+            return;
+        }
         let mut until = self.next_look;
         if !self.again.is_empty() {
             until = until.min(self.again_at);
+        }
+        if !self.idle.is_empty() {
+            until = until.min(self.rest_at);
         }
         tokio::select! {
             () = self.shared.gates.wake.notified() => {}
@@ -218,12 +259,12 @@ impl Task {
             return Ok(());
         }
         let told = std::mem::take(&mut *self.shared.gates.told());
-        let mut names = told.gates;
         if let Some(due_at) = told.due_at {
             let due_in = due_at.since(self.shared.clock.now());
             self.next_look = self.next_look.min(Instant::now() + due_in);
         }
         let now = Instant::now();
+        let mut names = told.gates;
         if now >= self.again_at {
             names.extend(self.again.drain());
         }
@@ -238,19 +279,26 @@ impl Task {
         let queues: Vec<Arc<str>> =
             names.iter().filter_map(|name| self.behind.remove(name)).flatten().collect();
         names.extend(queues);
-        let (known, unknown) = self.ahead.freed(told.freed);
+        let (mut known, unknown) = self.ahead.freed(told.freed);
         names.extend(unknown);
+        self.pending.extend(names);
+        let asked = self.ask(told.all).await;
+        let names = self.pending.take(GATES);
+        known.retain(|seen| !names.contains(seen.name()));
         let known_names: Vec<Arc<str>> = known.iter().map(|seen| Arc::clone(seen.name())).collect();
-        let result = self.look_at(&mut names, told.all, known).await;
-        if result.is_err() {
-            names.extend(known_names);
+        let taken = match asked {
+            Ok(()) if names.is_empty() && known.is_empty() => Ok(()),
+            Ok(()) => self.take(&names, known).await,
+            Err(error) => Err(error),
+        };
+        if taken.is_err() {
+            self.pending.extend(names.into_iter().chain(known_names));
             if told.all {
                 self.shared.gates.look_at_all();
             }
         }
-        // What was not looked at is looked at the next time.
-        self.shared.gates.look_at(names);
-        result
+        taken?;
+        self.rest().await
     }
 
     fn look_again(&mut self, name: Arc<str>, after: Duration) {
@@ -259,45 +307,43 @@ impl Task {
         self.again.insert(name);
     }
 
-    /// Looks at some of the gates, and takes these out of `names`; the `known` ones need no look.
-    async fn look_at(
-        &mut self,
-        names: &mut HashSet<Arc<str>>,
-        all: bool,
-        mut known: Vec<Seen>,
-    ) -> Result<()> {
+    /// Asks the store which gates are due, if it is time. While many others wait for a look, only now and then.
+    async fn ask(&mut self, all: bool) -> Result<()> {
         let now = Instant::now();
         if all {
             self.shared.store.wake_gates().await?;
             self.next_look = now;
         }
-        if self.next_look <= now {
+        if self.next_look <= now && (self.pending.order.len() < GATES || now >= self.asked + SOON) {
             let due = self.shared.store.due_gates(GATES).await?;
             let next = due.next_at.map_or(Duration::MAX, |next_at| next_at.since(due.now));
             // More than these may be due; those that were looked at are not, for a while.
             let wait = if due.gates.len() == GATES { Duration::ZERO } else { refill::sweep(&self.shared) };
             self.next_look = now + wait.min(next);
-            names.extend(due.gates);
-        }
-        let some: Vec<Arc<str>> = names.iter().take(GATES).cloned().collect();
-        known.retain(|seen| !names.contains(seen.name()));
-        if !some.is_empty() || !known.is_empty() {
-            self.take(&some, known).await?;
-            for name in &some {
-                names.remove(name);
-            }
+            self.asked = now;
+            self.pending.extend(due.gates);
         }
         Ok(())
     }
 
+    /// Puts gates to rest that have nothing to do.
+    async fn rest(&mut self) -> Result<()> {
+        if self.idle.is_empty() || (self.idle.len() < GATES && Instant::now() < self.rest_at) {
+            return Ok(());
+        }
+        let gates: Vec<(Arc<str>, Timestamp)> = self.idle.drain().collect();
+        self.shared.store.rest_gates(&gates).await
+    }
+
     /// Takes what may go through these gates, and through those that are known.
-    async fn take(&mut self, names: &[Arc<str>], known: Vec<Seen>) -> Result<()> {
+    async fn take(&mut self, names: &HashSet<Arc<str>>, known: Vec<Seen>) -> Result<()> {
         let count = (DELIVERIES / names.len().max(1)).max(LEAST);
         let asked = Instant::now();
         let mut looks = if names.is_empty() {
             Looks { now: self.shared.clock.now(), gates: Vec::new() }
         } else {
-            self.shared.store.look_at_gates(names, count).await?
+            let names: Vec<Arc<str>> = names.iter().cloned().collect();
+            self.shared.store.look_at_gates(&names, count).await?
         };
         // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
         let booted = since_boot();
@@ -308,12 +354,20 @@ impl Task {
         let mut seen = known;
         looks.gates.extend(seen.iter().map(Seen::as_of_now));
         let wanted: HashSet<Arc<str>> = seen.iter().map(Seen::name).chain(names).map(Arc::clone).collect();
-        let (taking, resting) = self.decide(&looks, &wanted, count, now);
+        let (taking, mut resting) = self.decide(&looks, &wanted, count, now);
         for name in seen.iter().map(Seen::name) {
             if taking.admissions.get(name).is_some_and(|admission| !admission.blocked) {
                 // All that was known has gone, but there may be more.
                 self.shared.gates.look_at([Arc::clone(name)]);
             }
+        }
+        let idle: HashSet<Arc<str>> =
+            looks.gates.iter().filter(|look| is_idle(look)).map(|look| Arc::clone(&look.name)).collect();
+        for (name, until) in resting.extract_if(.., |(name, _)| idle.contains(name)) {
+            if self.idle.is_empty() {
+                self.rest_at = Instant::now() + SOON;
+            }
+            self.idle.insert(name, until);
         }
         let looked_at = looks.gates.into_iter().filter(|look| names.contains(&look.name));
         seen.extend(looked_at.filter_map(|look| Seen::new(look, looks.now, booted)));
@@ -377,9 +431,9 @@ impl Task {
 
     /// Looks again when the first of these gates wants it.
     fn look_by(&mut self, looks: &Looks, taking: &Taking, now: Timestamp) {
+        let stepped = taking.stepped();
         for look in looks.gates.iter().filter(|look| taking.admissions.contains_key(&look.name)) {
-            let step = taking.steps.iter().find(|step| step.name == look.name);
-            if let Some(next_at) = step.and_then(|step| step.next_at).or(look.next_at) {
+            if let Some(next_at) = stepped.get(&look.name).copied().flatten().or(look.next_at) {
                 self.next_look = self.next_look.min(Instant::now() + next_at.since(now));
             }
         }
@@ -391,7 +445,7 @@ impl Task {
         &mut self,
         mut taking: Taking,
         seen: Vec<Seen>,
-        names: &[Arc<str>],
+        names: &HashSet<Arc<str>>,
         now: Timestamp,
         booted: Duration,
     ) -> Result<()> {
@@ -405,7 +459,7 @@ impl Task {
             }
         }
         let mut missed = HashSet::new();
-        for place in taking.reserved.into_values() {
+        for place in std::mem::take(&mut taking.reserved).into_values() {
             self.shared.dispatcher.unreserve_passing(&place.lane, place.size);
             if names.contains(&place.gate) {
                 self.look_again(Arc::clone(&place.gate), CONTENDED);
@@ -415,12 +469,13 @@ impl Task {
             missed.insert(place.gate);
         }
         passed?;
+        let stepped = taking.stepped();
         for seen in seen.into_iter().filter(|seen| !missed.contains(seen.name())) {
             let Some(admission) = taking.admissions.get(seen.name()) else { continue };
-            let step = taking.steps.iter().find(|step| step.name == *seen.name());
+            let step = stepped.get(seen.name()).copied();
             if let Some(rest) = seen.after(&admission.taken) {
                 self.ahead.keep(match step {
-                    Some(step) => rest.stepped(step.next_at),
+                    Some(next_at) => rest.stepped(next_at),
                     None => rest,
                 });
             }
@@ -506,6 +561,11 @@ impl Taking {
         admission
     }
 
+    /// The gates that take a step, and when they are to be looked at again; `None`: as it is.
+    fn stepped(&self) -> HashMap<Arc<str>, Option<Timestamp>> {
+        self.steps.iter().map(|step| (Arc::clone(&step.name), step.next_at)).collect()
+    }
+
     /// What becomes of the gates; and which of them may rest, with the time before which nothing due can go there. `slow`
     /// is how long the next step of the store may take.
     fn step(&mut self, looks: &Looks, now: Timestamp, slow: Duration) -> Vec<(Arc<str>, Timestamp)> {
@@ -530,7 +590,8 @@ impl Taking {
             }
             let until = admission.and_then(|admission| next_event(admission, now));
             let long = until.is_none_or(|until| until > now.after(RECHECK));
-            if admission.is_some() && !used && long && look.next_at.is_some_and(|at| at <= now) {
+            let is_over = |at: Timestamp| at <= now || is_idle(look);
+            if admission.is_some() && !used && long && look.next_at.is_some_and(is_over) {
                 resting.push((Arc::clone(&look.name), until.unwrap_or_else(|| now.after(RECHECK))));
             }
         }
@@ -546,6 +607,11 @@ impl Taking {
         }
         resting
     }
+}
+
+/// Whether nothing waits at a gate and nothing has passed it that is still under way.
+fn is_idle(look: &GateLook) -> bool {
+    look.waiting.is_empty() && look.gate.in_use == 0
 }
 
 /// When something may go through that can't now, without anything being told. `None`: never.
@@ -566,4 +632,64 @@ fn next_at(look: &GateLook, admission: &Admission, used: bool, now: Timestamp) -
     let wanted = event.map_or(latest, |event| event.min(latest));
     let fine = look.next_at.is_some_and(|next_at| next_at > now && next_at <= wanted);
     (!fine).then_some(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::gate::{Limits, Starts};
+
+    const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+    fn named(names: &str) -> Vec<Arc<str>> {
+        names.chars().map(|name| Arc::from(name.to_string())).collect()
+    }
+
+    #[test]
+    fn gates_are_looked_at_in_the_order_in_which_they_were_told() {
+        let mut pending = Pending::default();
+        pending.extend(named("abcd"));
+        assert_eq!(pending.take(2), named("ab").into_iter().collect());
+        pending.extend(named("cea"));
+        assert_eq!(pending.take(2), named("cd").into_iter().collect());
+        assert_eq!(pending.take(9), named("ea").into_iter().collect());
+        assert!(pending.take(9).is_empty() && pending.names.is_empty());
+    }
+
+    /// Looks at a queue that is to be looked at in three seconds; whether it takes a step, and whether it may rest.
+    fn step(in_use: u32, waiting: &[Timestamp]) -> (bool, bool) {
+        let gate = Gate {
+            limits: Limits { parallelism: Some(1), rate: None },
+            paused: false,
+            in_use,
+            starts: Starts::default(),
+            passed: 0,
+        };
+        let one = |due_at: &Timestamp| Waiting {
+            id: MessageId::new("msg_a"),
+            lane: Arc::from("lane"),
+            size: 1,
+            due_at: *due_at,
+            holds_slot: false,
+            flow: None,
+        };
+        let name: Arc<str> = Arc::from("q:a");
+        let waiting: Vec<Waiting> = waiting.iter().map(one).collect();
+        let next_at = Some(NOW.after(Duration::from_secs(3)));
+        let mut taking =
+            Taking { gates: BTreeMap::from([(Arc::clone(&name), gate.clone())]), ..Taking::default() };
+        let admission = admit(&mut taking.gates, &name, &waiting, NOW, |_| false);
+        taking.admissions.insert(Arc::clone(&name), admission);
+        let looks = Looks { now: NOW, gates: vec![GateLook { name, version: 1, gate, next_at, waiting }] };
+        let resting = taking.step(&looks, NOW, Duration::ZERO);
+        (!taking.steps.is_empty(), !resting.is_empty())
+    }
+
+    #[test]
+    fn a_gate_with_nothing_to_do_rests_before_its_time() {
+        assert_eq!(step(0, &[]), (false, true));
+        assert_eq!(step(1, &[]), (false, false), "someone has its slot");
+        assert_eq!(step(1, &[NOW]), (false, false), "someone waits for the slot");
+        assert_eq!(step(0, &[NOW.after(Duration::from_mins(1))]), (false, false), "someone will be due");
+    }
 }

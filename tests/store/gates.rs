@@ -376,6 +376,74 @@ pub(crate) async fn both_gates_must_be_as_they_were(world: World) {
     assert_eq!(world.take_one("q:q", 4).await.id, id);
 }
 
+/// Names of gates and what they let through come whole through every statement that is for several of them.
+pub(crate) async fn many_gates_take_one_step(world: World) {
+    let names = [r#"a"b"#, r"c\d", "e'f", "ü\u{1f600}", "[1,2]", "g h"];
+    let mut batch = Vec::new();
+    for name in names {
+        batch.push(queued(world.message(), name));
+        batch.push(under(world.message(), name, 2, 7));
+        batch.push(under(queued(world.message(), name), name, 2, 7));
+    }
+    let batch: Vec<_> = batch.into_iter().map(|message| waiting(message, "a")).collect();
+    world.accept(&batch).await;
+    assert!(world.store.pause_queue("g h", true, time(START)).await.unwrap());
+    let gates = names.iter().flat_map(|name| [queue_gate(name), flow_gate(name)]);
+    let mut gates: Vec<Arc<str>> = gates.map(Arc::from).collect();
+    gates.push(Arc::from("q:none"));
+    let looks = world.store.look_at_gates(&gates, MANY).await.unwrap();
+    gates.pop();
+    let mut seen: Vec<Arc<str>> = looks.gates.iter().map(|look| Arc::clone(&look.name)).collect();
+    seen.sort();
+    gates.sort();
+    assert_eq!(seen, gates);
+    for look in &looks.gates {
+        let waiting = match (&*look.name, is_queue(&look.name)) {
+            ("q:g h", _) => 0,
+            (_, true) => 2,
+            (_, false) => 1,
+        };
+        assert_eq!(look.waiting.len(), waiting, "{}", look.name);
+    }
+    let mut passes = Vec::new();
+    for gate in &gates {
+        passes.extend(decide(&looks.gates, gate, looks.now).1);
+    }
+    // One of them has changed since.
+    assert!(world.store.pause_queue("e'f", true, time(START)).await.unwrap());
+    let then = time(START + 50_000_000);
+    let steps: Vec<GateStep> =
+        looks.gates.iter().map(|look| GateStep { next_at: Some(then), ..step(look) }).collect();
+    let passed = world.store.pass_gates(NODE, Lease(1), &steps, &passes, then).await.unwrap();
+    let of = |kept: fn(usize) -> bool| {
+        let all = batch.iter().enumerate().filter(|(index, _)| kept(*index));
+        let mut ids: Vec<MessageId> = all.map(|(_, accept)| accept.message.id.clone()).collect();
+        ids.sort();
+        ids
+    };
+    let mut ids = ids(&passed);
+    ids.sort();
+    // The first of each queue, and each key's own; not those of the queues that are paused.
+    assert_eq!(ids, of(|index| index % 3 == 1 || (index % 3 == 0 && ![6, 15].contains(&index))));
+    for delivery in &passed {
+        let queue = delivery.message.queue.as_deref().map(queue_gate);
+        assert_eq!(delivery.slot.as_ref().map(|slot| slot.queue.to_string()), queue);
+    }
+    let resting: Vec<(Arc<str>, _)> = gates.iter().map(|gate| (Arc::clone(gate), then)).collect();
+    world.store.rest_gates(&resting).await.unwrap();
+    let held: Vec<Held> = passed.iter().map(Held::from).collect();
+    for held in held {
+        assert_eq!(world.finish(held.delivered()).await, Applied::Yes);
+    }
+    world.store.rest_gates(&resting).await.unwrap();
+    let looks = world.store.look_at_gates(&gates, MANY).await.unwrap();
+    for look in looks.gates {
+        let waits = is_queue(&look.name) && !["q:g h", "q:e'f"].contains(&&*look.name);
+        assert_eq!(look.next_at.is_some(), waits, "{}", look.name);
+        assert_eq!(look.gate.in_use, 0);
+    }
+}
+
 pub(crate) async fn repeats_at_gates_store_nothing_twice(world: World) {
     let batch = [
         waiting(queued(world.message(), "q"), "a"),

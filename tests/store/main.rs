@@ -100,6 +100,7 @@ on_all_stores! { gates:
     what_changed_since_the_look_is_not_passed,
     nobody_goes_past_one_that_is_gone,
     both_gates_must_be_as_they_were,
+    many_gates_take_one_step,
     repeats_at_gates_store_nothing_twice,
     a_dead_letter_goes_back_through_its_gates,
     queues_are_made_changed_and_listed,

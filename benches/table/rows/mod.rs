@@ -73,6 +73,18 @@ pub(crate) const ROWS: &[Row] = &[
         run: lanes::flow,
     },
     Row {
+        name: "own-gates",
+        about: "20,000 queues with a message each, then as many keys with a rate, beside plain messages",
+        engines: BOTH,
+        run: lanes::own_gates,
+    },
+    Row {
+        name: "idle-gates",
+        about: "plain messages beside 100,000 queues and keys that were used once, against none",
+        engines: BOTH,
+        run: lanes::idle_gates,
+    },
+    Row {
         name: "dead-destination",
         about: "100,000 messages for one that never answers, and 500 a second for a healthy one",
         engines: BOTH,

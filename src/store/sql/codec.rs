@@ -11,6 +11,11 @@ use crate::domain::message::{CallbackSpec, FlowControl, Headers, Method, Options
 use crate::domain::time::Timestamp;
 use crate::store::{Result, StoreError};
 
+/// Values for one statement, which takes them apart with `json_each`.
+pub(super) fn json(values: &impl Serialize) -> String {
+    serde_json::to_string(values).expect("text and numbers are valid JSON")
+}
+
 /// Headers as JSON, see [`fields`]; `None` for none.
 pub(super) fn write_headers(headers: &Headers) -> Option<String> {
     if headers.is_empty() {

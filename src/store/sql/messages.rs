@@ -179,6 +179,10 @@ pub(super) struct ClaimedRow {
 }
 
 impl ClaimedRow {
+    pub(super) fn id(&self) -> &str {
+        &self.message.id
+    }
+
     /// The deliveries in the order of their due times, and the ids of those whose messages can't be read.
     pub(super) fn into_deliveries(mut rows: Vec<Self>, lease: Lease) -> (Vec<Delivery>, Vec<String>) {
         rows.sort_by(|a, b| (a.attempt_due_at, &a.message.id).cmp(&(b.attempt_due_at, &b.message.id)));

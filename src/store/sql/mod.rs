@@ -656,8 +656,12 @@ impl Store for SqlStore {
     async fn prune(&self, retention: Retention, now: Timestamp, after: &str) -> Result<Option<String>> {
         within(LONG_DEADLINE, async {
             let _kept = self.keep_dead_letters().await;
+            let idle_keys = match after {
+                "" => gates::idle_keys(&self.readers(), now.before(retention.log)).await?,
+                _ => Vec::new(),
+            };
             let mut tx = self.begin().await?;
-            let next = retention::prune(&mut tx, retention, now, after).await?;
+            let next = retention::prune(&mut tx, retention, now, after, &idle_keys).await?;
             self.commit(tx).await?;
             Ok(next)
         })

@@ -11,12 +11,13 @@ const BATCH: i64 = 500;
 /// Postgres' lock for it: `homing` in ASCII.
 const ADVISORY_LOCK: i64 = 0x686f_6d69_6e67;
 
-/// One batch; where the walk goes on.
+/// One batch, and those of the keys that are still idle; where the walk goes on.
 pub(super) async fn prune(
     tx: &mut Tx,
     retention: Retention,
     now: Timestamp,
     after: &str,
+    idle_keys: &[String],
 ) -> Result<Option<String>> {
     if let Tx::Postgres(tx) = &mut *tx {
         // One node at a time does it for all.
@@ -30,9 +31,7 @@ pub(super) async fn prune(
     }
     let more_expired = prune_expired(tx, retention, now).await?;
     let cutoff = now.before(retention.log);
-    if after.is_empty() {
-        gates::prune(tx, cutoff).await?;
-    }
+    gates::prune(tx, idle_keys, cutoff).await?;
     let bound = MessageId::earliest_at(cutoff);
     let page = "SELECT MAX(id), COUNT(*) FROM \
                 (SELECT id FROM messages WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) AS page";

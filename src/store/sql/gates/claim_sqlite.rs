@@ -5,25 +5,20 @@ use std::sync::Arc;
 
 use sqlx::{SqliteConnection, SqlitePool};
 
-use super::{GateRow, codec};
+use super::GateRow;
 use crate::clock::system_now;
-use crate::domain::gate::{Gate, Waiting, is_queue};
+use crate::domain::gate::{Waiting, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
+use crate::store::sql::codec::{self, json};
 use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
 use crate::store::sql::messages::{ClaimedRow, message_columns};
 use crate::store::sql::writer::Writer;
 use crate::store::{Delivery, Lease, NodeId, Result};
 
-#[derive(sqlx::FromRow)]
-struct WaitingRow {
-    message_id: String,
-    lane: String,
-    size: i64,
-    due_at: i64,
-    flow: Option<String>,
-}
+/// One that waits: id, lane, size, due time, key.
+type WaitingRow = (String, String, i64, i64, Option<String>);
 
 /// What waits at these gates, and what is in use.
 pub(in crate::store::sql) async fn look(
@@ -34,77 +29,84 @@ pub(in crate::store::sql) async fn look(
     let now = system_now();
     // All of it as one moment sees it.
     let mut tx = readers.begin().await?;
-    let mut gates: Vec<GateLook> = Vec::new();
-    let mut seen: HashSet<Arc<str>> = HashSet::new();
-    for name in names {
-        if seen.insert(Arc::clone(name))
-            && let Some(mut gate) = self::gate(&mut tx, name, now).await?
-        {
-            if !gate.gate.paused {
-                gate.waiting = waiting(&mut tx, name, &gate.gate, count).await?;
-            }
-            gates.push(gate);
-        }
-    }
-    let keys: Vec<Arc<str>> =
-        gates.iter().flat_map(|gate| &gate.waiting).filter_map(|one| one.flow.clone()).collect();
-    for name in keys {
-        if seen.insert(Arc::clone(&name)) {
-            gates.extend(gate(&mut tx, &name, now).await?);
-        }
+    let wanted: HashSet<&str> = names.iter().map(|name| &**name).collect();
+    let mut gates = self::gates(&mut tx, &wanted, now).await?;
+    wait(&mut tx, &mut gates, count).await?;
+    let keys = gates.iter().flat_map(|gate| &gate.waiting).filter_map(|one| one.flow.as_deref());
+    let keys: HashSet<&str> = keys.filter(|key| !wanted.contains(key)).collect();
+    if !keys.is_empty() {
+        let keys = self::gates(&mut tx, &keys, now).await?;
+        gates.extend(keys);
     }
     Ok(Looks { now, gates })
 }
 
-async fn gate(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> Result<Option<GateLook>> {
-    let row: Option<GateRow> = sqlx::query_as(
+async fn gates(conn: &mut SqliteConnection, names: &HashSet<&str>, now: Timestamp) -> Result<Vec<GateLook>> {
+    let rows: Vec<GateRow> = sqlx::query_as(
         "SELECT name, version, parallelism, rate, period_s, paused, starts, next_at, \
              CASE WHEN SUBSTR(name, 1, 1) = 'f' \
-                 THEN (SELECT COUNT(*) FROM deliveries d WHERE d.flow = $1 AND d.node > 0) \
-                 ELSE (SELECT COUNT(DISTINCT d.holder) FROM deliveries d WHERE d.slot = $1) END AS in_use \
-         FROM gates WHERE name = $1",
+                 THEN (SELECT COUNT(*) FROM deliveries d WHERE d.flow = name AND d.node > 0) \
+                 ELSE (SELECT COUNT(DISTINCT d.holder) FROM deliveries d WHERE d.slot = name) END AS in_use \
+         FROM gates WHERE name IN (SELECT value FROM json_each($1))",
     )
-    .bind(name)
-    .fetch_optional(conn)
-    .await?;
-    row.map(|row| row.into_look(now)).transpose()
-}
-
-/// As many as could go at most, and one more, which tells whether more wait; [`BEHIND`] more at a queue.
-async fn waiting(conn: &mut SqliteConnection, name: &str, gate: &Gate, count: usize) -> Result<Vec<Waiting>> {
-    let holding: Vec<WaitingRow> = sqlx::query_as(
-        "SELECT message_id, lane, size, due_at, flow FROM deliveries \
-         WHERE slot = $1 AND gate = $1 AND node = 0 ORDER BY due_at, message_id LIMIT $2",
-    )
-    .bind(name)
-    .bind(i64::try_from(count.saturating_add(1)).unwrap_or(i64::MAX))
-    .fetch_all(&mut *conn)
-    .await?;
-    let number = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
-    let behind = if is_queue(name) { BEHIND } else { 0 };
-    let free = gate.limits.parallelism.map(|limit| limit.saturating_sub(gate.in_use));
-    let free = free.map(|free| number(free.saturating_add(behind)));
-    let rate = gate.limits.rate.map(|rate| number(rate.count));
-    let most = [Some(count), free, rate].into_iter().flatten().min().unwrap_or(count);
-    let others: Vec<WaitingRow> = sqlx::query_as(
-        "SELECT message_id, lane, size, place / 1000 AS due_at, flow FROM deliveries \
-         WHERE gate = $1 AND node = 0 AND slot IS NOT gate ORDER BY place, message_id LIMIT $2",
-    )
-    .bind(name)
-    .bind(i64::try_from(most.saturating_add(1)).unwrap_or(i64::MAX))
+    .bind(json(names))
     .fetch_all(conn)
     .await?;
-    let one = |holds_slot: bool| {
-        move |row: WaitingRow| Waiting {
-            id: MessageId::new(row.message_id),
-            lane: Arc::from(row.lane),
-            size: usize::try_from(row.size).unwrap_or(usize::MAX),
-            due_at: Timestamp::from_millis(row.due_at),
+    rows.into_iter().map(|row| row.into_look(now)).collect()
+}
+
+/// Adds what waits at these gates: as many as could go at most, and one more, which tells whether more wait; [`BEHIND`]
+/// more at a queue.
+async fn wait(conn: &mut SqliteConnection, gates: &mut [GateLook], count: usize) -> Result<()> {
+    let open: Vec<&mut GateLook> = gates.iter_mut().filter(|look| !look.gate.paused).collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    let counts: Vec<usize> = open.iter().map(|look| most(look, count).saturating_add(1)).collect();
+    let names: Vec<&str> = open.iter().map(|look| &*look.name).collect();
+    // What a statement tells comes cheapest as one row.
+    let text: String = sqlx::query_scalar(
+        "SELECT json_group_array(json_array( \
+             (SELECT json_group_array(json_array(message_id, lane, size, due_at, flow)) FROM ( \
+                 SELECT * FROM deliveries WHERE slot = j.value AND gate = j.value AND node = 0 \
+                 ORDER BY due_at, message_id LIMIT $2)), \
+             (SELECT json_group_array(json_array(message_id, lane, size, place / 1000, flow)) FROM ( \
+                 SELECT * FROM deliveries WHERE gate = j.value AND node = 0 AND slot IS NOT gate \
+                 ORDER BY place, message_id LIMIT $3)))) \
+         FROM json_each($1) AS j",
+    )
+    .bind(json(&names))
+    .bind(i64::try_from(count.saturating_add(1)).unwrap_or(i64::MAX))
+    .bind(counts.iter().max().map_or(0, |&most| i64::try_from(most).unwrap_or(i64::MAX)))
+    .fetch_one(conn)
+    .await?;
+    let lists: Vec<(Vec<WaitingRow>, Vec<WaitingRow>)> =
+        serde_json::from_str(&text).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    for ((look, count), (holding, others)) in open.into_iter().zip(counts).zip(lists) {
+        let one = |holds_slot: bool, (id, lane, size, due_at, flow): WaitingRow| Waiting {
+            id: MessageId::new(id),
+            lane: Arc::from(lane),
+            size: usize::try_from(size).unwrap_or(usize::MAX),
+            due_at: Timestamp::from_millis(due_at),
             holds_slot,
-            flow: row.flow.filter(|flow| flow != name).map(Arc::from),
-        }
-    };
-    Ok(holding.into_iter().map(one(true)).chain(others.into_iter().map(one(false))).collect())
+            flow: flow.filter(|flow| **flow != *look.name).map(Arc::from),
+        };
+        let holding = holding.into_iter().map(|row| one(true, row));
+        let others = others.into_iter().take(count).map(|row| one(false, row));
+        look.waiting = holding.chain(others).collect();
+    }
+    Ok(())
+}
+
+/// How many of those that hold no slot are worth knowing.
+fn most(look: &GateLook, count: usize) -> usize {
+    let number = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
+    let behind = if is_queue(&look.name) { BEHIND } else { 0 };
+    let limits = look.gate.limits;
+    let free = limits.parallelism.map(|limit| limit.saturating_sub(look.gate.in_use));
+    let free = free.map(|free| number(free.saturating_add(behind)));
+    let rate = limits.rate.map(|rate| number(rate.count));
+    [Some(count), free, rate].into_iter().flatten().min().unwrap_or(count)
 }
 
 /// Takes deliveries from gates that are as they were seen.
@@ -117,44 +119,65 @@ pub(in crate::store::sql) async fn pass(
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
     let mut tx = writer.begin().await?;
-    let mut changed: HashSet<&str> = HashSet::new();
-    for step in steps {
-        let done = sqlx::query(
-            "UPDATE gates SET version = version + 1, starts = $3, next_at = COALESCE($4, next_at), used_at = $5 \
-             WHERE name = $1 AND version = $2",
-        )
-        .bind(&*step.name)
-        .bind(step.version)
-        .bind(codec::write_starts(&step.starts))
-        .bind(step.next_at.map(Timestamp::as_millis))
-        .bind(now.as_millis())
-        .execute(&mut *tx)
-        .await?;
-        if done.rows_affected() == 1 {
-            changed.insert(&step.name);
-        }
-    }
+    let steps = steps.iter().map(|step| {
+        let next_at = step.next_at.map(Timestamp::as_millis);
+        (&*step.name, step.version, codec::write_starts(&step.starts), next_at)
+    });
+    let changed: Vec<String> = sqlx::query_scalar(
+        "UPDATE gates SET version = gates.version + 1, starts = s.starts, \
+             next_at = COALESCE(s.next_at, gates.next_at), used_at = $2 \
+         FROM (SELECT value ->> 0 AS name, value ->> 1 AS version, value ->> 2 AS starts, value ->> 3 AS next_at \
+               FROM json_each($1)) AS s \
+         WHERE gates.name = s.name AND gates.version = s.version RETURNING gates.name",
+    )
+    .bind(json(&steps.collect::<Vec<_>>()))
+    .bind(now.as_millis())
+    .fetch_all(&mut *tx)
+    .await?;
+    let changed: HashSet<&str> = changed.iter().map(String::as_str).collect();
+    let is_open = |pass: &&Pass| {
+        [Some(&pass.gate), pass.flow.as_ref()].into_iter().flatten().all(|name| changed.contains(&**name))
+    };
+    let wanted: Vec<(&str, &str)> =
+        passes.iter().filter(is_open).map(|pass| (pass.id.as_str(), &*pass.gate)).collect();
+    // As they are once they are taken.
+    let rows: Vec<ClaimedRow> = sqlx::query_as(concat!(
+        "SELECT d.lane, $2 AS attempt_due_at, d.retried, d.claims + 1 AS claims, \
+                d.cancel_requested_at IS NOT NULL AS cancel_requested, d.flow AS flow_gate, \
+                CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.gate ELSE d.slot END AS slot, \
+                CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.message_id ELSE d.holder END AS holder, ",
+        message_columns!(),
+        " FROM (SELECT value ->> 0 AS id, value ->> 1 AS gate FROM json_each($1)) AS p \
+          CROSS JOIN deliveries d ON d.message_id = p.id AND d.node = 0 AND d.gate = p.gate \
+          CROSS JOIN messages m ON m.id = p.id"
+    ))
+    .bind(json(&wanted))
+    .bind(now.as_millis())
+    .fetch_all(&mut *tx)
+    .await?;
+    let there: HashSet<&str> = rows.iter().map(ClaimedRow::id).collect();
     let mut stopped: HashSet<&str> = HashSet::new();
-    let mut taken: Vec<&str> = Vec::new();
+    let mut taken: HashSet<&str> = HashSet::with_capacity(passes.len());
     for pass in passes {
-        let open = [Some(&pass.gate), pass.flow.as_ref()].into_iter().flatten();
-        let open = open.into_iter().all(|name| changed.contains(&**name));
         let held_up = pass.in_order && stopped.contains(&*pass.gate);
-        if open && !held_up && take(&mut tx, node, lease, pass, now).await? {
-            taken.push(pass.id.as_str());
+        if !held_up && there.contains(pass.id.as_str()) {
+            taken.insert(pass.id.as_str());
         } else if pass.in_order {
             stopped.insert(&pass.gate);
         }
     }
-    let rows: Vec<ClaimedRow> = sqlx::query_as(concat!(
-        "SELECT d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
-                d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder, d.flow AS flow_gate, ",
-        message_columns!(),
-        " FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.value \
-          JOIN messages m ON m.id = d.message_id"
-    ))
-    .bind(serde_json::to_string(&taken).expect("text is valid JSON"))
-    .fetch_all(&mut *tx)
+    let rows = rows.into_iter().filter(|row| taken.contains(row.id())).collect();
+    sqlx::query(
+        "UPDATE deliveries SET node = $1, lease = $2, claims = claims + 1, due_at = $3, \
+             slot = CASE WHEN SUBSTR(gate, 1, 1) = 'q' THEN gate ELSE slot END, \
+             holder = CASE WHEN SUBSTR(gate, 1, 1) = 'q' THEN message_id ELSE holder END \
+         WHERE message_id IN (SELECT value FROM json_each($4))",
+    )
+    .bind(node.0)
+    .bind(lease.0)
+    .bind(now.as_millis())
+    .bind(json(&taken))
+    .execute(&mut *tx)
     .await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
     for id in unreadable {
@@ -166,29 +189,4 @@ pub(in crate::store::sql) async fn pass(
     }
     tx.commit().await?;
     Ok(deliveries)
-}
-
-async fn take(
-    conn: &mut SqliteConnection,
-    node: NodeId,
-    lease: Lease,
-    pass: &Pass,
-    now: Timestamp,
-) -> Result<bool> {
-    let sql = if is_queue(&pass.gate) {
-        "UPDATE deliveries SET node = $1, lease = $2, claims = claims + 1, due_at = $3, slot = gate, \
-             holder = message_id WHERE message_id = $4 AND node = 0 AND gate = $5"
-    } else {
-        "UPDATE deliveries SET node = $1, lease = $2, claims = claims + 1, due_at = $3 \
-         WHERE message_id = $4 AND node = 0 AND gate = $5"
-    };
-    let taken = sqlx::query(sql)
-        .bind(node.0)
-        .bind(lease.0)
-        .bind(now.as_millis())
-        .bind(pass.id.as_str())
-        .bind(&*pass.gate)
-        .execute(conn)
-        .await?;
-    Ok(taken.rows_affected() == 1)
 }

@@ -1,9 +1,10 @@
 //! What accepting a message does at its gates: it makes them, takes over what the message says about its key, wakes
 //! them, and takes the message's place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use serde::Serialize;
 use sqlx::{PgConnection, SqliteConnection};
 
 use super::{ControlRow, contended, limit_columns};
@@ -12,6 +13,7 @@ use crate::domain::message::{FlowControl, Message};
 use crate::domain::time::Timestamp;
 use crate::store::gates::RECHECK;
 use crate::store::sql::Backend;
+use crate::store::sql::codec::json;
 use crate::store::sql::nodes::now_ms;
 use crate::store::{Result, StoreError};
 
@@ -52,9 +54,37 @@ macro_rules! select_known {
     };
 }
 
-const INSERT: &str = "INSERT INTO gates (name, created_at, updated_at, used_at, parallelism, rate, period_s, paused, \
-                          pinned_parallelism, pinned_rate, version, next_at) \
-                      VALUES ($1, $2, $2, $2, $3, $4, $5, FALSE, FALSE, FALSE, 0, $6) ON CONFLICT (name) DO NOTHING";
+/// Makes gates; `$2` is now.
+macro_rules! insert_gates {
+    ($from:literal) => {
+        concat!(
+            "INSERT INTO gates (name, created_at, updated_at, used_at, parallelism, rate, period_s, paused, \
+                 pinned_parallelism, pinned_rate, version, next_at) \
+             SELECT name, $2, $2, $2, parallelism, rate, period_s, FALSE, FALSE, FALSE, 0, next_at FROM ",
+            $from,
+            " ON CONFLICT (name) DO NOTHING"
+        )
+    };
+}
+
+/// Changes gates; `$2` is now.
+macro_rules! update_gates {
+    ($changes:literal, $name:literal) => {
+        concat!(
+            "UPDATE gates SET parallelism = CASE WHEN c.changed THEN c.parallelism ELSE gates.parallelism END, \
+                 rate = CASE WHEN c.changed THEN c.rate ELSE gates.rate END, \
+                 period_s = CASE WHEN c.changed THEN c.period_s ELSE gates.period_s END, \
+                 updated_at = CASE WHEN c.changed THEN $2 ELSE gates.updated_at END, \
+                 version = gates.version + CASE WHEN c.changed THEN 1 ELSE 0 END, \
+                 next_at = CASE WHEN c.changed THEN $2 ELSE c.due_at END \
+             FROM (",
+            $changes,
+            ") AS c WHERE gates.name = ",
+            $name,
+            " AND (c.changed OR gates.next_at IS NULL OR gates.next_at > c.due_at)"
+        )
+    };
+}
 
 /// Postgres' lock for counting: `hqueues` in ASCII.
 const ADVISORY_LOCK: i64 = 0x68_7175_6575_6573;
@@ -119,8 +149,14 @@ async fn hold(
     // One that was missing may be made by others, and one that was there may be removed, before it is held.
     for _ in 0..4 {
         let known = known(conn, wanted).await?;
+        let there: HashSet<&str> = known.iter().map(|row| row.name.as_str()).collect();
         let missing: Vec<(&Arc<str>, &Wanted<'_>)> =
-            wanted.iter().filter(|(name, _)| !known.iter().any(|row| *row.name == ***name)).collect();
+            wanted.iter().filter(|(name, _)| !there.contains(&***name)).collect();
+        if missing.is_empty() {
+            let now = known.first().map_or(0, |row| row.now);
+            update(conn, wanted, &known, now).await?;
+            return Ok(Timestamp::from_millis(now));
+        }
         if let Some(max) = max_queues {
             let queues: Vec<&str> =
                 missing.iter().map(|(name, _)| &***name).filter(|name| is_queue(name)).collect();
@@ -128,16 +164,7 @@ async fn hold(
                 return Err(StoreError::TooManyQueues(max));
             }
         }
-        for (name, wanted) in &missing {
-            insert(conn, name, wanted, accepted_at).await?;
-        }
-        if missing.is_empty() {
-            let now = known.first().map_or(0, |row| row.now);
-            for row in known {
-                update(conn, &wanted[&*row.name], &row).await?;
-            }
-            return Ok(Timestamp::from_millis(now));
-        }
+        insert(conn, &missing, accepted_at).await?;
     }
     Err(contended())
 }
@@ -167,72 +194,129 @@ async fn known(conn: &mut Conn<'_>, wanted: &BTreeMap<Arc<str>, Wanted<'_>>) -> 
                 .await?)
         }
         Backend::Sqlite(conn) => {
-            let now = crate::clock::system_now().as_millis();
-            let mut known = Vec::with_capacity(wanted.len());
-            for name in wanted.keys() {
-                let row: Option<KnownRow> = sqlx::query_as(select_known!("$2", "name = $1"))
-                    .bind(&**name)
-                    .bind(now)
-                    .fetch_optional(&mut **conn)
-                    .await?;
-                known.extend(row);
-            }
-            Ok(known)
+            let names: Vec<&str> = wanted.keys().map(|name| &**name).collect();
+            Ok(sqlx::query_as(select_known!("$2", "name IN (SELECT value FROM json_each($1))"))
+                .bind(json(&names))
+                .bind(crate::clock::system_now().as_millis())
+                .fetch_all(&mut **conn)
+                .await?)
         }
     }
 }
 
-async fn insert(conn: &mut Conn<'_>, name: &str, wanted: &Wanted<'_>, accepted_at: Timestamp) -> Result<()> {
-    let mut control = Control { limits: Limits { parallelism: Some(1), rate: None }, ..Control::default() };
-    if let Some(flow) = wanted.flow {
-        control.follow(flow);
-    }
-    let (parallelism, rate, period_s) = limit_columns(control.limits);
-    on_backend!(conn, |conn| {
-        sqlx::query(INSERT)
-            .bind(name)
+async fn insert(
+    conn: &mut Conn<'_>,
+    missing: &[(&Arc<str>, &Wanted<'_>)],
+    accepted_at: Timestamp,
+) -> Result<()> {
+    let rows = missing.iter().map(|(name, wanted)| {
+        let mut control =
+            Control { limits: Limits { parallelism: Some(1), rate: None }, ..Control::default() };
+        if let Some(flow) = wanted.flow {
+            control.follow(flow);
+        }
+        let (parallelism, rate, period_s) = limit_columns(control.limits);
+        (&***name, parallelism, rate, period_s, wanted.due_at.map(Timestamp::as_millis))
+    });
+    match conn {
+        Backend::Postgres(conn) => {
+            // Others may be making some of them; whoever waits for another does it in the order of their names.
+            sqlx::query(insert_gates!(
+                "unnest($1::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) \
+                     AS m (name, parallelism, rate, period_s, next_at) ORDER BY name"
+            ))
+            .bind(rows.clone().map(|row| row.0).collect::<Vec<&str>>())
             .bind(accepted_at.as_millis())
-            .bind(parallelism)
-            .bind(rate)
-            .bind(period_s)
-            .bind(wanted.due_at.map(Timestamp::as_millis))
+            .bind(rows.clone().map(|row| row.1).collect::<Vec<_>>())
+            .bind(rows.clone().map(|row| row.2).collect::<Vec<_>>())
+            .bind(rows.clone().map(|row| row.3).collect::<Vec<_>>())
+            .bind(rows.map(|row| row.4).collect::<Vec<_>>())
             .execute(&mut **conn)
             .await?;
-    });
+        }
+        Backend::Sqlite(conn) => {
+            sqlx::query(insert_gates!(
+                "(SELECT value ->> 0 AS name, value ->> 1 AS parallelism, value ->> 2 AS rate, \
+                         value ->> 3 AS period_s, value ->> 4 AS next_at FROM json_each($1)) WHERE TRUE"
+            ))
+            .bind(json(&rows.collect::<Vec<_>>()))
+            .bind(accepted_at.as_millis())
+            .execute(&mut **conn)
+            .await?;
+        }
+    }
     Ok(())
 }
 
-/// Changes a gate only where it has to: that waits for a claim, and a claim for it.
-async fn update(conn: &mut Conn<'_>, wanted: &Wanted<'_>, row: &KnownRow) -> Result<()> {
-    let before = row.control.control();
-    let mut control = before;
-    if let Some(flow) = wanted.flow {
-        control.follow(flow);
+/// Changes gates only where it has to: that waits for a claim, and a claim for it.
+async fn update(
+    conn: &mut Conn<'_>,
+    wanted: &BTreeMap<Arc<str>, Wanted<'_>>,
+    known: &[KnownRow],
+    now: i64,
+) -> Result<()> {
+    let changes: Vec<Change<'_>> =
+        known.iter().filter_map(|row| Change::of(row, &wanted[&*row.name])).collect();
+    if changes.is_empty() {
+        return Ok(());
     }
-    if control != before {
-        let sql = "UPDATE gates SET parallelism = $2, rate = $3, period_s = $4, updated_at = $5, next_at = $5, \
-                       version = version + 1 WHERE name = $1";
-        let (parallelism, rate, period_s) = limit_columns(control.limits);
-        on_backend!(&mut *conn, |conn| {
-            sqlx::query(sql)
-                .bind(row.name.as_str())
-                .bind(parallelism)
-                .bind(rate)
-                .bind(period_s)
-                .bind(row.now)
-                .execute(&mut **conn)
-                .await?;
-        });
-    }
-    let Some(due_at) = wanted.due_at.filter(|_| !control.paused) else { return Ok(()) };
-    let soon = due_at.after(RECHECK).as_millis();
-    if row.next_at.is_none_or(|next_at| next_at > soon) {
-        let sql = "UPDATE gates SET next_at = $2 WHERE name = $1 AND (next_at IS NULL OR next_at > $2)";
-        on_backend!(conn, |conn| {
-            sqlx::query(sql).bind(row.name.as_str()).bind(due_at.as_millis()).execute(&mut **conn).await?;
-        });
+    match conn {
+        Backend::Postgres(conn) => {
+            sqlx::query(update_gates!(
+                // All at once, and in the order of their names.
+                "SELECT c.* FROM unnest($1::text[], $3::boolean[], $4::bigint[], $5::bigint[], $6::bigint[], \
+                                        $7::bigint[]) \
+                     AS c (name, changed, parallelism, rate, period_s, due_at) \
+                 JOIN gates g ON g.name = ANY (ARRAY[c.name]) ORDER BY g.name FOR NO KEY UPDATE OF g",
+                "ANY (ARRAY[c.name])"
+            ))
+            .bind(changes.iter().map(|change| change.0).collect::<Vec<_>>())
+            .bind(now)
+            .bind(changes.iter().map(|change| change.1).collect::<Vec<_>>())
+            .bind(changes.iter().map(|change| change.2).collect::<Vec<_>>())
+            .bind(changes.iter().map(|change| change.3).collect::<Vec<_>>())
+            .bind(changes.iter().map(|change| change.4).collect::<Vec<_>>())
+            .bind(changes.iter().map(|change| change.5).collect::<Vec<_>>())
+            .execute(&mut **conn)
+            .await?;
+        }
+        Backend::Sqlite(conn) => {
+            sqlx::query(update_gates!(
+                "SELECT value ->> 0 AS name, value ->> 1 AS changed, value ->> 2 AS parallelism, \
+                        value ->> 3 AS rate, value ->> 4 AS period_s, value ->> 5 AS due_at FROM json_each($1)",
+                "c.name"
+            ))
+            .bind(json(&changes))
+            .bind(now)
+            .execute(&mut **conn)
+            .await?;
+        }
     }
     Ok(())
+}
+
+/// What changes about a gate: whether its limits do, and to what; and when something is due there that it would not be
+/// looked at for. Unnamed, as statements take it.
+#[derive(Serialize)]
+struct Change<'a>(&'a str, bool, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+
+impl<'a> Change<'a> {
+    /// `None`: nothing does.
+    fn of(row: &'a KnownRow, wanted: &Wanted<'_>) -> Option<Self> {
+        let before = row.control.control();
+        let mut control = before;
+        if let Some(flow) = wanted.flow {
+            control.follow(flow);
+        }
+        let early = |due_at: &Timestamp| {
+            let soon = due_at.after(RECHECK).as_millis();
+            !control.paused && row.next_at.is_none_or(|next_at| next_at > soon)
+        };
+        let due_at = wanted.due_at.filter(early).map(Timestamp::as_millis);
+        let (parallelism, rate, period_s) = limit_columns(control.limits);
+        let change = Self(&row.name, control != before, parallelism, rate, period_s, due_at);
+        (change.1 || due_at.is_some()).then_some(change)
+    }
 }
 
 /// Takes the places of those that join queues now; the last one before them, for each queue.
@@ -262,33 +346,28 @@ async fn take_places(
     }
     // Microseconds; the first place after this one is the first to take.
     let before = now.as_millis() * 1000 - 1;
-    let mut last: Vec<(String, i64)> = Vec::with_capacity(joining.len());
-    match conn {
+    let last: Vec<(String, i64)> = match conn {
         Backend::Postgres(conn) => {
             let names: Vec<&str> = joining.iter().map(|(name, _)| &***name).collect();
             let counts: Vec<i64> = joining.iter().map(|(_, count)| *count).collect();
-            last = sqlx::query_as(take!(
+            sqlx::query_as(take!(
                 "SELECT name, $1 + count FROM unnest($2::text[], $3::bigint[]) AS w (name, count) ORDER BY name"
             ))
             .bind(before)
             .bind(names)
             .bind(counts)
             .fetch_all(&mut **conn)
-            .await?;
+            .await?
         }
         Backend::Sqlite(conn) => {
-            for (name, count) in &joining {
-                last.push(
-                    sqlx::query_as(take!("VALUES ($2, $1 + $3)"))
-                        .bind(before)
-                        .bind(&***name)
-                        .bind(count)
-                        .fetch_one(&mut **conn)
-                        .await?,
-                );
-            }
+            let joining: Vec<(&str, i64)> = joining.iter().map(|(name, count)| (&***name, *count)).collect();
+            sqlx::query_as(take!("SELECT value ->> 0, $1 + (value ->> 1) FROM json_each($2) WHERE TRUE"))
+                .bind(before)
+                .bind(json(&joining))
+                .fetch_all(&mut **conn)
+                .await?
         }
-    }
+    };
     let last: BTreeMap<String, i64> = last.into_iter().collect();
     let first = |(name, count): &(&Arc<str>, i64)| Some((Arc::clone(name), last.get(&***name)? - count));
     Ok(joining.iter().filter_map(first).collect())

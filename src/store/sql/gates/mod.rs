@@ -233,17 +233,18 @@ pub(super) async fn rest_postgres(conn: &mut PgConnection, gates: &[(Arc<str>, T
 pub(super) async fn rest_sqlite(writer: &Writer, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
     let mut tx = writer.begin().await?;
     let now = crate::clock::system_now();
-    for (name, until) in gates {
-        let sql =
-            concat!("UPDATE gates SET next_at = ", rested_at!("$1", "$2", "$3", "$4"), " WHERE name = $1");
-        sqlx::query(sql)
-            .bind(&**name)
-            .bind(now.as_millis())
-            .bind(until.as_millis())
-            .bind(now.after(RECHECK_BLOCKED).as_millis())
-            .execute(&mut *tx)
-            .await?;
-    }
+    let gates: Vec<(&str, i64)> = gates.iter().map(|(name, until)| (&**name, until.as_millis())).collect();
+    sqlx::query(concat!(
+        "UPDATE gates SET next_at = ",
+        rested_at!("gates.name", "$2", "r.until", "$3"),
+        " FROM (SELECT value ->> 0 AS name, value ->> 1 AS until FROM json_each($1)) AS r \
+          WHERE gates.name = r.name"
+    ))
+    .bind(codec::json(&gates))
+    .bind(now.as_millis())
+    .bind(now.after(RECHECK_BLOCKED).as_millis())
+    .execute(&mut *tx)
+    .await?;
     tx.commit().await?;
     Ok(())
 }
@@ -601,38 +602,62 @@ pub(super) async fn flow_keys(
     rows.into_iter().map(|row| row.into_key(now)).collect()
 }
 
-/// Removes some of the keys that nothing has used since `cutoff`, unless a user has paused or pinned them.
-pub(super) async fn prune(tx: &mut Tx, cutoff: Timestamp) -> Result<()> {
-    macro_rules! idle {
-        () => {
-            "SELECT name FROM gates WHERE name >= 'f:' AND name < 'f;' AND used_at < $1 AND updated_at < $1 \
-             AND next_at IS NULL AND NOT paused AND NOT pinned_parallelism AND NOT pinned_rate LIMIT $2"
-        };
-    }
+/// Keys that nothing has used since `cutoff`, unless a user has paused or pinned them. Finding them reads all keys.
+macro_rules! idle_keys {
+    ($cutoff:literal) => {
+        concat!(
+            "SELECT name FROM gates WHERE name >= 'f:' AND name < 'f;' AND used_at < ",
+            $cutoff,
+            " AND updated_at < ",
+            $cutoff,
+            " AND next_at IS NULL AND NOT paused AND NOT pinned_parallelism AND NOT pinned_rate"
+        )
+    };
+}
+
+/// Some of these keys, as a reader finds them: whoever writes should not wait for that.
+pub(super) async fn idle_keys(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    cutoff: Timestamp,
+) -> Result<Vec<String>> {
+    let sql = concat!(idle_keys!("$1"), " LIMIT $2");
+    Ok(on_backend!(pools, |pool| {
+        sqlx::query_scalar(sql).bind(cutoff.as_millis()).bind(PRUNED_AT_ONCE).fetch_all(*pool).await?
+    }))
+}
+
+/// Removes those of the keys that are still idle.
+pub(super) async fn prune(tx: &mut Tx, keys: &[String], cutoff: Timestamp) -> Result<()> {
     macro_rules! unused {
         () => {
             " AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.flow = gates.name)"
         };
     }
+    if keys.is_empty() {
+        return Ok(());
+    }
     match tx {
         Tx::Postgres(tx) => {
             // What somebody is accepting now is seen only by a statement that begins after it.
-            let idle: Vec<String> = sqlx::query_scalar(concat!(idle!(), " FOR UPDATE SKIP LOCKED"))
-                .bind(cutoff.as_millis())
-                .bind(PRUNED_AT_ONCE)
-                .fetch_all(&mut **tx)
-                .await?;
+            let sql = concat!(idle_keys!("$1"), " AND name = ANY ($2) FOR UPDATE SKIP LOCKED");
+            let idle: Vec<String> =
+                sqlx::query_scalar(sql).bind(cutoff.as_millis()).bind(keys).fetch_all(&mut **tx).await?;
             sqlx::query(concat!("DELETE FROM gates WHERE name = ANY ($1)", unused!()))
                 .bind(idle)
                 .execute(&mut **tx)
                 .await?;
         }
         Tx::Sqlite(tx) => {
-            sqlx::query(concat!("DELETE FROM gates WHERE name IN (", idle!(), ")", unused!()))
-                .bind(cutoff.as_millis())
-                .bind(PRUNED_AT_ONCE)
-                .execute(&mut **tx)
-                .await?;
+            sqlx::query(concat!(
+                "DELETE FROM gates WHERE name IN (",
+                idle_keys!("$1"),
+                " AND name IN (SELECT value FROM json_each($2)))",
+                unused!()
+            ))
+            .bind(cutoff.as_millis())
+            .bind(codec::json(&keys))
+            .execute(&mut **tx)
+            .await?;
         }
     }
     Ok(())
