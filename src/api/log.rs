@@ -22,6 +22,8 @@ pub(super) enum Form {
     Logs,
 }
 
+/// Bytes of bodies in one page of entries. A dead letter's text may become six times as long in JSON; here it is base64.
+const ENTRIES_BYTES: usize = 16 << 20;
 /// Messages in one page, when the entries are grouped by their messages.
 const GROUPS: usize = 10;
 /// Entries of one message that a group shows.
@@ -52,7 +54,7 @@ impl Api {
                 let max = if form == Form::Events { 1000 } else { 100 };
                 let count = query.count(max, max)?;
                 let page =
-                    self.engine.store().log(&filter, order, cursor.as_ref(), count, PAGE_BYTES).await?;
+                    self.engine.store().log(&filter, order, cursor.as_ref(), count, ENTRIES_BYTES).await?;
                 let entries = entries(&page.items, trim);
                 drop(page.items);
                 if form == Form::Logs {

@@ -58,8 +58,8 @@ use crate::store::url_groups::UrlGroupLimits;
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
-/// Bytes of message and response bodies in one page of a list; a page ends early when it would hold more. Until it is
-/// JSON, a page takes several times as much.
+/// Bytes of message and response bodies in one page of dead letters or of groups of log entries; a page ends early when it
+/// would hold more. Until it is JSON, a page takes several times as much.
 const PAGE_BYTES: usize = 4 << 20;
 
 /// The API's limits.
