@@ -230,9 +230,6 @@ impl Task {
             }
             return;
         }
-        if !self.pending.order.is_empty() {
-            return;
-        }
         let mut until = self.next_look;
         if !self.again.is_empty() {
             until = until.min(self.again_at);
@@ -241,10 +238,13 @@ impl Task {
             until = until.min(self.rest_at);
         }
         tokio::select! {
-            () = self.shared.gates.wake.notified() => {}
+            biased;
+            // First, or those who wait for room would wait for a moment when nobody else does.
             () = self.shared.dispatcher.gate_room.notified(), if !self.without_room.is_empty() => {
                 self.shared.gates.look_at(self.without_room.drain());
             }
+            () = std::future::ready(()), if !self.pending.order.is_empty() => {}
+            () = self.shared.gates.wake.notified() => {}
             () = tokio::time::sleep_until(until) => {}
         }
     }
