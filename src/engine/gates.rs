@@ -138,6 +138,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         pending: Pending::default(),
         next_look: Instant::now(),
         asked: Instant::now(),
+        quiet: HashSet::new(),
         idle: HashMap::new(),
         rest_at: Instant::now(),
         again: HashSet::new(),
@@ -177,6 +178,8 @@ struct Task {
     /// When to ask the store which gates are due, and when it was last asked.
     next_look: Instant,
     asked: Instant,
+    /// Queues that all who waited there have left, as far as this node can know.
+    quiet: HashSet<Arc<str>>,
     /// Gates that have nothing to do, to be put to rest together, and when.
     idle: HashMap<Arc<str>, Timestamp>,
     rest_at: Instant,
@@ -230,9 +233,6 @@ impl Task {
             }
             return;
         }
-        if !self.pending.order.is_empty() {
-            return;
-        }
         let mut until = self.next_look;
         if !self.again.is_empty() {
             until = until.min(self.again_at);
@@ -241,10 +241,13 @@ impl Task {
             until = until.min(self.rest_at);
         }
         tokio::select! {
-            () = self.shared.gates.wake.notified() => {}
+            biased;
+            // First, or those who wait for room would wait for a moment when nobody else does.
             () = self.shared.dispatcher.gate_room.notified(), if !self.without_room.is_empty() => {
                 self.shared.gates.look_at(self.without_room.drain());
             }
+            () = std::future::ready(()), if !self.pending.order.is_empty() => {}
+            () = self.shared.gates.wake.notified() => {}
             () = tokio::time::sleep_until(until) => {}
         }
     }
@@ -269,6 +272,7 @@ impl Task {
             names.extend(self.again.drain());
         }
         for name in told.joined {
+            self.quiet.remove(&name);
             match self.closed.get(&name) {
                 Some(until) if *until > now => self.look_again(name, CLOSED),
                 _ => {
@@ -280,7 +284,15 @@ impl Task {
             names.iter().filter_map(|name| self.behind.remove(name)).flatten().collect();
         names.extend(queues);
         let (mut known, unknown) = self.ahead.freed(told.freed);
-        names.extend(unknown);
+        let alone = refill::is_alone(&self.shared);
+        for name in unknown {
+            if self.quiet.remove(&name) && alone {
+                // If someone waits all the same, the gate is due at once.
+                self.let_rest(name, self.shared.clock.now());
+            } else {
+                names.insert(name);
+            }
+        }
         self.pending.extend(names);
         let asked = self.ask(told.all).await;
         let names = self.pending.take(GATES);
@@ -326,6 +338,14 @@ impl Task {
         Ok(())
     }
 
+    /// Puts a gate to rest soon, together with others.
+    fn let_rest(&mut self, name: Arc<str>, until: Timestamp) {
+        if self.idle.is_empty() {
+            self.rest_at = Instant::now() + SOON;
+        }
+        self.idle.insert(name, until);
+    }
+
     /// Puts gates to rest that have nothing to do.
     async fn rest(&mut self) -> Result<()> {
         if self.idle.is_empty() || (self.idle.len() < GATES && Instant::now() < self.rest_at) {
@@ -348,8 +368,12 @@ impl Task {
         // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
         let booted = since_boot();
         let now = looks.now.after(asked.elapsed());
+        if self.quiet.len() > MAX_KEPT {
+            self.quiet.clear();
+        }
         for name in names {
             self.ahead.forget(name);
+            self.quiet.remove(name);
         }
         let mut seen = known;
         looks.gates.extend(seen.iter().map(Seen::as_of_now));
@@ -364,10 +388,7 @@ impl Task {
         let idle: HashSet<Arc<str>> =
             looks.gates.iter().filter(|look| is_idle(look)).map(|look| Arc::clone(&look.name)).collect();
         for (name, until) in resting.extract_if(.., |(name, _)| idle.contains(name)) {
-            if self.idle.is_empty() {
-                self.rest_at = Instant::now() + SOON;
-            }
-            self.idle.insert(name, until);
+            self.let_rest(name, until);
         }
         let looked_at = looks.gates.into_iter().filter(|look| names.contains(&look.name));
         seen.extend(looked_at.filter_map(|look| Seen::new(look, looks.now, booted)));
@@ -473,6 +494,9 @@ impl Task {
         for seen in seen.into_iter().filter(|seen| !missed.contains(seen.name())) {
             let Some(admission) = taking.admissions.get(seen.name()) else { continue };
             let step = stepped.get(seen.name()).copied();
+            if names.contains(seen.name()) && seen.is_empty_after(&admission.taken) {
+                self.quiet.insert(Arc::clone(seen.name()));
+            }
             if let Some(rest) = seen.after(&admission.taken) {
                 self.ahead.keep(match step {
                     Some(next_at) => rest.stepped(next_at),

@@ -162,11 +162,16 @@ async fn take(shared: &Arc<Shared>, deliveries: Vec<Delivery>, lease: Lease, wit
 
 /// How often to look without a reason.
 pub(super) fn sweep(shared: &Shared) -> Duration {
-    match (shared.store.is_shared(), shared.refill.nodes.load(Ordering::Relaxed)) {
+    match (shared.store.is_shared(), is_alone(shared)) {
         (false, _) => SWEEP_SQLITE,
-        (_, 0 | 1) => SWEEP_ALONE,
-        _ => SWEEP_SHARED,
+        (true, true) => SWEEP_ALONE,
+        (true, false) => SWEEP_SHARED,
     }
+}
+
+/// Whether no other node uses the store, as far as this one has heard.
+pub(super) fn is_alone(shared: &Shared) -> bool {
+    !shared.store.is_shared() || shared.refill.nodes.load(Ordering::Relaxed) <= 1
 }
 
 /// How long nothing will be due, as far as this node can know; `full` is how long to wait for room.

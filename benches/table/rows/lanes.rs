@@ -112,7 +112,9 @@ pub(super) fn own_gates(bench: &Bench, engine: Engine) -> Result<()> {
             slowest = slowest.min(sample.delivered_per_s);
         }
         let mut publish = own.publish(&world, gates)?;
-        publish.load.rate = Some((slowest / 2.0) as u64);
+        #[expect(clippy::cast_sign_loss, reason = "rates are positive")]
+        let half = (slowest / 2.0) as u64;
+        publish.load.rate = Some(half);
         publish.load.seconds = Some(bench.or_quick(20, 2));
         world.measure(publish)?.print("at half of the rate", bench)?;
         let shares: Vec<String> = shares.iter().map(|share| format!("{share:.2}")).collect();

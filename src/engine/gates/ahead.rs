@@ -60,6 +60,11 @@ impl Seen {
         self.look.gate.in_use.saturating_add(went)
     }
 
+    /// Whether nobody waits once these went, by their places in the list.
+    pub(super) fn is_empty_after(&self, taken: &[usize]) -> bool {
+        !self.look.gate.paused && taken.len() == self.look.waiting.len()
+    }
+
     /// What is left of it after these went, by their places in the list; `None` unless someone can go without another
     /// look as soon as a slot is free.
     pub(super) fn after(mut self, taken: &[usize]) -> Option<Self> {
@@ -226,6 +231,16 @@ mod tests {
         assert_eq!(state(&freed(after, &[("b", ANSWERED)]).unwrap()), (vec!["c"], 1));
         // The limit may be lower than what is in use.
         assert!(freed(seen(2, 3, three()).after(&[]).unwrap(), &[("x", ANSWERED)]).is_none());
+    }
+
+    #[test]
+    fn a_queue_is_empty_when_all_went() {
+        assert!(seen(3, 0, three()).is_empty_after(&[0, 1, 2]));
+        assert!(seen(1, 1, Vec::new()).is_empty_after(&[]));
+        assert!(!seen(1, 0, three()).is_empty_after(&[0]));
+        let mut paused = seen(1, 0, Vec::new());
+        paused.look.gate.paused = true;
+        assert!(!paused.is_empty_after(&[]), "what waits at a paused one isn't told");
     }
 
     #[test]
