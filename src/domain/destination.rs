@@ -15,13 +15,13 @@ use percent_encoding::{AsciiSet, percent_decode, percent_decode_str, utf8_percen
 use super::excerpt::Excerpt;
 use super::id::is_name;
 
-/// The longest URL that the HTTP library sends, in bytes.
+/// The longest URL that the library for URIs (`http`) reads, in bytes.
 const MAX_URL: usize = u16::MAX as usize - 1;
 
-/// Characters of a path that the HTTP library refuses to send. It lets some pass that RFC 3986 doesn't know, such as `{`
+/// Characters of a path that the library for URIs (`http`) refuses. It lets some pass that RFC 3986 doesn't know, such as `{`
 /// and `|`, and those go out as they came.
 const PATH: &AsciiSet = &AsciiSet::EMPTY.add(b' ').add(b'<').add(b'>').add(b'`');
-/// The same of a query.
+/// Characters of a query that the library for URIs (`http`) refuses.
 const QUERY: &AsciiSet = &AsciiSet::EMPTY.add(b' ').add(b'"').add(b'<').add(b'>');
 
 /// A destination as a publisher wrote it.
@@ -311,7 +311,7 @@ fn split(url: &str) -> Result<Parts<'_>, DestinationError> {
     if url.len() > MAX_URL {
         return Err(invalid(&format!("it is longer than {MAX_URL} bytes")));
     }
-    // What hyper would refuse to send must not be accepted.
+    // What can't be sent must not be accepted.
     if !rest.is_empty() && rest.parse::<http::uri::PathAndQuery>().is_err() {
         return Err(invalid("it contains a character that must be percent-encoded"));
     }

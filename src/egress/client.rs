@@ -39,9 +39,9 @@ static HOP_BY_HOP: [HeaderName; 6] = [
 /// How the client is set up.
 pub struct Settings<'a> {
     pub policy: Arc<Policy>,
-    /// For resolving, connecting and TLS together.
+    /// The time for resolving a host's name, connecting and the TLS handshake together.
     pub connect_timeout: Duration,
-    /// Idle connections kept per origin.
+    /// HTTP/1.1 connections per origin that are kept while they are unused.
     pub idle_per_origin: usize,
     /// Bytes of a response body that are kept.
     pub max_response: usize,
@@ -189,14 +189,11 @@ impl Shared {
         if let Some(free) = pooled() {
             return Ok(Obtained { free, new: false, turn: None });
         }
-        let deadline = self.connector.deadline();
-        let Ok(turn) = tokio::time::timeout_at(deadline, self.pool.turn(origin)).await else {
-            return Err(self.connector.too_late(&request.uri, &[]));
-        };
-        if let Some(free) = turn.as_ref().and_then(|_| pooled()) {
+        let turn = self.pool.turn(origin).await;
+        if let Some(free) = pooled() {
             return Ok(Obtained { free, new: false, turn: None });
         }
-        let connection = self.connector.connect(&request.uri, deadline).await?;
+        let connection = self.connector.connect(&request.uri).await?;
         if !connection.http2 {
             self.pool.note_http1(origin);
             let free = Free::Http1(Box::new(http1::Connection::new(connection.stream)));

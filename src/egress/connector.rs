@@ -1,5 +1,7 @@
 //! Connections to destinations: resolve, check every address against the policy, dial what passed, and speak TLS there.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
@@ -7,12 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use http::Uri;
 use http::uri::Scheme;
 use rustix::io::Errno;
 use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -28,6 +29,14 @@ use crate::domain::outcome::FailureClass;
 const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses of one host that are tried.
 const MAX_ADDRESSES: usize = 16;
+/// Addresses that are tried at the same time: as many as an attempt's share of descriptors (`descriptors::ATTEMPT`).
+const MAX_DIALS: usize = 2;
+/// How long a peer may leave data unacknowledged, or not take what is waiting for it, until the connection ends
+/// (`TCP_USER_TIMEOUT`). That ends connections of receivers that live but have stopped reading, too, so it must be long
+/// enough for one that is merely slow.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// After how long a silence a peer that has acknowledged everything is asked whether it is still there, and how often.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Descriptors that looking up a name may need at once: files, and a socket for each kind of address.
 const LOOKUP_DESCRIPTORS: usize = 4;
 /// How long after a lack of descriptors or memory a lookup that fails is put down to it: the resolver doesn't tell, and
@@ -46,7 +55,7 @@ pub(super) struct Connection {
 pub(super) struct Connector {
     policy: Arc<Policy>,
     tls: TlsConnector,
-    /// For resolving, connecting and TLS together.
+    /// The time for resolving a host's name, connecting and the TLS handshake together.
     limit: Duration,
     /// When this machine was last short of something, if it was.
     lacked_at: Arc<Mutex<Option<Instant>>>,
@@ -57,16 +66,11 @@ impl Connector {
         Self { policy, tls: TlsConnector::from(Arc::new(tls)), limit, lacked_at: Arc::default() }
     }
 
-    /// Until when a connection that is asked for now must be there.
-    pub(super) fn deadline(&self) -> Instant {
-        Instant::now() + self.limit
-    }
-
     /// Connects to a URI's origin.
-    pub(super) async fn connect(&self, uri: &Uri, deadline: Instant) -> Result<Connection, SendError> {
+    pub(super) async fn connect(&self, uri: &Uri) -> Result<Connection, SendError> {
         let mut failures = Vec::new();
         let establishing = self.establish(uri, &mut failures);
-        let Ok(result) = tokio::time::timeout_at(deadline, establishing).await else {
+        let Ok(result) = tokio::time::timeout(self.limit, establishing).await else {
             return Err(self.too_late(uri, &failures));
         };
         if matches!(result, Err(SendError::Lacking(_))) {
@@ -80,7 +84,7 @@ impl Connector {
     }
 
     /// The failure at the deadline; the text tells what was tried in vain.
-    pub(super) fn too_late(&self, uri: &Uri, failures: &[(SocketAddr, io::Error)]) -> SendError {
+    fn too_late(&self, uri: &Uri, failures: &[(SocketAddr, io::Error)]) -> SendError {
         let scheme = uri.scheme_str().unwrap_or_default();
         let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
         let text = format!("no connection to {scheme}://{authority} within {:?}", self.limit);
@@ -143,30 +147,62 @@ impl Connector {
     }
 }
 
-/// Connects to the first address that answers, as RFC 8305 says: each one gets a head start over the next.
+/// Connects to the first address that answers, as RFC 8305 says: each one gets a head start over the next. The oldest is
+/// given up when there are too many at once.
 async fn dial(addresses: Vec<SocketAddr>, failures: &mut Vec<(SocketAddr, io::Error)>) -> Option<TcpStream> {
     let mut waiting = in_turn(addresses).into_iter();
-    let mut dialling = FuturesUnordered::new();
+    let mut dialling = VecDeque::new();
     loop {
         if let Some(address) = waiting.next() {
-            dialling.push(async move { (address, TcpStream::connect(address).await) });
+            if dialling.len() == MAX_DIALS
+                && let Some((oldest, _)) = dialling.pop_front()
+            {
+                failures.push((oldest, io::Error::new(io::ErrorKind::TimedOut, "no answer yet")));
+            }
+            dialling.push_back((address, Box::pin(TcpStream::connect(address))));
         } else if dialling.is_empty() {
             return None;
         }
         tokio::select! {
             biased;
-            Some((address, result)) = dialling.next() => match result {
+            (address, result) = first_done(&mut dialling) => match result {
                 Ok(tcp) => {
-                    // Small requests must not wait for an acknowledgement of the previous one.
-                    if let Err(error) = tcp.set_nodelay(true) {
-                        tracing::debug!(%error, "TCP_NODELAY could not be set");
-                    }
+                    set_options(&tcp);
                     return Some(tcp);
                 }
                 Err(error) => failures.push((address, error)),
             },
             () = crate::clock::pause(STAGGER), if waiting.len() > 0 => {}
         }
+    }
+}
+
+/// Waits for the first of some futures, and takes it out. Never ends if there are none.
+async fn first_done<K: Copy, F: Future + Unpin>(running: &mut VecDeque<(K, F)>) -> (K, F::Output) {
+    poll_fn(|context| {
+        for at in 0..running.len() {
+            let (key, future) = &mut running[at];
+            if let Poll::Ready(output) = Pin::new(future).poll(context) {
+                let done = (*key, output);
+                running.remove(at);
+                return Poll::Ready(done);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Sets what a connection needs. Without these it works as well, only worse.
+fn set_options(tcp: &TcpStream) {
+    let socket = SockRef::from(tcp);
+    // Small requests must not wait for an acknowledgement of the previous one.
+    let result =
+        tcp.set_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT))).and_then(|()| {
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE))
+        });
+    if let Err(error) = result {
+        tracing::debug!(%error, "a socket's options could not be set");
     }
 }
 
@@ -398,6 +434,19 @@ mod tests {
         let mut failures = Vec::new();
         let tcp = dial(vec![silent, living], &mut failures).await.expect("a connection");
         assert_eq!((tcp.peer_addr().unwrap(), failures.len()), (living, 0));
+        // Two at once: the third takes the place of the first.
+        let tcp = dial(vec![silent, silent, living], &mut failures).await.expect("a connection");
+        assert_eq!((tcp.peer_addr().unwrap(), failures.len()), (living, 1));
+    }
+
+    #[tokio::test]
+    async fn peers_that_vanish_are_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = dial(vec![listener.local_addr().unwrap()], &mut Vec::new()).await.expect("a connection");
+        let socket = SockRef::from(&tcp);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEP_ALIVE);
     }
 
     #[tokio::test]

@@ -26,9 +26,10 @@ use super::exchange::{
 use super::{MAX_HEADERS, MAX_INFORMATIONAL};
 use crate::domain::outcome::FailureClass;
 
-/// What a destination may send of one body before it is read.
-const STREAM_WINDOW: u32 = 2 << 20;
-/// Likewise of all bodies on a connection.
+/// Bytes that a destination may send of one body before they are read. The bound on the memory for responses doesn't count
+/// them.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// Bytes that a destination may send of all bodies on a connection before they are read.
 const CONNECTION_WINDOW: u32 = 5 << 20;
 /// Requests at once before the destination has said how many it takes: as many as it should take at least (RFC 9113,
 /// 6.5.2).
@@ -77,9 +78,12 @@ impl Connection {
     pub(super) fn place(self: &Arc<Self>) -> Option<Place> {
         let max = self.sender.current_max_send_streams();
         let more = |open: usize| (open < max).then_some(open + 1);
-        let free =
-            self.is_usable() && self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
-        free.then(|| Place { connection: Arc::clone(self), ended: false })
+        if !self.is_usable() || self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).is_err() {
+            return None;
+        }
+        let place = Place { connection: Arc::clone(self), ended: false };
+        // The last exchange before may have ended it meanwhile.
+        self.is_usable().then_some(place)
     }
 
     /// Whether it takes further requests.
@@ -122,7 +126,7 @@ impl Place {
                 tracing::debug!(%error, "a request's body could not be sent");
             }
         }
-        Ok(Exchange { place: self, response, body: None })
+        Ok(Exchange { place: self, response, body: None, left: None })
     }
 }
 
@@ -144,6 +148,8 @@ pub(super) struct Exchange {
     place: Place,
     response: ResponseFuture,
     body: Option<RecvStream>,
+    /// Bytes of the body that are still to come, if its length was announced.
+    left: Option<u64>,
 }
 
 impl Exchange {
@@ -178,6 +184,8 @@ impl Exchange {
         Pin::new(&mut self.response).poll(context).map(|response| {
             let (parts, body) = response.map_err(|error| broken(&error))?.into_parts();
             self.body = Some(body);
+            let length = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+            self.left = length.and_then(|length| length.parse().ok());
             Ok(Head { status: parts.status.as_u16(), headers: parts.headers })
         })
     }
@@ -191,6 +199,7 @@ impl Exchange {
                 Ok(None)
             }
             Some(Ok(data)) => {
+                self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                 if let Err(error) = body.flow_control().release_capacity(data.len()) {
                     tracing::debug!(%error, "a response's window could not be opened again");
                 }
@@ -198,7 +207,11 @@ impl Exchange {
             }
             // Some servers end their bodies so.
             Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
-                Err(BodyError::PerhapsShort)
+                match self.left {
+                    Some(0) => Ok(None),
+                    Some(left) => Err(BodyError::Short(format!("{left} bytes of it are missing"))),
+                    None => Err(BodyError::PerhapsShort),
+                }
             }
             Some(Err(error)) => Err(BodyError::Short(failure(&error).error)),
         }

@@ -14,6 +14,8 @@ use super::{http1, http2};
 /// How long an unused connection is kept: shorter than most servers keep theirs, since one that is closed just when a
 /// request goes out may cost an attempt.
 const IDLE: Duration = Duration::from_secs(30);
+/// How long a caller waits for others to open a connection that it may share.
+const TURN_WAIT: Duration = Duration::from_secs(1);
 /// How often connections are looked for that have been unused for so long, or that the other side has closed.
 pub(super) const SWEEP: Duration = Duration::from_secs(5);
 
@@ -80,14 +82,17 @@ impl Pool {
         }
     }
 
-    /// Waits for the caller's turn to open a connection. `None`: all may do so at once.
+    /// Waits for the caller's turn to open a connection, a moment at most. `None`: it may do so without.
     pub(super) async fn turn(&self, origin: &Origin) -> Option<Turn> {
         let turn = {
             let mut origins = self.origins();
             let entry = origins.entry(origin.clone()).or_default();
             (origin.0 == Some(Scheme::HTTPS) && !entry.http1).then(|| Arc::clone(&entry.turn))?
         };
-        Some(turn.lock_owned().await)
+        let turn = tokio::time::timeout(TURN_WAIT, turn.lock_owned()).await.ok()?;
+        // Whoever had it before knows more by now.
+        let is_http1 = self.origins().get(origin).is_some_and(|entry| entry.http1);
+        (!is_http1).then_some(turn)
     }
 
     /// Takes note that an origin speaks HTTP/1.1.
@@ -101,6 +106,9 @@ impl Pool {
         let entry = origins.entry(origin).or_default();
         if entry.idle.len() < self.max_idle {
             entry.idle.push((connection, Instant::now()));
+        } else {
+            // It is closed, which must not happen under the lock.
+            drop(origins);
         }
     }
 
@@ -123,11 +131,17 @@ impl Pool {
     }
 
     fn close(&self, unused_for: Duration) {
+        // Closed when the lock has been given back: saying goodbye takes system calls.
+        let (mut idle, mut shared) = (Vec::new(), Vec::new());
         self.origins().retain(|_, entry| {
-            entry
-                .idle
-                .retain_mut(|(connection, since)| since.elapsed() < unused_for && connection.is_quiet());
-            entry.shared.retain(|connection| connection.is_usable() && !connection.is_idle(unused_for));
+            idle.extend(entry.idle.extract_if(.., |(connection, since)| {
+                since.elapsed() >= unused_for || !connection.is_quiet()
+            }));
+            shared.extend(
+                entry
+                    .shared
+                    .extract_if(.., |connection| !connection.is_usable() || connection.is_idle(unused_for)),
+            );
             let waited_for = Arc::strong_count(&entry.turn) > 1;
             !entry.idle.is_empty() || !entry.shared.is_empty() || waited_for
         });

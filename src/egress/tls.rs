@@ -19,6 +19,18 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// Reads the system's certificate authorities and those in `extra_ca`, a PEM file.
 pub(super) fn config(extra_ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = verifier(extra_ca, provider.signature_verification_algorithms)?;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
+    Ok(config)
+}
+
+fn verifier(extra_ca: Option<&Path>, algorithms: WebPkiSupportedAlgorithms) -> Result<Verifier, ClientError> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
@@ -30,20 +42,17 @@ pub(super) fn config(extra_ca: Option<&Path>) -> Result<ClientConfig, ClientErro
     }
     let own = extra_ca.map(read).transpose()?.unwrap_or_default();
     for certificate in &own {
-        roots.add(certificate.clone()).map_err(|error| unreadable(extra_ca, error.to_string()))?;
+        let result = if may_issue(certificate) {
+            roots.add(certificate.clone())
+        } else {
+            ParsedCertificate::try_from(certificate).map(drop)
+        };
+        result.map_err(|error| unreadable(extra_ca, error.to_string()))?;
     }
     if roots.is_empty() {
         tracing::warn!("no certificate authorities were found: deliveries to https destinations will fail");
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Verifier { roots, own, algorithms: provider.signature_verification_algorithms };
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
-    Ok(config)
+    Ok(Verifier { roots, own, algorithms })
 }
 
 fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {
@@ -81,15 +90,19 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let certificate = ParsedCertificate::try_from(end_entity)?;
+        let named = self.own.contains(end_entity);
+        let nothing = RootCertStore::empty();
+        // Whatever else the server sent with a certificate that is named doesn't matter.
+        let (roots, intermediates) = if named { (&nothing, &[][..]) } else { (&self.roots, intermediates) };
         let chain = verify_server_cert_signed_by_trust_anchor(
             &certificate,
-            &self.roots,
+            roots,
             intermediates,
             now,
             self.algorithms.all,
         );
         match chain {
-            Err(error) if self.own.contains(end_entity) && is_about_issuers(&error) => {}
+            Err(error) if named && is_about_issuers(&error) => {}
             chain => chain?,
         }
         verify_server_name(&certificate, server_name)?;
@@ -133,6 +146,24 @@ fn is_ca_flag(OtherError(error): &OtherError) -> bool {
     matches!(error.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }
 
+/// Whether a certificate may issue others, so that naming it means to trust these. One with basic constraints says so (RFC
+/// 5280, 4.2.1.9); of older ones and of those that say nothing, it is taken for granted.
+fn may_issue(certificate: &CertificateDer<'_>) -> bool {
+    // Its identifier 2.5.29.19, in DER.
+    const BASIC_CONSTRAINTS: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x13];
+    const TRUE: &[u8] = &[0x01, 0x01, 0xff];
+    let Some(at) = certificate.windows(BASIC_CONSTRAINTS.len()).position(|part| part == BASIC_CONSTRAINTS)
+    else {
+        return true;
+    };
+    let rest = &certificate[at + BASIC_CONSTRAINTS.len()..];
+    // Whether the extension is critical, then the lengths of an octet string and of the sequence in it.
+    match rest.strip_prefix(TRUE).unwrap_or(rest) {
+        [0x04, _, 0x30, _, value @ ..] => value.starts_with(TRUE),
+        _ => false,
+    }
+}
+
 /// A sentence for users about a handshake that failed.
 pub(super) fn text(error: &Error) -> String {
     match error {
@@ -152,4 +183,41 @@ pub(super) fn text(error: &Error) -> String {
 pub(super) fn error_in(error: &io::Error) -> Option<&Error> {
     let inner = error.get_ref()?;
     inner.downcast_ref::<Error>().or_else(|| inner.downcast_ref::<io::Error>().and_then(error_in))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn only_authorities_vouch_for_others() {
+        let name = ServerName::try_from("localhost").unwrap();
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        for (is_ca, may_issue) in [
+            (IsCa::Ca(BasicConstraints::Unconstrained), true),
+            (IsCa::Ca(BasicConstraints::Constrained(0)), true),
+            (IsCa::ExplicitNoCa, false),
+            (IsCa::NoCa, true),
+        ] {
+            let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+            params.is_ca = is_ca.clone();
+            let key = KeyPair::generate().unwrap();
+            let named = params.self_signed(&key).unwrap();
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(named.pem().as_bytes()).unwrap();
+            let other = CertificateParams::new(["localhost".to_owned()]).unwrap();
+            let issued = other.signed_by(&KeyPair::generate().unwrap(), &Issuer::new(params, key)).unwrap();
+            let verifier = verifier(Some(file.path()), algorithms).unwrap();
+            let trusts = |certificate: &CertificateDer<'_>, others: &[CertificateDer<'_>]| {
+                verifier.verify_server_cert(certificate, others, &name, &[], UnixTime::now()).is_ok()
+            };
+            assert!(trusts(named.der(), &[]), "itself, {is_ca:?}");
+            assert!(trusts(named.der(), &[named.der().clone()]), "itself, twice, {is_ca:?}");
+            assert_eq!(trusts(issued.der(), &[]), may_issue, "another, {is_ca:?}");
+        }
+    }
 }

@@ -31,12 +31,15 @@ engines! {
     a_certificate_marked_as_an_authority_is_trusted_where_it_is_named,
     a_certificate_that_has_expired_is_not_trusted_for_being_named,
     an_answer_counts_that_ends_without_a_goodbye,
-    what_met_a_closing_connection_is_sent_again,
+    a_connection_that_was_closed_costs_no_attempt,
+    what_met_a_reset_is_not_sent_again,
+    dials_that_stall_let_others_go_on,
     requests_above_a_goaway_are_sent_again,
     a_goaway_with_an_error_costs_no_attempt_of_what_is_above_it,
     a_refused_stream_costs_no_attempt,
     a_destination_that_refuses_all_streams_fails,
     a_reset_stream_is_a_failed_attempt,
+    a_body_that_is_reset_lacks_what_was_announced,
     headers_have_the_limit_of_http1,
     some_informational_answers_are_skipped,
     endless_informational_answers_end_the_connection,
@@ -239,11 +242,10 @@ async fn an_answer_counts_that_ends_without_a_goodbye(t: Test) {
     assert_eq!(server.ended(&id).await, "CREATED ACTIVE ERROR RETRY ACTIVE DELIVERED");
 }
 
-async fn what_met_a_closing_connection_is_sent_again(t: Test) {
+async fn a_connection_that_was_closed_costs_no_attempt(t: Test) {
     let identity = Identity::new(&["http/1.1"], |_| ());
-    let receiver = RawReceiver::start_tls(identity.acceptor.clone(), |target, _| match target {
-        "/first" => Bytes::new("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Then::CloseOnNext),
-        _ => Bytes::ok(),
+    let receiver = RawReceiver::start_tls(identity.acceptor.clone(), |_, _| {
+        Bytes::new("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Then::Close)
     })
     .await;
     let server = identity.trusted_by(&t).await;
@@ -252,6 +254,58 @@ async fn what_met_a_closing_connection_is_sent_again(t: Test) {
         assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED", "{path}");
     }
     assert_eq!(receiver.arrivals().len(), 2);
+}
+
+/// Whoever closes a connection with something unread on it may have read the rest.
+async fn what_met_a_reset_is_not_sent_again(t: Test) {
+    let identity = Identity::new(&["http/1.1"], |_| ());
+    let receiver = RawReceiver::start_tls(identity.acceptor.clone(), |target, _| match target {
+        "/first" => Bytes::new("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Then::CloseOnNext),
+        _ => Bytes::ok(),
+    })
+    .await;
+    let server = identity.trusted_by(&t).await;
+    let id = server.publish(&receiver.url("/first"), &ONCE, "x").await;
+    assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
+    let id = server.publish(&receiver.url("/second"), &ONCE, "x").await;
+    let error = error_of(&server, &id).await;
+    assert!(error.contains("reset"), "{error}");
+    assert_eq!(receiver.count("/second"), 0);
+}
+
+/// One dial at a time would let them wait for each other.
+async fn dials_that_stall_let_others_go_on(t: Test) {
+    // Whoever comes first is not answered.
+    let identity = Identity::new(&["http/1.1"], |_| ());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let acceptor = identity.acceptor.clone();
+    let (dialled, mut dials) = mpsc::channel(8);
+    tokio::spawn(async move {
+        let mut stalled = Vec::new();
+        while let Ok((tcp, _)) = listener.accept().await {
+            dialled.send(()).await.unwrap();
+            if stalled.is_empty() {
+                stalled.push(tcp);
+                continue;
+            }
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                drop(tls.read(&mut [0; 4096]).await);
+                drop(tls.write_all(answer).await);
+                drop(tls.shutdown().await);
+            });
+        }
+    });
+    let server = identity.trusted_by(&t).await;
+    let url = format!("https://localhost:{port}/");
+    let timeout = [("Upstash-Retries", "0"), ("Upstash-Timeout", "30s")];
+    server.publish(&url, &timeout, "stalls").await;
+    dials.recv().await.unwrap();
+    let second = server.publish(&url, &timeout, "x").await;
+    assert_eq!(server.ended(&second).await, "CREATED ACTIVE DELIVERED");
 }
 
 type Respond = h2::server::SendResponse<bytes::Bytes>;
@@ -414,6 +468,23 @@ async fn a_reset_stream_is_a_failed_attempt(t: Test) {
     let error = error_of(&server, &id).await;
     assert!(error.contains("INTERNAL_ERROR"), "{error}");
     assert_eq!(receiver.counts.lock().unwrap()[&id], 1);
+}
+
+async fn a_body_that_is_reset_lacks_what_was_announced(t: Test) {
+    // Status 200, `content-length: 5` or not, two bytes of a body, RST_STREAM with CANCEL.
+    const ANNOUNCED: &[u8] =
+        b"\0\0\x05\x01\x04\0\0\0\x01\x88\x0f\x0d\x01\x35\0\0\x02\0\0\0\0\0\x01ab\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08";
+    const OPEN: &[u8] =
+        b"\0\0\x01\x01\x04\0\0\0\x01\x88\0\0\x02\0\0\0\0\0\x01ab\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08";
+    let receiver = H2Receiver::start_with(Some(ANNOUNCED), |_, _, respond, _, _| thank(respond)).await;
+    let server = receiver.identity.trusted_by(&t).await;
+    let id = server.publish(&receiver.url("/"), &ONCE, "x").await;
+    let error = error_of(&server, &id).await;
+    assert!(error.contains("3 bytes of it are missing"), "{error}");
+    let receiver = H2Receiver::start_with(Some(OPEN), |_, _, respond, _, _| thank(respond)).await;
+    let server = receiver.identity.trusted_by(&t).await;
+    let id = server.publish(&receiver.url("/"), &ONCE, "x").await;
+    assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
 }
 
 async fn headers_have_the_limit_of_http1(t: Test) {

@@ -19,8 +19,13 @@ pub(super) enum Body {
     ChunkData(u64),
     /// The line end behind a chunk's data.
     ChunkEnd,
-    /// Fields behind the last chunk, which are dropped; so many bytes of them have come.
-    Trailers(usize),
+    /// Fields behind the last chunk, which are dropped as they come.
+    Trailers {
+        /// Bytes of them that have come.
+        size: usize,
+        /// Whether nothing of the present line has come, CR aside.
+        empty: bool,
+    },
 }
 
 impl Body {
@@ -64,14 +69,18 @@ impl Body {
                     Some(line) if line.is_empty() => *self = Self::ChunkSize,
                     Some(_) => return Err("a chunk is longer than it says"),
                 },
-                Self::Trailers(size) => match line(input, MAX_HEADERS)? {
-                    None => return Ok(None),
-                    Some(line) if line.is_empty() => *self = Self::Ended,
-                    Some(line) if *size + line.len() > MAX_HEADERS => {
+                Self::Trailers { size, empty } => {
+                    *size += 1;
+                    if *size > MAX_HEADERS {
                         return Err("its trailers are too large");
                     }
-                    Some(line) => *size += line.len() + 1,
-                },
+                    match input.get_u8() {
+                        b'\n' if *empty => *self = Self::Ended,
+                        b'\n' => *empty = true,
+                        b'\r' => {}
+                        _ => *empty = false,
+                    }
+                }
             }
         }
     }
@@ -101,7 +110,7 @@ fn chunk(line: &[u8]) -> Option<Body> {
     let size = line.split(|byte| *byte == b';').next()?.trim_ascii();
     let hexadecimal = size.iter().all(u8::is_ascii_hexdigit);
     let size = u64::from_str_radix(std::str::from_utf8(size).ok().filter(|_| hexadecimal)?, 16).ok()?;
-    Some(if size == 0 { Body::Trailers(0) } else { Body::ChunkData(size) })
+    Some(if size == 0 { Body::Trailers { size: 0, empty: true } } else { Body::ChunkData(size) })
 }
 
 #[cfg(test)]
@@ -139,7 +148,13 @@ mod tests {
                 "",
             ),
             (Framing::Chunked, "03\r\nab", "ab", Body::ChunkData(1), ""),
-            (Framing::Chunked, "3\r\nabc\r\n0\r\n", "abc", Body::Trailers(0), ""),
+            (
+                Framing::Chunked,
+                "3\r\nabc\r\n0\r\nA: b\r\n\r",
+                "abc",
+                Body::Trailers { size: 7, empty: true },
+                "",
+            ),
         ] {
             for piece in [1, 2, 7, 100] {
                 let got = read(framing, text, piece);

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 
+use bytes::{Buf as _, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 
 use super::super::MAX_HEADERS;
@@ -38,12 +39,19 @@ pub(super) enum HeadError {
     Malformed(&'static str),
 }
 
+/// Removes the line ends that may come before a status line (as RFC 9112, 2.2 has it of request lines); how many bytes
+/// these were.
+pub(super) fn skip_line_ends(input: &mut BytesMut) -> usize {
+    let count = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    input.advance(count);
+    count
+}
+
 /// The length of the head that `bytes` begin with, up to and with the empty line. `None`: it is not complete.
-/// `searched` bytes have been looked at before.
+/// `searched` bytes have been looked at before. The first byte belongs to the status line.
 pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
-    // Lines end with LF, with or without CR before it (RFC 9112, 2.2). Empty lines may come before the status line.
-    let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
-    let mut at = begin.max(searched.saturating_sub(2));
+    // Lines end with LF, with or without CR before it (RFC 9112, 2.2).
+    let mut at = searched.saturating_sub(2);
     loop {
         at += bytes[at..].iter().position(|byte| *byte == b'\n')? + 1;
         match bytes[at..] {
@@ -56,8 +64,7 @@ pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
 
 /// Reads a complete head.
 pub(super) fn parse(bytes: &[u8]) -> Result<Head, HeadError> {
-    let text = bytes.trim_ascii_start();
-    let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = bytes.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let (minor, status) = status_line(lines.next().unwrap_or_default())
         .ok_or(HeadError::Malformed("no HTTP/1.1 status line"))?;
     let mut fields = Fields::default();
@@ -83,12 +90,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Head, HeadError> {
         }
     }
     let Fields { headers, dropped, .. } = fields;
-    let has_length = headers.contains_key(CONTENT_LENGTH);
     let framing = framing(&headers, minor, status)?;
     let keep_alive = framing != Framing::UntilClose
         && !dropped
         && status != 101
-        && !(has_length && headers.contains_key(TRANSFER_ENCODING))
+        && !is_doubtful(&headers, status)
         && keeps_alive(&headers, minor);
     Ok(Head { status, headers, framing, keep_alive })
 }
@@ -156,6 +162,17 @@ fn framing(headers: &HeaderMap, minor: u8, status: u16) -> Result<Framing, HeadE
     }
 }
 
+/// Whether a body may come that is longer than the framing says, from who mixes up the rules.
+fn is_doubtful(headers: &HeaderMap, status: u16) -> bool {
+    let has_coding = headers.contains_key(TRANSFER_ENCODING);
+    match status {
+        204 => has_coding || tokens(headers, &CONTENT_LENGTH).any(|text| length(text) != Some(0)),
+        // Its Content-Length is that of the body which is not sent.
+        304 => has_coding,
+        _ => has_coding && headers.contains_key(CONTENT_LENGTH),
+    }
+}
+
 fn length(text: &[u8]) -> Option<u64> {
     let digits = text.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
@@ -188,7 +205,9 @@ mod tests {
     use super::*;
 
     fn read(text: impl AsRef<[u8]>) -> Result<Head, HeadError> {
-        let text = text.as_ref();
+        let mut text = BytesMut::from(text.as_ref());
+        skip_line_ends(&mut text);
+        let text = &text[..];
         assert_eq!(end(text, 0), Some(text.len()), "{:?}", String::from_utf8_lossy(text));
         parse(text)
     }
@@ -326,6 +345,11 @@ mod tests {
             ("HTTP/1.0 200\r\nContent-Length: 0\r\n", false),
             ("HTTP/1.0 200\r\nContent-Length: 0\r\nConnection: Keep-Alive\r\n", true),
             ("HTTP/1.1 204\r\n", true),
+            ("HTTP/1.1 204\r\nContent-Length: 0\r\n", true),
+            ("HTTP/1.1 204\r\nContent-Length: 5\r\n", false),
+            ("HTTP/1.1 204\r\nTransfer-Encoding: chunked\r\n", false),
+            ("HTTP/1.1 304\r\nContent-Length: 5\r\n", true),
+            ("HTTP/1.1 304\r\nTransfer-Encoding: chunked\r\n", false),
             ("HTTP/1.1 101\r\n", false),
         ] {
             assert_eq!(read(format!("{head}\r\n")).unwrap().keep_alive, expected, "{head:?}");
@@ -338,16 +362,23 @@ mod tests {
             ("HTTP/1.1 200\r\n\r\nbody\r\n\r\n", Some(16)),
             ("HTTP/1.1 200\n\nbody", Some(14)),
             ("HTTP/1.1 200\r\nA: b\n\r\n", Some(21)),
-            ("\r\n\r\nHTTP/1.1 200\r\n\r\n", Some(20)),
             ("HTTP/1.1 200\r\n \r\n", None),
             ("HTTP/1.1 200\r\n\r", None),
-            ("\r\n\r\n", None),
             ("", None),
         ] {
             assert_eq!(end(text.as_bytes(), 0), expected, "{text:?}");
             for searched in 0..expected.unwrap_or(text.len()) {
                 assert_eq!(end(text.as_bytes(), searched), expected, "{text:?} from {searched}");
             }
+        }
+    }
+
+    #[test]
+    fn line_ends_before_a_head_are_skipped() {
+        for (text, skipped) in [("\r\n\r\nHTTP", 4), ("\n\rH\n", 2), ("\r\n", 2), ("H", 0), ("", 0)] {
+            let mut input = BytesMut::from(text);
+            assert_eq!(skip_line_ends(&mut input), skipped, "{text:?}");
+            assert_eq!(input, &text[skipped..]);
         }
     }
 

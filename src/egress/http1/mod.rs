@@ -17,7 +17,9 @@ use bytes::buf::Chain;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
 use rustix::io::Errno;
+use socket2::SockRef;
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, Interest, ReadBuf};
+use tokio::task::coop::unconstrained;
 
 use self::body::Body;
 use self::head::HeadError;
@@ -33,6 +35,11 @@ const READ: usize = 8 << 10;
 /// How long after a request the reset may come that shows that the request met a closed connection: more than a round
 /// trip to the other side of the world.
 const RESET_WAIT: Duration = Duration::from_secs(1);
+/// The longest request, in bytes, that goes out as one TLS record with certainty (RFC 8446, 5.1), with room for what
+/// encryption adds. Nobody can read a part of a record.
+const MAX_RECORD: usize = (16 << 10) - TLS_OVERHEAD;
+/// At least the bytes that TLS adds to a record.
+const TLS_OVERHEAD: usize = 64;
 
 /// A connection that speaks HTTP/1.1.
 pub(super) struct Connection {
@@ -43,8 +50,8 @@ pub(super) struct Connection {
     output: Chain<Bytes, Bytes>,
     /// Whether all of it has gone out, buffers included.
     written: bool,
-    /// Why the rest of it can't be written.
-    write_error: Option<io::Error>,
+    /// Whether the rest of it can't be written.
+    write_failed: bool,
     body: Body,
     keep_alive: bool,
     /// Whether it has carried a request before the present one.
@@ -58,7 +65,7 @@ impl Connection {
             input: BytesMut::new(),
             output: Bytes::new().chain(Bytes::new()),
             written: true,
-            write_error: None,
+            write_failed: false,
             body: Body::Ended,
             keep_alive: true,
             reused: false,
@@ -73,9 +80,13 @@ impl Connection {
         let size = self.output.remaining();
         let mut answered = false;
         let mut informational = 0;
+        // Bytes of line ends before heads.
+        let mut skipped = 0;
         let mut searched = 0;
         loop {
-            while let Some(length) = head::end(&self.input, searched) {
+            loop {
+                skipped += head::skip_line_ends(&mut self.input);
+                let Some(length) = head::end(&self.input, searched) else { break };
                 searched = 0;
                 let head = self.input.split_to(length);
                 let head = head::parse(&head).map_err(|error| match error {
@@ -93,7 +104,7 @@ impl Connection {
                 }
             }
             searched = self.input.len();
-            if searched > MAX_HEADERS {
+            if skipped + searched > MAX_HEADERS {
                 return Err(too_large().into());
             }
             let error = match self.fill().await {
@@ -104,32 +115,49 @@ impl Connection {
                 }
                 Err(error) => Some(error),
             };
-            let untouched = self.output.remaining() == size
-                || (self.reused && !answered && self.was_refused(error.as_ref(), began).await);
+            let unprocessed = self.is_unsent(size)
+                || (self.reused && !answered && self.was_refused(size, error.as_ref(), began).await);
             let failure = no_head(error.as_ref(), answered);
-            return Err(if untouched { Broken::Unprocessed(failure) } else { failure.into() });
+            return Err(if unprocessed { Broken::Unprocessed(failure) } else { failure.into() });
         }
     }
 
-    /// Whether a connection that ended without a byte of an answer shows that its peer had closed it before it had all of
-    /// the request: the kernel there answers what nobody will read with a reset. Who has read all and closes, without
-    /// an answer, sends none; that request may have been processed.
-    async fn was_refused(&self, error: Option<&io::Error>, began: tokio::time::Instant) -> bool {
-        let is_reset =
-            |error: &io::Error| matches!(Errno::from_io_error(error), Some(Errno::CONNRESET | Errno::PIPE));
+    /// Whether nothing that can be read of a request of so many bytes has gone out.
+    fn is_unsent(&self, size: usize) -> bool {
+        // A write of several records may fail when some of them have gone out.
+        let counts = matches!(self.stream, Stream::Plain(_)) || size <= MAX_RECORD;
+        self.output.remaining() == size && counts
+    }
+
+    /// Whether a connection that ended without a byte of an answer shows that its peer had closed it before the request,
+    /// of so many bytes, came there.
+    ///
+    /// Then two things come back: the peer's FIN, and a reset from its kernel for the request that nobody will read. Linux
+    /// has `EPIPE` for a reset behind a FIN, and `ECONNRESET` for one without, which may be from a peer that has read the
+    /// request, all of it or a part, has done what it asks for and hangs up. A request of one segment came either before
+    /// the FIN or after it; of a longer one the peer may have read the beginning.
+    async fn was_refused(&self, size: usize, error: Option<&io::Error>, began: tokio::time::Instant) -> bool {
         // A reset that comes later may be of something between here and there that has lost patience.
-        if began.elapsed() > RESET_WAIT {
+        if began.elapsed() > RESET_WAIT || !self.fits_segment(size) {
             return false;
         }
+        let is_refusal = |error: &io::Error| Errno::from_io_error(error) == Some(Errno::PIPE);
         // Or the peer's TLS could not even read it.
-        let is_refusal = |error: &io::Error| is_reset(error) || tls::error_in(error).is_some_and(is_alert);
-        if error.is_some_and(is_refusal) {
+        if error.is_some_and(|error| is_refusal(error) || tls::error_in(error).is_some_and(is_unreadable)) {
             return true;
         }
         let tcp = self.stream.tcp();
         drop(tokio::time::timeout(RESET_WAIT, tcp.ready(Interest::ERROR)).await);
-        let pending = tcp.take_error().ok().flatten();
-        pending.as_ref().or(self.write_error.as_ref()).is_some_and(is_reset)
+        tcp.take_error().ok().flatten().as_ref().is_some_and(is_refusal)
+    }
+
+    /// Whether a request of so many bytes went out in one segment: it is written at once.
+    fn fits_segment(&self, size: usize) -> bool {
+        let segment = SockRef::from(self.stream.tcp()).tcp_mss().unwrap_or(0) as usize;
+        match self.stream {
+            Stream::Plain(_) => size <= segment,
+            Stream::Tls(_) => size <= MAX_RECORD.min(segment.saturating_sub(TLS_OVERHEAD)),
+        }
     }
 
     /// The next piece of the response's body; `None` at its end.
@@ -157,6 +185,8 @@ impl Connection {
     pub(super) fn reuse(mut self: Box<Self>) -> Option<Box<Self>> {
         let ended = self.body == Body::Ended && self.input.is_empty();
         self.input = BytesMut::new();
+        // What went out of a body keeps the memory of all of it.
+        self.output = Bytes::new().chain(Bytes::new());
         self.reused = true;
         (self.keep_alive && ended && self.written).then_some(self)
     }
@@ -165,9 +195,10 @@ impl Connection {
     pub(super) fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
-        Pin::new(&mut self.stream)
-            .poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer)
-            .is_pending()
+        // The scheduler lets a task that has done much wait at any read.
+        let read =
+            unconstrained(poll_fn(|context| Pin::new(&mut self.stream).poll_read(context, &mut buffer)));
+        pin!(read).poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// Reads something, while the rest of the request goes out. 0 at the end.
@@ -176,11 +207,11 @@ impl Connection {
     }
 
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if !self.written && self.write_error.is_none() {
+        if !self.written && !self.write_failed {
             match self.poll_write(context) {
                 Poll::Ready(Ok(())) => self.written = true,
                 // A peer that takes no more may have answered all the same.
-                Poll::Ready(Err(error)) => self.write_error = Some(error),
+                Poll::Ready(Err(_)) => self.write_failed = true,
                 Poll::Pending => {}
             }
         }
@@ -223,6 +254,12 @@ fn is_alert(error: &rustls::Error) -> bool {
     matches!(error, rustls::Error::AlertReceived(_))
 }
 
+/// Whether a peer says that it could not decrypt what it was sent.
+fn is_unreadable(error: &rustls::Error) -> bool {
+    use rustls::AlertDescription::{BadRecordMac, DecryptError, UnexpectedMessage};
+    matches!(error, rustls::Error::AlertReceived(BadRecordMac | DecryptError | UnexpectedMessage))
+}
+
 /// The request line with the target exactly as it was published, and the fields.
 fn request_head(request: &Request) -> Bytes {
     let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
@@ -240,4 +277,93 @@ fn request_head(request: &Request) -> Bytes {
     }
     head.extend_from_slice(b"\r\n");
     head.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, Method, Uri};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A connection that has carried a request, and its peer's end.
+    async fn reused() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut connection = Connection::new(Stream::Plain(tcp));
+        connection.reused = true;
+        (connection, listener.accept().await.unwrap().0)
+    }
+
+    fn request(body: usize) -> Request {
+        let uri = Uri::from_static("http://127.0.0.1/");
+        Request { method: Method::POST, uri, headers: HeaderMap::new(), body: vec![0; body].into() }
+    }
+
+    /// Whether a request that met this end of a connection may be sent again.
+    async fn is_unprocessed(connection: &mut Connection, body: usize) -> bool {
+        match connection.send(&request(body)).await {
+            Err(Broken::Unprocessed(_)) => true,
+            Err(Broken::Final(_)) => false,
+            Ok(head) => panic!("an answer: {head:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_the_peers_close_may_be_sent_again() {
+        let (mut connection, peer) = reused().await;
+        drop(peer);
+        connection.stream.tcp().readable().await.unwrap();
+        assert!(is_unprocessed(&mut connection, 10).await);
+        // The peer may have read the first segments of this one before.
+        let (mut connection, peer) = reused().await;
+        drop(peer);
+        connection.stream.tcp().readable().await.unwrap();
+        assert!(!is_unprocessed(&mut connection, 200 << 10).await);
+    }
+
+    #[tokio::test]
+    async fn what_the_peer_has_begun_to_read_is_not_sent_again() {
+        // With something unread, with nothing unread, and without a proper end.
+        for (read, linger) in [(20, false), (1 << 10, false), (1 << 10, true)] {
+            let (mut connection, mut peer) = reused().await;
+            let acted = async move {
+                let mut buffer = vec![0; read];
+                peer.readable().await.unwrap();
+                let _ = peer.read(&mut buffer).await.unwrap();
+                if linger {
+                    SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+                }
+            };
+            let (unprocessed, ()) = tokio::join!(is_unprocessed(&mut connection, 100), acted);
+            assert!(!unprocessed, "{read} bytes read, linger {linger}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_seen_to_have_ended_by_a_task_that_has_done_much() {
+        let (mut connection, peer) = reused().await;
+        assert!(connection.is_quiet());
+        drop(peer);
+        connection.stream.tcp().readable().await.unwrap();
+        while tokio::task::coop::has_budget_remaining() {
+            tokio::task::coop::consume_budget().await;
+        }
+        assert!(!connection.is_quiet());
+    }
+
+    #[tokio::test]
+    async fn an_unused_connection_keeps_nothing_of_its_last_request() {
+        let (mut connection, mut peer) = reused().await;
+        let request = request(100);
+        let answer = async {
+            let _ = peer.read(&mut [0; 1024]).await.unwrap();
+            peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        };
+        let (head, ()) = tokio::join!(connection.send(&request), answer);
+        head.unwrap();
+        assert!(connection.data().await.unwrap().is_none());
+        let _unused = Box::new(connection).reuse().expect("a connection");
+        assert!(request.body.is_unique());
+    }
 }
