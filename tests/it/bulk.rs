@@ -296,9 +296,12 @@ async fn a_cancel_reaches_the_memory_of_other_nodes() {
 async fn a_cancel_reaches_other_nodes_that_just_lost_their_connection() {
     Test::run(Engine::Postgres, async |t| {
         let held = Held::start(&t).await;
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                   WHERE datname = current_database() AND query ILIKE 'LISTEN%'";
-        assert_eq!(t.execute(end).await, 2, "each node listens");
+        let listening = "FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%'";
+        eventually("each node listens", async || {
+            (t.execute(format!("SELECT pid {listening}")).await == 2).then_some(())
+        })
+        .await;
+        assert_eq!(t.execute(format!("SELECT pg_terminate_backend(pid) {listening}")).await, 2);
         assert_eq!(cancel(&held.other, "/v2/messages", "").await, json!({"cancelled": 5}));
         held.end_as_cancelled().await;
     })
