@@ -243,6 +243,30 @@ async fn an_unread_stream_doesnt_take_others_with_it() {
     .await;
 }
 
+/// A connection that has to leave for an answer that isn't read stays until the others are read, however slowly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_readers_beside_an_unread_stream_get_all_of_theirs() {
+    Test::run(Engine::Sqlite, async |t| {
+        let server = t.server_with(&[("HOMING_STALL_TIMEOUT", "1s")]).await;
+        let target = large_message(&server, 600_000).await;
+        let mut client = http2(server.address(), 16_384).await;
+        client.ask(&target, TOKEN).await;
+        client.ask(&target, TOKEN).await;
+        let Rude::Http2(_sender, _connection, answers) = &mut client else { unreachable!() };
+        let mut body = answers.pop().unwrap().await.unwrap().into_body();
+        let _unread = answers.pop().unwrap().await.unwrap();
+        let mut length = 0;
+        while let Some(data) = body.data().await {
+            let data = data.unwrap();
+            length += data.len();
+            pause(Duration::from_millis(120)).await;
+            body.flow_control().release_capacity(data.len()).unwrap();
+        }
+        assert!(length > 600_000, "{length}");
+    })
+    .await;
+}
+
 async fn unread_answers_give_back_their_memory(t: Test) {
     let settings = [("HOMING_MAX_INFLIGHT_RESPONSE_BYTES", "1MiB"), ("HOMING_STALL_TIMEOUT", "2s")];
     let server = t.server_with(&settings).await;
