@@ -30,7 +30,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// Lines left out since the last that was written.
+    /// Lines left out since lines were last taken to be written.
     lost: u64,
     writing: bool,
 }
@@ -81,6 +81,8 @@ impl Lines {
 
 fn write(shared: &Shared, mut out: impl Write) {
     let mut lines = Vec::new();
+    // Lines that could not be written, which is told as soon as it can be.
+    let mut lost = 0;
     loop {
         let mut state = shared.state();
         state.writing = false;
@@ -93,17 +95,24 @@ fn write(shared: &Shared, mut out: impl Write) {
         state.writing = true;
         lines.clear();
         std::mem::swap(&mut lines, &mut state.waiting);
-        let lost = std::mem::take(&mut state.lost);
+        let left_out = std::mem::take(&mut state.lost);
         drop(state);
-        // There is nowhere to say that a line could not be written.
-        let _failed = out.write_all(&lines).is_err();
-        if lost > 0 {
-            let note =
-                format!("homing: {lost} lines of the log are missing here: they were not read in time\n");
-            let _failed = out.write_all(note.as_bytes()).is_err();
+        let written = note(&mut out, &mut lost).and_then(|()| out.write_all(&lines));
+        if written.is_err() {
+            lost += lines.split(|byte| *byte == b'\n').count() as u64 - 1;
         }
-        let _failed = out.flush().is_err();
+        lost += left_out;
+        let _failed = written.and_then(|()| note(&mut out, &mut lost)).and_then(|()| out.flush()).is_err();
     }
+}
+
+/// Tells how many lines are lost, if any are; then none are.
+fn note(out: &mut impl Write, lost: &mut u64) -> io::Result<()> {
+    if *lost > 0 {
+        writeln!(out, "homing: {lost} lines of the log are missing here: they could not be written in time")?;
+        *lost = 0;
+    }
+    Ok(())
 }
 
 impl Write for Lines {
@@ -145,6 +154,7 @@ pub fn log_panics(lines: Lines) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
 
     use super::*;
@@ -201,12 +211,48 @@ mod tests {
     fn a_reader_that_is_gone_changes_nothing() {
         let (lines, opener, written) = gated(100);
         drop(opener);
-        for line in ["first\n", "second\n"] {
-            lines.add(line.as_bytes());
-            assert_eq!(written.recv().unwrap(), line);
-        }
+        lines.add(b"first\n");
+        assert_eq!(written.recv().unwrap(), "first\n");
+        lines.add(b"second\n");
         lines.flush();
         assert!(lines.0.state().waiting.is_empty());
+    }
+
+    /// A disk that is full, and then is not.
+    struct Full {
+        full: Arc<AtomicBool>,
+        written: Arc<Mutex<String>>,
+    }
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.full.load(Ordering::Relaxed) {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
+            self.written.lock().unwrap().push_str(&String::from_utf8_lossy(bytes));
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_of_failed_writes_are_counted() {
+        let full = Arc::new(AtomicBool::new(true));
+        let written = Arc::new(Mutex::default());
+        let disk = Full { full: Arc::clone(&full), written: Arc::clone(&written) };
+        let lines = Lines::bounded(disk, 100).unwrap();
+        for line in ["first\n", "second\nthird\n"] {
+            lines.add(line.as_bytes());
+            lines.flush();
+        }
+        full.store(false, Ordering::Relaxed);
+        lines.add(b"fourth\n");
+        lines.flush();
+        let text = written.lock().unwrap().clone();
+        assert!(text.starts_with("homing: 3 lines") && text.ends_with("in time\nfourth\n"), "{text}");
     }
 
     #[test]

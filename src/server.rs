@@ -101,6 +101,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
     let settings = listener::Settings {
         max_connections: config.max_connections,
         idle_timeout: config.idle_timeout.get(),
+        body_timeout: config.body_timeout.get(),
         stall_timeout: config.stall_timeout.get(),
     };
     let listener = Listener::start(socket, Arc::new(api), settings, &engine.failure());

@@ -1,10 +1,11 @@
 //! Answers as JSON, and the memory for all that are on their way.
 //!
 //! How long an answer stays in memory is up to its client, so what is large takes a share of the memory, which it holds
-//! until the last byte was sent or the connection is gone.
+//! until the last byte was sent or the connection is gone. What takes long to make is made beside the tasks that answer
+//! everything else; pages of searches by turns, since each is in memory meanwhile.
 
-use std::io::{self, Write};
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,7 +13,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
-use serde::Serialize;
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body::kib;
@@ -22,14 +23,25 @@ use super::error::ApiError;
 const SMALL: usize = 8 << 10;
 /// How long a larger one waits for its share.
 const SHARE_WAIT: Duration = Duration::from_secs(10);
+/// How long a search waits for its turn.
+const TURN_WAIT: Duration = Duration::from_secs(10);
+/// Searches at once at least, so that one that takes long doesn't keep all others waiting.
+const LEAST_TURNS: usize = 2;
 
 /// The memory for large answers.
 pub(super) struct AnswerMemory {
     /// All of it, in KiB.
     size: u32,
     free: Arc<Semaphore>,
-    /// How much may wait for a share: while it does, what the answer is made of is in memory.
+    /// How much may wait for a share: while it does, the answer is in memory.
     waiting: Semaphore,
+    /// Searches whose pages may be read and made at once.
+    turns: Arc<Semaphore>,
+}
+
+/// A search's turn, until it is dropped.
+pub(super) struct Turn {
+    _permit: OwnedSemaphorePermit,
 }
 
 /// A part of the memory, until it is dropped.
@@ -47,24 +59,53 @@ impl AnswerMemory {
     pub(super) fn new(bytes: usize) -> Self {
         let size = kib(bytes);
         let free = Arc::new(Semaphore::new(size as usize));
-        Self { size, free, waiting: Semaphore::new(size.div_ceil(4) as usize) }
+        let turns = available_parallelism().map_or(LEAST_TURNS, |cores| cores.get().max(LEAST_TURNS));
+        Self {
+            size,
+            free,
+            waiting: Semaphore::new(size.div_ceil(4) as usize),
+            turns: Arc::new(Semaphore::new(turns)),
+        }
     }
 
-    /// An answer that may be large.
+    /// An answer about one thing, which may be large.
     pub(super) async fn json(
         &self,
         status: StatusCode,
         body: &(impl Serialize + Sync),
     ) -> Result<Response, ApiError> {
-        let mut start = Start { bytes: Vec::new(), length: 0 };
-        write(&mut start, body)?;
-        if start.length <= SMALL {
-            return Ok(response(status, start.bytes.into()));
-        }
-        let length = start.length;
-        drop(start);
-        let share = self.share(length).await?;
-        json(status, body, length, share)
+        self.sent(status, write(0, body)?).await
+    }
+
+    /// Waits for the turn of a search. It begins before the search and ends when [`AnswerMemory::list`] has made its page.
+    pub(super) async fn turn(&self) -> Result<Turn, ApiError> {
+        let turn = Arc::clone(&self.turns).acquire_owned();
+        let full = || ApiError::unavailable("too many searches are under way");
+        let turn = tokio::time::timeout(TURN_WAIT, turn).await.map_err(|_| full())?;
+        turn.map(|_permit| Turn { _permit }).map_err(|_| ApiError::unavailable("the server is stopping"))
+    }
+
+    /// An answer with many things, made in a thread for that; of a search with its turn, which ends before the answer
+    /// waits for its share.
+    pub(super) async fn list(
+        &self,
+        status: StatusCode,
+        turn: Option<Turn>,
+        body: impl Serialize + Send + 'static,
+    ) -> Result<Response, ApiError> {
+        let made = tokio::task::spawn_blocking(move || {
+            let mut bytes = write(0, &body)?;
+            bytes.shrink_to_fit();
+            drop((body, turn));
+            Ok::<_, ApiError>(bytes)
+        });
+        let bytes = made.await.map_err(|error| ApiError::task_failed(&error))??;
+        self.sent(status, bytes).await
+    }
+
+    async fn sent(&self, status: StatusCode, bytes: Vec<u8>) -> Result<Response, ApiError> {
+        let share = self.share(bytes.len()).await?;
+        Ok(response(status, share.hold(bytes)))
     }
 
     /// A share for an answer of that size. What is larger than all of the memory takes all of it.
@@ -102,16 +143,48 @@ pub(super) fn json(
     length: usize,
     share: Share,
 ) -> Result<Response, ApiError> {
-    let mut bytes = Vec::with_capacity(length);
-    write(&mut bytes, body)?;
-    Ok(response(status, share.hold(bytes)))
+    Ok(response(status, share.hold(write(length, body)?)))
 }
 
-fn write(to: impl Write, body: &impl Serialize) -> Result<(), ApiError> {
-    serde_json::to_writer(to, body).map_err(|error| {
+/// As JSON of about that length.
+fn write(length: usize, body: &impl Serialize) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = Vec::with_capacity(length);
+    serde_json::to_writer(&mut bytes, body).map_err(|error| {
         tracing::error!(%error, "an answer could not be written as JSON");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
-    })
+    })?;
+    Ok(bytes)
+}
+
+/// Items, and how each is shown. Only one of them is shown at a time, since that takes several times its memory.
+pub(super) struct Each<T, F>(pub(super) Vec<T>, pub(super) F);
+
+impl<T, V: Serialize, F: Fn(&T) -> V> Serialize for Each<T, F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(&self.1))
+    }
+}
+
+/// A page of a list.
+pub(super) struct Page<T> {
+    /// Under each of them the page has the same items.
+    pub(super) names: &'static [&'static str],
+    pub(super) items: T,
+    /// Where the next page begins; `None` after the last one.
+    pub(super) cursor: Option<String>,
+}
+
+impl<T: Serialize> Serialize for Page<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for name in self.names {
+            map.serialize_entry(name, &self.items)?;
+        }
+        if let Some(cursor) = &self.cursor {
+            map.serialize_entry("cursor", cursor)?;
+        }
+        map.end()
+    }
 }
 
 fn response(status: StatusCode, body: Bytes) -> Response {
@@ -130,26 +203,6 @@ struct Shared<T> {
 impl<T: AsRef<[u8]>> AsRef<[u8]> for Shared<T> {
     fn as_ref(&self) -> &[u8] {
         self.bytes.as_ref()
-    }
-}
-
-/// Keeps the bytes of a small answer, and only counts those of a larger one.
-struct Start {
-    bytes: Vec<u8>,
-    length: usize,
-}
-
-impl Write for Start {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.length += bytes.len();
-        if self.length <= SMALL {
-            self.bytes.extend_from_slice(bytes);
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -200,6 +253,33 @@ mod tests {
         }
         drop(all);
         assert_eq!(waits.await.unwrap().unwrap().status(), StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn pages_are_made_by_turns_and_wait_without_one() {
+        let memory = Arc::new(AnswerMemory::new(64 << 10));
+        let turns = memory.turns.available_permits();
+        assert!(turns >= LEAST_TURNS);
+        let all = memory.share(64 << 10).await.unwrap();
+        let page = |length: usize| Page {
+            names: &["logs", "events"],
+            items: Each(vec![length, 1], |length: &usize| "x".repeat(*length)),
+            cursor: Some("1-2".to_owned()),
+        };
+        let turn = memory.turn().await.unwrap();
+        assert_eq!(memory.turns.available_permits(), turns - 1);
+        let waits = tokio::spawn({
+            let memory = Arc::clone(&memory);
+            async move { memory.list(StatusCode::OK, Some(turn), page(5 << 10)).await }
+        });
+        while memory.waiting.available_permits() == 16 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(memory.turns.available_permits(), turns);
+        drop(all);
+        assert_eq!(waits.await.unwrap().unwrap().status(), StatusCode::OK);
+        let small = memory.list(StatusCode::OK, None, page(2)).await.unwrap();
+        assert_eq!(text(small).await, r#"{"logs":["xx","x"],"events":["xx","x"],"cursor":"1-2"}"#);
     }
 
     #[tokio::test]

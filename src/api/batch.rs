@@ -84,7 +84,7 @@ impl Api {
             return Err(ApiError::too_large("the message", self.settings.max_message));
         }
         // A copy, if it isn't one already: a body that shared the request's memory would keep all of that in use.
-        self.add(messages, draft, Bytes::from(item.body.into_owned())).await
+        self.add(messages, draft, Bytes::from(item.body.into_owned()))
     }
 }
 

@@ -12,16 +12,14 @@ use hyper::body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::Api;
 use super::error::ApiError;
+use super::{Api, LEAST};
 
 /// Bodies up to this size are read without asking: there is one per connection or stream, and they must not queue behind
 /// those that take a share of the memory.
 const SMALL: usize = 64 << 10;
 /// How long a larger body waits for its share.
 const SHARE_WAIT: Duration = Duration::from_secs(10);
-/// What must arrive of a body within the time limit for it, if it doesn't end.
-const LEAST: usize = 16 << 10;
 /// What is read and thrown away of a body that nobody wanted.
 const DISCARD: usize = 64 << 20;
 /// The time for that.
@@ -90,6 +88,11 @@ impl Upload {
 /// 408.
 fn late() -> ApiError {
     ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")
+}
+
+/// 503.
+fn crowded() -> ApiError {
+    ApiError::unavailable("too many large requests at once")
 }
 
 /// Permits for that many bytes.
@@ -165,11 +168,16 @@ impl Api {
     }
 
     /// A large body's share of the memory.
-    pub(super) async fn body_share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    async fn body_share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let share = Semaphore::acquire_many_owned(Arc::clone(&self.body_memory), kib(bytes));
         tokio::time::timeout(SHARE_WAIT, share)
             .await
-            .map_err(|_| ApiError::unavailable("too many large requests at once"))?
+            .map_err(|_| crowded())?
             .map_err(|_| ApiError::unavailable("the server is stopping"))
+    }
+
+    /// A further share for a request that has one, if it is free.
+    pub(super) fn body_share_now(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.body_memory).try_acquire_many_owned(kib(bytes)).map_err(|_| crowded())
     }
 }

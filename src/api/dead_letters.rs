@@ -8,6 +8,7 @@ use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
 
+use super::answers::{Each, Page};
 use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Due, Kind, Publish};
@@ -59,14 +60,12 @@ impl Api {
         known(&query)?;
         let (filter, order, after) = (read_filter(&query)?, read_order(&query)?, read_after(&query)?);
         let count = query.count(PAGE, PAGE)?;
+        let turn = self.answers.turn().await?;
         let page =
             self.engine.store().dead_letters(&filter, order, after.as_ref(), count, PAGE_BYTES).await?;
-        let mut answer = Map::new();
-        let messages: Vec<Value> = page.items.iter().map(wire::dead_letter).collect();
-        answer.insert("messages".to_owned(), messages.into());
-        put_cursor(&mut answer, page.next.as_ref().map(|(_, id)| id));
-        drop(page);
-        self.answers.json(StatusCode::OK, &answer).await
+        let cursor = page.next.map(|(_, id)| id.as_str().to_owned());
+        let page = Page { names: &["messages"], items: Each(page.items, wire::dead_letter), cursor };
+        self.answers.list(StatusCode::OK, Some(turn), page).await
     }
 
     pub(super) async fn get_dead_letter(&self, id: &str) -> Result<Response, ApiError> {
@@ -142,7 +141,7 @@ impl Api {
         };
         // Before anything is retried: afterwards there must be an answer.
         let size = count.saturating_mul(RETRIED);
-        let share = self.answers.share(size).await?;
+        let share = self.receipts.share(size).await?;
         let retried = match selection {
             Selection::Ids(ids) => self.retry_each(&ids, &retry).await?,
             Selection::Matching { filter, order, after, count } => {

@@ -105,7 +105,7 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     }
 
-    /// The same about one of several things in a request.
+    /// The error with what it is about before its text, where a request has several things.
     #[must_use]
     pub fn of(mut self, what: impl Display) -> Self {
         self.text = format!("{what}: {}", self.text);

@@ -4,6 +4,7 @@ use axum::response::Response;
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use super::answers::Each;
 use super::error::ApiError;
 use super::headers::{read_count, read_period};
 use super::query::Query;
@@ -20,8 +21,8 @@ impl Api {
         query.only(&["search"])?;
         let now = self.engine.now();
         let keys = self.engine.store().flow_keys(query.get("search").unwrap_or_default(), now).await?;
-        let keys: Vec<Value> = keys.iter().map(|key| shown(key, now)).collect();
-        self.answers.json(StatusCode::OK, &keys).await
+        let keys = Each(keys, move |key: &FlowKey| shown(key, now));
+        self.answers.list(StatusCode::OK, None, keys).await
     }
 
     pub(super) async fn get_flow_key(&self, key: &str) -> Result<Response, ApiError> {

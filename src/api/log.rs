@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use axum::response::Response;
 use http::StatusCode;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::json;
 
+use super::answers::{Each, Page};
 use super::error::ApiError;
 use super::query::{Query, invalid_cursor};
 use super::{Api, PAGE_BYTES, filter, wire};
@@ -22,7 +24,7 @@ pub(super) enum Form {
     Logs,
 }
 
-/// Bytes of bodies in one page of entries. A dead letter's text may become six times as long in JSON; here it is base64.
+/// Bytes of headers and bodies in one page of entries. A dead letter's text may become six times as long in JSON; here it is base64.
 const ENTRIES_BYTES: usize = 16 << 20;
 /// Messages in one page, when the entries are grouped by their messages.
 const GROUPS: usize = 10;
@@ -48,39 +50,34 @@ impl Api {
         let cursor = query.get("cursor").map(read_cursor).transpose()?;
         let order = query.order(Order::LatestFirst)?;
         let trim = query.trim_body()?;
-        let mut answer = Map::new();
-        let next = match query.get("groupBy") {
+        match query.get("groupBy") {
             None => {
                 let max = if form == Form::Events { 1000 } else { 100 };
                 let count = query.count(max, max)?;
+                let turn = self.answers.turn().await?;
                 let page =
                     self.engine.store().log(&filter, order, cursor.as_ref(), count, ENTRIES_BYTES).await?;
-                let entries = entries(&page.items, trim);
-                drop(page.items);
-                if form == Form::Logs {
-                    answer.insert("logs".to_owned(), entries.clone());
-                }
-                answer.insert("events".to_owned(), entries);
-                page.next
+                let names: &[&str] = if form == Form::Logs { &["logs", "events"] } else { &["events"] };
+                let cursor = page.next.as_ref().map(write_cursor);
+                let page = Page { names, items: entries(page.items, trim), cursor };
+                self.answers.list(StatusCode::OK, Some(turn), page).await
             }
             Some("messageId") => {
                 let count = query.count(GROUPS, GROUPS)?;
+                let turn = self.answers.turn().await?;
                 let (groups, next) = self.log_groups(&filter, order, cursor, count).await?;
-                let groups = groups.iter().map(|group| {
-                    json!({ "messageId": group[0].message.id.as_str(), "events": entries(group, trim) })
+                let items = Each(groups, move |group: &Vec<LogEntry>| {
+                    let events: Vec<_> = group.iter().map(|entry| wire::log_entry(entry, trim)).collect();
+                    json!({ "messageId": group[0].message.id.as_str(), "events": events })
                 });
-                answer.insert("messages".to_owned(), groups.collect());
-                next
+                let page = Page { names: &["messages"], items, cursor: next.as_ref().map(write_cursor) };
+                self.answers.list(StatusCode::OK, Some(turn), page).await
             }
             Some(other) => {
                 let text = format!("invalid groupBy `{}`: messageId is allowed", Excerpt(other));
-                return Err(ApiError::bad_request(text));
+                Err(ApiError::bad_request(text))
             }
-        };
-        if let Some(next) = next {
-            answer.insert("cursor".to_owned(), write_cursor(&next).into());
         }
-        self.answers.json(StatusCode::OK, &answer).await
     }
 
     /// The entries that match, by message, each message where its first entry is; and where to go on.
@@ -120,8 +117,8 @@ impl Api {
     }
 }
 
-fn entries(entries: &[LogEntry], trim: Option<usize>) -> Value {
-    entries.iter().map(|entry| wire::log_entry(entry, trim)).collect()
+fn entries(entries: Vec<LogEntry>, trim: Option<usize>) -> impl Serialize + Send {
+    Each(entries, move |entry: &LogEntry| wire::log_entry(entry, trim))
 }
 
 fn states(text: &str) -> Result<Vec<State>, ApiError> {

@@ -58,9 +58,16 @@ use crate::store::url_groups::UrlGroupLimits;
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
-/// Bytes of message and response bodies in one page of dead letters or of groups of log entries; a page ends early when it
+/// What must arrive of a request's body, or be taken of an answer, within the time limit for it, if it doesn't end.
+pub(crate) const LEAST: usize = 16 << 10;
+
+/// Bytes of headers and bodies, of messages and responses, in one page of dead letters or of groups of log entries; a page ends early when it
 /// would hold more. Until it is JSON, a page takes several times as much.
 const PAGE_BYTES: usize = 4 << 20;
+
+/// Bytes of large answers about what was stored in memory at once: two of the largest batches, or hundreds of usual ones,
+/// beside the memory for what is read.
+const RECEIPT_MEMORY: usize = 16 << 20;
 
 /// The API's limits.
 #[derive(Clone, Debug)]
@@ -104,7 +111,10 @@ pub struct Api {
     policy: Arc<Policy>,
     engine: Arc<Engine>,
     body_memory: Arc<Semaphore>,
+    /// For what is read.
     answers: AnswerMemory,
+    /// For what tells that messages were stored, which must not wait for those who only read.
+    receipts: AnswerMemory,
     daily_quota: Option<DailyQuota>,
     burst_limit: Option<BurstLimit>,
 }
@@ -114,9 +124,10 @@ impl Api {
     pub fn new(settings: Settings, tokens: Tokens, policy: Arc<Policy>, engine: Arc<Engine>) -> Self {
         let body_memory = Arc::new(Semaphore::new(body::kib(settings.max_body_memory) as usize));
         let answers = AnswerMemory::new(settings.max_answer_memory);
+        let receipts = AnswerMemory::new(RECEIPT_MEMORY);
         let daily_quota = settings.max_messages_per_day.map(DailyQuota::new);
         let burst_limit = settings.max_requests_per_second.map(BurstLimit::new);
-        Self { settings, tokens, policy, engine, body_memory, answers, daily_quota, burst_limit }
+        Self { settings, tokens, policy, engine, body_memory, answers, receipts, daily_quota, burst_limit }
     }
 
     /// Answers a request. One handler for all paths: see [`routes`].
@@ -139,6 +150,13 @@ impl Api {
 }
 
 impl Api {
+    /// Refuses a request, after what its client still sends within bounds.
+    pub async fn refuse(request: Request, error: ApiError) -> Response {
+        let (parts, body) = request.into_parts();
+        Upload::new(&parts.headers, body).discard().await;
+        error.into_response()
+    }
+
     /// The answer, and what is left of the request's body.
     async fn respond(
         self: &Arc<Self>,
@@ -149,8 +167,10 @@ impl Api {
             Ok(route) => route,
             Err(error) => return (Err(error), Some(upload)),
         };
-        // What these store is stored by a task of the engine; they need none of their own.
         match &route {
+            // A busy server has no worker for another task at once.
+            Route::Healthz => return (alive(), Some(upload)),
+            // What these store is stored by a task of the engine; they need none of their own.
             Route::Publish { rest } => {
                 return (self.publish(None, rest, &parts, &mut upload).await, Some(upload));
             }
@@ -239,7 +259,7 @@ impl Api {
             Route::GetParallelism => self.get_parallelism(),
             Route::GetKeys => self.get_keys(),
             Route::RotateKeys => self.rotate_keys().await,
-            Route::Healthz => json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" })),
+            Route::Healthz => alive(),
             Route::Readyz => self.readyz().await,
             Route::OpenApi => Ok(openapi::document()),
             Route::Root => json(
@@ -259,6 +279,10 @@ impl Api {
 /// Whether a request asks if the server is alive or ready, which is answered whoever else is there.
 pub fn is_health_check<T>(request: &http::Request<T>) -> bool {
     matches!(route(request.method(), request.uri().path()), Ok(Route::Healthz | Route::Readyz))
+}
+
+fn alive() -> Result<Response, ApiError> {
+    json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" }))
 }
 
 /// A small answer with a JSON body: large ones take a share of the memory, see [`answers`].

@@ -130,7 +130,7 @@ impl Api {
         let draft = self.draft(parsed.destination, publish, &mut Groups::new()).await?;
         let received = self.read_body(upload, self.settings.max_message, "the message").await?;
         let mut messages = self.messages(parts, received.body.len());
-        let shape = self.add(&mut messages, draft, received.body.clone()).await?;
+        let shape = self.add(&mut messages, draft, received.body.clone())?;
         let (size, share) = self.share_for(&messages).await?;
         let stored = self.store(messages).await?;
         let published: Vec<_> = stored.iter().map(Published::new).collect();
@@ -146,7 +146,7 @@ impl Api {
     /// afterwards there must be an answer.
     pub(super) async fn share_for(&self, messages: &Messages) -> Result<(usize, Share), ApiError> {
         let size = messages.new.iter().map(|new| ANSWER + new.message.url.len()).sum();
-        Ok((size, self.answers.share(size).await?))
+        Ok((size, self.receipts.share(size).await?))
     }
 
     /// Checks where something is to go, and its headers beyond their form.
@@ -239,12 +239,7 @@ impl Api {
     }
 
     /// Adds what a draft and its body come to, unless that is too much for one step of the store.
-    pub(super) async fn add(
-        &self,
-        messages: &mut Messages,
-        draft: Draft,
-        body: Bytes,
-    ) -> Result<Shape, ApiError> {
+    pub(super) fn add(&self, messages: &mut Messages, draft: Draft, body: Bytes) -> Result<Shape, ApiError> {
         let Draft { recipients, publish } = draft;
         let (count, urls, bytes) = match &recipients {
             Recipients::One(recipient) => (1, recipient.target.url.len(), body.len()),
@@ -277,7 +272,7 @@ impl Api {
         template.caller_ip.clone_from(&messages.caller_ip);
         template.queue = publish.queue;
         messages.memory += template.body.len() + urls + count * template.size();
-        self.cover(messages).await?;
+        self.cover(messages)?;
         let new = |recipient, template| {
             let key = publish.deduplication.as_ref().map(|by| key(by, &recipient, &template));
             self.new_message(recipient, template, messages.created_at, due_at, key)
@@ -294,8 +289,9 @@ impl Api {
         })
     }
 
-    /// Takes a further share of the memory for bodies, if messages need it.
-    async fn cover(&self, messages: &mut Messages) -> Result<(), ApiError> {
+    /// Takes a further share of the memory for bodies, if messages need it. It isn't waited for: the request holds a share
+    /// already, and so does whoever might give one back.
+    fn cover(&self, messages: &mut Messages) -> Result<(), ApiError> {
         let missing = messages.memory.saturating_sub(messages.covered);
         if missing == 0 {
             return Ok(());
@@ -306,7 +302,7 @@ impl Api {
         if messages.covered + more > limit {
             return Err(ApiError::too_large("what its messages take in memory", limit));
         }
-        let share = self.body_share(more).await?;
+        let share = self.body_share_now(more)?;
         match &mut messages.share {
             Some(have) => have.merge(share),
             none => *none = Some(share),

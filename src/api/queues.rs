@@ -5,6 +5,7 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::answers::Each;
 use super::body::Upload;
 use super::error::{ApiError, json_problem};
 use super::headers::read_name;
@@ -27,8 +28,8 @@ struct Upsert {
 
 impl Api {
     pub(super) async fn list_queues(&self) -> Result<Response, ApiError> {
-        let queues: Vec<Value> = self.engine.store().queues().await?.iter().map(shown).collect();
-        self.answers.json(StatusCode::OK, &queues).await
+        let queues = self.engine.store().queues().await?;
+        self.answers.list(StatusCode::OK, None, Each(queues, shown)).await
     }
 
     pub(super) async fn get_queue(&self, name: &str) -> Result<Response, ApiError> {

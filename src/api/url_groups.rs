@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::json;
 
+use super::answers::Each;
 use super::batch::Fields;
 use super::body::Upload;
 use super::error::{ApiError, json_problem};
@@ -94,8 +95,7 @@ fn read_headers(body: &[u8]) -> serde_json::Result<Fields<'_>> {
 impl Api {
     pub(super) async fn list_url_groups(&self) -> Result<Response, ApiError> {
         let groups = self.engine.store().url_groups().await?;
-        let groups: Vec<_> = groups.iter().map(wire::url_group).collect();
-        self.answers.json(StatusCode::OK, &groups).await
+        self.answers.list(StatusCode::OK, None, Each(groups, wire::url_group)).await
     }
 
     pub(super) async fn get_url_group(&self, name: &str) -> Result<Response, ApiError> {

@@ -23,11 +23,12 @@ pub struct MessageFilter {
 }
 
 impl MessageFilter {
-    /// Whether every message matches.
+    /// Whether there is no condition, so that every message matches.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
+    /// Whether a message satisfies all conditions.
     pub fn matches(&self, message: &Message) -> bool {
         let has = |wanted: &[String], value: Option<&str>| {
             wanted.is_empty() || value.is_some_and(|value| wanted.iter().any(|wanted| wanted == value))

@@ -80,7 +80,7 @@ pub struct Attempt {
     pub outcome: Outcome,
 }
 
-/// Bytes of a response's body that the log keeps of each attempt. A destination decides how long its answers are, and a
+/// Bytes of a response's body, and as many of its headers, that the log keeps of each attempt. A destination decides how long its answers are, and a
 /// message how often it is attempted: whole answers would let them fill the disk.
 pub const LOGGED_BODY: usize = 64 << 10;
 
@@ -91,6 +91,19 @@ impl Attempt {
             Outcome::Response(response) => Some(response),
             Outcome::NoResponse { .. } | Outcome::Unsendable { .. } => None,
         }
+    }
+
+    /// The response's headers as the log keeps them: the first ones, up to [`LOGGED_BODY`] bytes of names and values.
+    /// Callbacks and the dead letter have all of them.
+    pub fn logged_headers(&self) -> Headers {
+        let mut left = LOGGED_BODY;
+        let fields = self.response().map_or(&[][..], |response| &response.headers.0);
+        let fits = fields.iter().take_while(|(name, value)| {
+            let rest = left.checked_sub(name.len() + value.len());
+            left = rest.unwrap_or(0);
+            rest.is_some()
+        });
+        Headers(fits.cloned().collect())
     }
 
     /// The response's body as the log keeps it: cut to [`LOGGED_BODY`] bytes, and not within a character. Callbacks and
@@ -262,6 +275,23 @@ mod tests {
         let refused = Outcome::NoResponse { class: FailureClass::Connect, error: String::new() };
         let attempt = Attempt { retried: 0, started_at: START, ended_at: END, outcome: refused };
         assert_eq!(attempt.logged_body(), b"");
+    }
+
+    #[test]
+    fn the_log_keeps_the_first_of_many_headers() {
+        let logged = |lengths: &[usize]| {
+            let headers =
+                Headers(lengths.iter().map(|&length| ("X-A".to_owned(), vec![b'x'; length])).collect());
+            let response = Response { status: 500, headers, body: Bytes::new() };
+            let outcome = Outcome::Response(response);
+            Attempt { retried: 0, started_at: START, ended_at: END, outcome }.logged_headers().0.len()
+        };
+        assert_eq!(logged(&[]), 0);
+        assert_eq!(logged(&[1, 2, 3]), 3);
+        assert_eq!(logged(&[LOGGED_BODY - 3]), 1);
+        assert_eq!(logged(&[LOGGED_BODY - 2]), 0);
+        assert_eq!(logged(&[10, LOGGED_BODY, 10]), 1, "nothing behind one that is left out");
+        assert_eq!(logged(&[LOGGED_BODY / 4; 9]), 3);
     }
 
     fn message(max_retries: u32) -> Message {

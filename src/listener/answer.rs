@@ -9,7 +9,8 @@ use axum::response::Response;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use super::guests::{Exchange, LEAST};
+use super::guests::Exchange;
+use crate::api::LEAST;
 
 /// The body of an answer, and the exchange that it belongs to.
 pub(super) struct Answer {

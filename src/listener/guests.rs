@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::api::LEAST;
 use crate::clock::pause;
 
 /// Requests under way on all HTTP/2 connections, beside one on each: some 12 KiB of memory each.
@@ -22,8 +23,6 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 const LOBBY_GRACE: Duration = Duration::from_secs(1);
 /// The time to leave for a connection without a request.
 const LEAVE: Duration = Duration::from_secs(1);
-/// What has to be taken of an answer within the time limit for it, if it doesn't end.
-pub(super) const LEAST: usize = 16 << 10;
 
 /// How many connections may be open beside so many that have places.
 pub(crate) fn lobby(places: usize) -> usize {
@@ -91,11 +90,11 @@ impl Guests {
         let mut idle = Vec::new();
         for guest in self.present().values() {
             let grace = if guest.is_seated() { GRACE } else { LOBBY_GRACE };
+            // Whoever is busy may stay for long, also when asked to leave.
+            let Some(since) = guest.idle_since() else { continue };
             if guest.leave.is_cancelled() {
                 wanted = wanted.saturating_sub(1);
-            } else if let Some(since) = guest.idle_since()
-                && u128::from(now.saturating_sub(since)) >= grace.as_millis()
-            {
+            } else if u128::from(now.saturating_sub(since)) >= grace.as_millis() {
                 idle.push((since, Arc::clone(guest)));
             }
         }
@@ -182,8 +181,8 @@ impl Guest {
 
     /// Since when there has been no request; `None` while there is one.
     fn idle_since(&self) -> Option<u64> {
-        let since = self.idle_since.load(Ordering::Acquire);
-        (self.exchanges.load(Ordering::Acquire) == 0).then_some(since)
+        // In this order: a request that ends in between has set the time before.
+        (self.exchanges.load(Ordering::Acquire) == 0).then(|| self.idle_since.load(Ordering::Acquire))
     }
 
     /// Whether it has a place.
@@ -344,6 +343,10 @@ mod tests {
         assert_eq!(guests.make_room(), 1);
         assert_eq!(left(&entries), [false, true, false, false]);
         assert_eq!(guests.make_room(), 0, "one is on its way out for the one who waits");
+        let last = entries[1].guest.begin();
+        assert_eq!(guests.make_room(), 1, "it has begun something, and may take long");
+        drop(last);
+        assert_eq!(left(&entries), [true, true, false, false]);
         entries.remove(1);
         let guest = Arc::clone(&waiting.guest);
         tokio::select! {
@@ -356,7 +359,7 @@ mod tests {
         for _ in 0..4 {
             more.push(enter(&guests, 0).await);
         }
-        assert_eq!(guests.make_room(), 1);
+        assert_eq!(guests.make_room(), 0, "one is on its way out already");
         assert_eq!(left(&entries), [true, false, false]);
         drop(busy);
         let begun = entries[2].guest.idle_since().unwrap();

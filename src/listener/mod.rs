@@ -59,6 +59,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// Time in which a client must take something of its answer.
     pub stall_timeout: Duration,
+    /// Time for a request's body to arrive.
+    pub body_timeout: Duration,
 }
 
 /// The running accept loop.
@@ -168,10 +170,10 @@ async fn attend(
     }
 }
 
-/// Runs a connection. When the server stops, it ends after the answers in flight; when it has to leave, it may take a
-/// little longer.
+/// Runs a connection. When the server stops, it ends after the answers in flight; when it has to leave, it may take as
+/// much longer as `$farewell` says.
 macro_rules! run {
-    ($connection:expr, $guest:expr, $settings:expr, $stopping:expr) => {{
+    ($connection:expr, $guest:expr, $settings:expr, $farewell:expr, $stopping:expr) => {{
         let connection = $connection;
         tokio::pin!(connection);
         tokio::select! {
@@ -184,7 +186,7 @@ macro_rules! run {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     result = connection.as_mut() => result,
-                    () = $guest.farewell($settings.stall_timeout) => Ok(()),
+                    () = $guest.farewell($farewell) => Ok(()),
                 }
             }
         }
@@ -212,7 +214,7 @@ async fn serve(stream: TcpStream, desk: Desk, settings: Settings, stopping: Canc
                 .max_buf_size(MAX_HEAD as usize)
                 .max_headers(MAX_HEADERS)
                 .serve_connection(BareErrors::new(stream), service);
-            run!(connection, guest, settings, stopping)
+            run!(connection, guest, settings, settings.stall_timeout, stopping)
         }
         Protocol::Http2 => {
             let streams = Streams::new(Arc::clone(&desk.guests), Arc::clone(&guest), settings.stall_timeout);
@@ -228,7 +230,9 @@ async fn serve(stream: TcpStream, desk: Desk, settings: Settings, stopping: Canc
                 .max_header_list_size(MAX_HEAD)
                 .keep_alive_interval(settings.idle_timeout)
                 .serve_connection(stream, service);
-            run!(connection, guest, settings, stopping)
+            // Each of its requests has its own limits; one that isn't read must not end the others.
+            let farewell = settings.body_timeout.max(settings.stall_timeout);
+            run!(connection, guest, settings, farewell, stopping)
         }
     };
     if let Err(error) = result {
@@ -269,7 +273,7 @@ impl Desk {
             && tokio::time::timeout(PLACE_WAIT, self.guest.seated()).await.is_err()
         {
             self.guest.ask_to_leave();
-            return ApiError::unavailable("too many connections").into_response();
+            return Api::refuse(request.map(Body::new), ApiError::unavailable("too many connections")).await;
         }
         self.api.answer(request.map(Body::new)).await
     }

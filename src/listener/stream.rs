@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use super::guests::LEAST;
+use crate::api::LEAST;
 
 /// Which protocol a client speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

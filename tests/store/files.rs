@@ -305,7 +305,11 @@ async fn what_was_due_is_due_after_the_clock_has_gone_back() {
         message
     };
     let lane = [message(1, FUTURE), delayed(2), message(3, START)];
+    // Accepted before the clock went ahead, and due before the last place that was taken.
+    let mut early = message(10, START);
+    early.due_at = time(FUTURE - 10);
     let queue = [queued(message(4, FUTURE), "q"), queued(message(5, FUTURE), "q"), queued(delayed(6), "q")];
+    let queue = queue.into_iter().chain([queued(early, "q")]).collect::<Vec<_>>();
     let key = [under(message(7, FUTURE), "k", 9, 0), under(delayed(8), "k", 9, 0)];
     let batch: Vec<Accept> =
         lane.iter().chain(&queue).chain(&key).map(|message| waiting(message.clone(), "a")).collect();

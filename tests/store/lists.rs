@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use homing::domain::filter::MessageFilter;
 use homing::domain::id::{DeadLetterId, MessageId};
-use homing::domain::message::Message;
+use homing::domain::message::{Headers, Message};
 use homing::domain::outcome::{LOGGED_BODY, Outcome};
 use homing::domain::time::Timestamp;
 use homing::store::{
@@ -554,15 +554,34 @@ pub(crate) async fn the_log_keeps_the_beginning_of_a_long_answer(world: World) {
     let delivered = world.publish_leased("a", 3).await;
     let ends = [retried.retry_at(FUTURE), failed.failed("1-1"), delivered.delivered()];
     for ended in ends {
-        assert_eq!(world.finish(with_answer(ended, &long)).await, Applied::Yes);
+        let ended = with_headers(with_answer(ended, &long), &"x".repeat(LOGGED_BODY / 3));
+        assert_eq!(world.finish(ended).await, Applied::Yes);
     }
     let filter = LogFilter::default();
     let page = world.store.log(&filter, Order::EarliestFirst, None, 1000, ANY_SIZE).await.unwrap();
     let answers: Vec<usize> =
         page.items.iter().filter_map(|entry| Some(entry.response.as_ref()?.body.len())).collect();
     assert_eq!(answers, [LOGGED_BODY; 4], "ERROR twice, FAILED, DELIVERED");
+    let headers = page.items.iter().filter_map(|entry| Some(entry.response.as_ref()?.headers.0.len()));
+    assert_eq!(headers.collect::<Vec<_>>(), [2; 4], "what fits");
     let letter = world.store.dead_letter(&DeadLetterId::new("1-1")).await.unwrap().unwrap();
-    assert_eq!(letter.response.unwrap().body, long.as_bytes());
+    let response = letter.response.unwrap();
+    assert_eq!((response.body, response.headers.0.len()), (long.into(), 3));
+}
+
+pub(crate) async fn headers_are_a_part_of_a_pages_bytes(world: World) {
+    let long = "x".repeat(LOGGED_BODY / 3);
+    for number in 1..=3 {
+        let ended = world.publish_leased("a", number).await.failed(&format!("1-{number}"));
+        assert_eq!(world.finish(with_headers(ended, &long)).await, Applied::Yes);
+    }
+    let (order, bytes) = (Order::EarliestFirst, 3 * long.len());
+    let filter = DeadLetterFilter::default();
+    let page = world.store.dead_letters(&filter, order, None, 100, bytes).await.unwrap();
+    assert_eq!(page.items.len(), 1);
+    let filter = LogFilter { states: vec![State::Failed], ..LogFilter::default() };
+    let page = world.store.log(&filter, order, None, 100, bytes).await.unwrap();
+    assert_eq!(page.items.len(), 2, "of which the log keeps two headers each");
 }
 
 /// More than a window of them.
@@ -599,6 +618,15 @@ fn with_answer(mut ended: Ended, body: &str) -> Ended {
     let finish = Arc::make_mut(&mut ended.finish);
     if let Outcome::Response(response) = &mut finish.attempt.outcome {
         response.body = Bytes::copy_from_slice(body.as_bytes());
+    }
+    ended
+}
+
+/// The same end with an answer that has three headers of that value.
+fn with_headers(mut ended: Ended, value: &str) -> Ended {
+    let finish = Arc::make_mut(&mut ended.finish);
+    if let Outcome::Response(response) = &mut finish.attempt.outcome {
+        response.headers = Headers((0..3).map(|n| (format!("X-{n}"), value.into())).collect());
     }
     ended
 }

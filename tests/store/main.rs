@@ -120,6 +120,7 @@ on_all_stores! { lists:
     log_filters_apply_together,
     log_pages_are_bounded_in_bytes,
     the_log_keeps_the_beginning_of_a_long_answer,
+    headers_are_a_part_of_a_pages_bytes,
     a_filter_may_leave_nothing_of_many_dead_letters,
     dead_letters_are_listed_in_pages,
     dead_letters_are_filtered,

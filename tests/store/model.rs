@@ -373,10 +373,13 @@ impl Contents {
         entries
     }
 
-    fn body_size(&self, id: &MessageId) -> usize {
+    fn size(&self, id: &MessageId) -> usize {
         let answers = self.attempts.iter().filter(|((of, _), _)| of == id);
-        let answers = answers.map(|(_, ending)| ending.attempt.logged_body().len());
-        self.messages[id].body.len() + answers.sum::<usize>()
+        let answers = answers.map(|(_, Ending { attempt, .. })| {
+            attempt.logged_body().len() + headers_size(&attempt.logged_headers())
+        });
+        let message = &self.messages[id];
+        message.body.len() + headers_size(&message.headers) + answers.sum::<usize>()
     }
 
     fn dead_letter(&self, id: &DeadLetterId) -> Option<DeadLetter> {
@@ -430,8 +433,16 @@ impl Contents {
 
 /// The response as the log keeps it.
 fn logged(attempt: &Attempt) -> Option<Response> {
-    let body = Bytes::copy_from_slice(attempt.logged_body());
-    attempt.response().map(|response| Response { body, ..response.clone() })
+    let (headers, body) = (attempt.logged_headers(), Bytes::copy_from_slice(attempt.logged_body()));
+    attempt.response().map(|response| Response { headers, body, ..response.clone() })
+}
+
+/// Bytes of headers as they are stored: JSON, nothing where there are none.
+fn headers_size(headers: &Headers) -> usize {
+    if headers.is_empty() {
+        return 0;
+    }
+    serde_json::to_string(&headers.texts().collect::<Vec<_>>()).unwrap().len()
 }
 
 fn place(entry: &LogEntry) -> (Timestamp, &MessageId, i64) {
@@ -708,7 +719,7 @@ impl Store for Model {
                 && filter.from.is_none_or(|from| entry.time >= from)
                 && filter.to.is_none_or(|to| entry.time <= to)
         });
-        let page = cut(entries, count, max_bytes, |entry| state.body_size(&entry.message.id));
+        let page = cut(entries, count, max_bytes, |entry| state.size(&entry.message.id));
         let next = page.items.last().filter(|_| page.more).map(LogEntry::place);
         Ok(LogPage { items: page.items, next })
     }
@@ -726,7 +737,10 @@ impl Store for Model {
         max_bytes: usize,
     ) -> Result<LetterPage<DeadLetter>> {
         let page = cut(self.state().letters(filter, order, after), count, max_bytes, |letter| {
-            letter.message.body.len() + letter.response.as_ref().map_or(0, |response| response.body.len())
+            let answer = letter.response.as_ref();
+            letter.message.body.len()
+                + headers_size(&letter.message.headers)
+                + answer.map_or(0, |response| response.body.len() + headers_size(&response.headers))
         });
         Ok(letter_page(page, DeadLetter::place))
     }

@@ -36,7 +36,8 @@ pub(super) struct AttemptColumns<'a> {
     pub(super) next_due_at: Option<i64>,
     pub(super) headers: Option<String>,
     pub(super) body: Option<&'a [u8]>,
-    /// The whole body, for the dead letter that the attempt left.
+    /// All headers and the whole body, for the dead letter that the attempt left.
+    pub(super) letter_headers: Option<String>,
     pub(super) letter_body: Option<&'a [u8]>,
 }
 
@@ -58,8 +59,11 @@ impl<'a> AttemptColumns<'a> {
             status: response.map_or(0, |response| i64::from(response.status)),
             error: finish.error.as_deref(),
             next_due_at: next_due_at.copied().map(Timestamp::as_millis),
-            headers: response.and_then(|response| codec::write_headers(&response.headers)),
+            headers: codec::write_headers(&finish.attempt.logged_headers()),
             body: Some(finish.attempt.logged_body()).filter(|body| !body.is_empty()),
+            letter_headers: response
+                .filter(|_| failed)
+                .and_then(|response| codec::write_headers(&response.headers)),
             letter_body: response
                 .filter(|_| failed)
                 .map(|response| &response.body[..])

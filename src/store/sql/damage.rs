@@ -181,6 +181,11 @@ async fn check(
 }
 
 /// Primary result codes of SQLite.
+const BUSY: i32 = 5;
+const LOCKED: i32 = 6;
+const NO_MEMORY: i32 = 7;
+const DISK_FAILS: i32 = 10;
+const FULL: i32 = 13;
 const CORRUPT: i32 = 11;
 const NOT_A_DATABASE: i32 = 26;
 const INTERRUPTED: i32 = 9;
@@ -191,18 +196,21 @@ fn code(error: &sqlx::Error) -> Option<i32> {
     Some(code & 0xff)
 }
 
-/// An error at the opening of the file, with its name, and what to do where that helps.
+/// An error at the opening of the file, with its name, and what to do where that helps. What may pass by itself is
+/// [`StoreError::Unavailable`], so that whoever supervises the server starts it again.
 pub(super) fn opening(path: &Path, error: sqlx::Error) -> StoreError {
     let Some(database) = error.as_database_error() else { return error.into() };
     let text = database.message().to_owned();
     let reason = match code(&error) {
+        Some(BUSY | LOCKED | NO_MEMORY | DISK_FAILS | FULL) => return error.into(),
         Some(CORRUPT | NOT_A_DATABASE) => damage_help(path, &text),
         _ => format!("{} can't be used: {text}", path.display()),
     };
     StoreError::Open { reason }
 }
 
-/// The same while the schema is brought up to date, which is when pages are first read.
+/// An error while the schema is brought up to date, which is when pages are first read: of a damaged file as
+/// [`opening`] tells it.
 pub(super) fn migrating(path: &Path, error: MigrateError) -> StoreError {
     match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)
@@ -221,4 +229,27 @@ fn damage_help(path: &Path, found: &str) -> String {
          a backup in their place, or save what can be read: sqlite3 {path} .recover | sqlite3 recovered.db. Without \
          both, the next start begins with nothing"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_may_pass_does_not_keep_the_server_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("homing.db");
+        let options = SqliteConnectOptions::new().filename(&path).busy_timeout(Duration::ZERO);
+        let mut other =
+            SqliteConnection::connect_with(&options.clone().create_if_missing(true)).await.unwrap();
+        let mut own = SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::raw_sql("BEGIN EXCLUSIVE").execute(&mut other).await.unwrap();
+        let locked = tables(&mut own).await.unwrap_err();
+        assert!(matches!(opening(&path, locked), StoreError::Unavailable(_)));
+        drop(other);
+        std::fs::write(&path, "x".repeat(8192)).unwrap();
+        let mut own = SqliteConnection::connect_with(&options).await.unwrap();
+        let damaged = tables(&mut own).await.unwrap_err();
+        assert!(matches!(opening(&path, damaged), StoreError::Open { .. }));
+    }
 }

@@ -197,7 +197,8 @@ impl Walk<'_> {
         let mut query = Query::new(*pools);
         query.sql(
             "SELECT l.id, l.message_id, l.created_at, l.status, \
-                    CAST(COALESCE(LENGTH(l.response_body), 0) + LENGTH(m.body) AS BIGINT) AS size \
+                    CAST(COALESCE(LENGTH(l.response_body), 0) + COALESCE(OCTET_LENGTH(l.response_headers), 0) + \
+                        LENGTH(m.body) + COALESCE(OCTET_LENGTH(m.headers), 0) AS BIGINT) AS size \
              FROM dead_letters l JOIN messages m ON m.id = l.message_id WHERE 1 = 1",
         );
         if let Some((time, id)) = after {

@@ -566,6 +566,7 @@ struct AttemptArrays<'a> {
     next_due_at: Vec<Option<i64>>,
     headers: Vec<Option<String>>,
     bodies: Vec<Option<&'a [u8]>>,
+    letter_headers: Vec<Option<String>>,
     letter_bodies: Vec<Option<&'a [u8]>>,
 }
 
@@ -585,6 +586,7 @@ impl<'a> AttemptArrays<'a> {
             arrays.next_due_at.push(row.next_due_at);
             arrays.headers.push(row.headers);
             arrays.bodies.push(row.body);
+            arrays.letter_headers.push(row.letter_headers);
             arrays.letter_bodies.push(row.letter_body);
         }
         arrays
@@ -618,14 +620,15 @@ async fn finish_delivered(conn: &mut PgConnection, node: NodeId, batch: &[Ended]
         .await?)
 }
 
-/// The general form. `$1` to `$28` are the callback messages, as in accept; `$29` names each one's source; `$30` to `$43`
+/// The general form. `$1` to `$28` are the callback messages, as in accept; `$29` names each one's source; `$30` to `$44`
 /// are the attempts. At a key's gate a retry takes its place anew; in a queue it has its slot.
 const FINISH_MIXED: &str = concat!(
     "WITH f AS MATERIALIZED ( \
          SELECT * FROM unnest($30::text[], $31::bigint[], $32::bigint[], $33::bigint[], $34::bigint[], $35::text[], \
-             $36::bigint[], $37::text[], $38::bigint[], $39::text[], $40::bytea[], $41::text[], $43::bytea[]) \
+             $36::bigint[], $37::text[], $38::bigint[], $39::text[], $40::bytea[], $41::text[], $43::text[], \
+             $44::bytea[]) \
          AS f (id, lease, retried, started_at, ended_at, result, status, error, next_due_at, headers, body, dlq_id, \
-             dlq_body)), \
+             dlq_headers, dlq_body)), \
      gone AS ( \
          DELETE FROM deliveries d USING f \
          WHERE f.result <> 'retry' AND d.message_id = ANY (ARRAY[f.id]) AND d.node = $42 AND d.lease = f.lease \
@@ -645,7 +648,7 @@ const FINISH_MIXED: &str = concat!(
          INSERT INTO attempts SELECT id, retried, started_at, ended_at, result, status, error, next_due_at, headers, \
              body FROM ended), \
      l AS ( \
-         INSERT INTO dead_letters SELECT dlq_id, id, ended_at, status, error, headers, dlq_body \
+         INSERT INTO dead_letters SELECT dlq_id, id, ended_at, status, error, dlq_headers, dlq_body \
          FROM gone WHERE dlq_id IS NOT NULL), \
      c AS ( \
          UPDATE cancellations SET cancelled_at = GREATEST(requested_at, gone.ended_at) FROM gone \
@@ -704,6 +707,7 @@ async fn finish_mixed(
         .bind(attempts.bodies)
         .bind(dlq_ids)
         .bind(node.0)
+        .bind(attempts.letter_headers)
         .bind(attempts.letter_bodies)
         .fetch_all(conn)
         .await?)

@@ -689,7 +689,7 @@ async fn insert_dead_letters(conn: &mut SqliteConnection, ended: &[&Ended]) -> R
             .bind(row.ended_at)
             .bind(row.status)
             .bind(row.error)
-            .bind(row.headers)
+            .bind(row.letter_headers)
             .bind(row.letter_body)
             .execute(&mut *conn)
             .await?;

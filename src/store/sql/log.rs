@@ -351,7 +351,7 @@ impl Walk<'_> {
         self.filter.states.is_empty() || source.states.iter().any(|state| self.filter.states.contains(state))
     }
 
-    /// Those whose messages match.
+    /// The entries whose messages match the filter.
     async fn matching(&self, entries: &[Entry]) -> Result<Vec<Entry>> {
         if self.filter.matching.is_empty() {
             return Ok(entries.to_vec());
@@ -444,12 +444,14 @@ fn entries_of(row: &Row) -> Result<impl Iterator<Item = Entry>> {
     }))
 }
 
-/// Bytes of the bodies that each message of the page brings, at its first entry.
+/// Bytes of the bodies and headers that each message of these entries has, its answers included.
 async fn sizes(pools: &Backend<&PgPool, &SqlitePool>, entries: &[Entry]) -> Result<HashMap<String, i64>> {
     let mut query = Query::new(pools);
     query
-        .sql("SELECT m.id, CAST(LENGTH(m.body) + COALESCE((SELECT SUM(LENGTH(a.response_body)) FROM attempts a \
-              WHERE a.message_id = m.id), 0) AS BIGINT) AS size FROM messages m WHERE m.id ")
+        .sql("SELECT m.id, CAST(LENGTH(m.body) + COALESCE(OCTET_LENGTH(m.headers), 0) + COALESCE(( \
+                  SELECT SUM(COALESCE(LENGTH(a.response_body), 0) + COALESCE(OCTET_LENGTH(a.response_headers), 0)) \
+                  FROM attempts a WHERE a.message_id = m.id), 0) AS BIGINT) AS size \
+              FROM messages m WHERE m.id ")
         .one_of(&distinct(entries));
     let mut sizes = HashMap::new();
     for row in query.fetch::<SizeRow>(pools).await? {

@@ -11,7 +11,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArgumentBuffer, PgRow, PgTypeInfo};
 use sqlx::sqlite::{SqliteArgumentsBuffer, SqliteRow, SqliteTypeInfo};
 use sqlx::{
-    AssertSqlSafe, Database, Encode, FromRow, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool,
+    AssertSqlSafe, Database, Encode, FromRow, PgPool, Pool, Postgres, Sqlite, SqliteConnection, SqlitePool,
 };
 
 use super::{Backend, Tx};
@@ -178,19 +178,19 @@ impl Query {
         }
     }
 
-    /// Runs it on a connection of its own, for [`READ_LIMIT`] at most. When the future is dropped, the statement stops.
+    /// Runs the statement on a connection of its own, for [`READ_LIMIT`] at most. When the future is dropped, the statement stops.
     pub(super) async fn fetch<T>(self, pools: &Backend<&PgPool, &SqlitePool>) -> Result<Vec<T>>
     where
         T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
     {
         let rows = match pools {
             Backend::Postgres(pool) => {
-                let mut lent = Lent::new(pool.acquire().await?);
+                let mut lent = Lent::new(acquire(pool).await?);
                 let rows = bound!(query_as, self).fetch_all(lent.connection()).await;
                 lent.give_back(rows)
             }
             Backend::Sqlite(pool) => {
-                let mut lent = Lent::new(pool.acquire().await?);
+                let mut lent = Lent::new(acquire(pool).await?);
                 let (progress, until) = (Arc::clone(&lent.progress), Instant::now() + READ_LIMIT);
                 let stop = move || match progress.load(Ordering::Relaxed) {
                     RUNNING => Instant::now() >= until,
@@ -204,7 +204,7 @@ impl Query {
         rows.map_err(|error| if is_stopped(&error) { StoreError::TooMuch } else { error.into() })
     }
 
-    /// Runs it in a transaction.
+    /// Runs the statement in a transaction, and returns its rows.
     pub(super) async fn fetch_in<T>(self, tx: &mut Tx) -> Result<Vec<T>>
     where
         T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
@@ -212,10 +212,20 @@ impl Query {
         Ok(on_backend!(tx, |tx| bound!(query_as, self).fetch_all(&mut **tx).await?))
     }
 
-    /// Runs it in a transaction; how many rows it has changed.
+    /// Runs the statement in a transaction, and returns how many rows it has changed.
     pub(super) async fn execute_in(self, tx: &mut Tx) -> Result<u64> {
         Ok(on_backend!(tx, |tx| bound!(query, self).execute(&mut **tx).await?.rows_affected()))
     }
+}
+
+/// A connection of the pool. Where others keep all of them in use, the database has no trouble.
+async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnection<DB>> {
+    pool.acquire().await.map_err(|error| match error {
+        sqlx::Error::PoolTimedOut if pool.size() >= pool.options().get_max_connections() => {
+            StoreError::TooMuch
+        }
+        error => error.into(),
+    })
 }
 
 /// A statement's progress, for the handler on its connection, which outlives it.

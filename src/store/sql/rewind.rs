@@ -13,11 +13,16 @@ use crate::store::Result;
 /// How far ahead nothing is by itself: places in queues are in microseconds, and batches take many at once.
 const TOLERANCE_MS: i64 = 1000;
 
-/// Deliveries of messages with an id from `$2` on, which begins with the time of acceptance, that had no delay.
+/// Deliveries of messages that had no delay.
 macro_rules! undelayed {
     () => {
-        "message_id >= $2 AND node = 0 AND retried = 0 AND EXISTS ( \
-             SELECT 1 FROM messages m WHERE m.id = deliveries.message_id AND m.due_at <= m.created_at)"
+        "EXISTS (SELECT 1 FROM messages m WHERE m.id = deliveries.message_id AND m.due_at <= m.created_at)"
+    };
+}
+/// The same of messages with an id from `$2` on, which begins with the time of acceptance, that were not attempted yet.
+macro_rules! accepted {
+    () => {
+        concat!("message_id >= $2 AND node = 0 AND retried = 0 AND ", undelayed!())
     };
 }
 
@@ -33,21 +38,25 @@ pub(super) async fn rewind(connection: &mut SqliteConnection, now: Timestamp) ->
         return Ok(());
     }
     let lanes =
-        concat!("UPDATE deliveries SET due_at = $1 WHERE gate IS NULL AND due_at > $1 AND ", undelayed!());
+        concat!("UPDATE deliveries SET due_at = $1 WHERE gate IS NULL AND due_at > $1 AND ", accepted!());
     sqlx::query(lanes).bind(now_ms).bind(from.as_str()).execute(&mut *connection).await?;
     let keys = concat!(
         "UPDATE deliveries SET place = $1 WHERE SUBSTR(gate, 1, 1) = 'f' AND place > $1 AND ",
-        undelayed!()
+        accepted!()
     );
     sqlx::query(keys).bind(now_us).bind(from.as_str()).execute(&mut *connection).await?;
-    // The places of a queue are moved together, up to the last that was taken, so that their order stays.
+    // The places of a queue are moved together, up to the last that was taken, so that their order stays. The place of
+    // one with a delay is its due time.
     let ahead: Vec<(String, i64)> = sqlx::query_as("SELECT gate, place FROM queue_places WHERE place > $1")
         .bind(now_us + TOLERANCE_MS * 1000)
         .fetch_all(&mut *connection)
         .await?;
     for (gate, last) in ahead {
         for sql in [
-            "UPDATE deliveries SET place = place - $2 + $3 WHERE gate = $1 AND place <= $2",
+            concat!(
+                "UPDATE deliveries SET place = place - $2 + $3 WHERE gate = $1 AND place <= $2 AND ",
+                undelayed!()
+            ),
             "UPDATE queue_places SET place = place - $2 + $3 WHERE gate = $1",
         ] {
             sqlx::query(sql).bind(&gate).bind(last).bind(now_us).execute(&mut *connection).await?;
