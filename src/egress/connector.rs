@@ -34,7 +34,7 @@ const MAX_DIALS: usize = 2;
 /// How long a peer may leave data unacknowledged, or not take what is waiting for it, until the connection ends
 /// (`TCP_USER_TIMEOUT`). That ends connections of receivers that live but have stopped reading, too, so it must be long
 /// enough for one that is merely slow.
-const USER_TIMEOUT: Duration = Duration::from_secs(60);
+const USER_TIMEOUT: Duration = Duration::from_mins(1);
 /// After how long a silence a peer that has acknowledged everything is asked whether it is still there, and how often.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Descriptors that looking up a name may need at once: files, and a socket for each kind of address.

@@ -204,7 +204,7 @@ mod tests {
             (IsCa::NoCa, true),
         ] {
             let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
-            params.is_ca = is_ca.clone();
+            params.is_ca = is_ca;
             let key = KeyPair::generate().unwrap();
             let named = params.self_signed(&key).unwrap();
             let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -40,6 +40,7 @@ engines! {
     a_destination_that_refuses_all_streams_fails,
     a_reset_stream_is_a_failed_attempt,
     a_body_that_is_reset_lacks_what_was_announced,
+    a_body_that_is_reset_counts_where_nothing_was_announced,
     headers_have_the_limit_of_http1,
     some_informational_answers_are_skipped,
     endless_informational_answers_end_the_connection,
@@ -470,20 +471,24 @@ async fn a_reset_stream_is_a_failed_attempt(t: Test) {
     assert_eq!(receiver.counts.lock().unwrap()[&id], 1);
 }
 
+/// Publishes a message whose answer is these frames, and a body of two bytes that ends with RST_STREAM and CANCEL.
+async fn reset_after(t: &Test, head: &'static [u8]) -> (String, Server) {
+    const REST: &[u8] = b"\0\0\x02\0\0\0\0\0\x01ab\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08";
+    let frames = Vec::leak([head, REST].concat());
+    let receiver = H2Receiver::start_with(Some(frames), |_, _, respond, _, _| thank(respond)).await;
+    let server = receiver.identity.trusted_by(t).await;
+    (server.publish(&receiver.url("/"), &ONCE, "x").await, server)
+}
+
 async fn a_body_that_is_reset_lacks_what_was_announced(t: Test) {
-    // Status 200, `content-length: 5` or not, two bytes of a body, RST_STREAM with CANCEL.
-    const ANNOUNCED: &[u8] =
-        b"\0\0\x05\x01\x04\0\0\0\x01\x88\x0f\x0d\x01\x35\0\0\x02\0\0\0\0\0\x01ab\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08";
-    const OPEN: &[u8] =
-        b"\0\0\x01\x01\x04\0\0\0\x01\x88\0\0\x02\0\0\0\0\0\x01ab\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08";
-    let receiver = H2Receiver::start_with(Some(ANNOUNCED), |_, _, respond, _, _| thank(respond)).await;
-    let server = receiver.identity.trusted_by(&t).await;
-    let id = server.publish(&receiver.url("/"), &ONCE, "x").await;
+    // Status 200 and `content-length: 5`.
+    let (id, server) = reset_after(&t, b"\0\0\x05\x01\x04\0\0\0\x01\x88\x0f\x0d\x01\x35").await;
     let error = error_of(&server, &id).await;
     assert!(error.contains("3 bytes of it are missing"), "{error}");
-    let receiver = H2Receiver::start_with(Some(OPEN), |_, _, respond, _, _| thank(respond)).await;
-    let server = receiver.identity.trusted_by(&t).await;
-    let id = server.publish(&receiver.url("/"), &ONCE, "x").await;
+}
+
+async fn a_body_that_is_reset_counts_where_nothing_was_announced(t: Test) {
+    let (id, server) = reset_after(&t, b"\0\0\x01\x01\x04\0\0\0\x01\x88").await;
     assert_eq!(server.ended(&id).await, "CREATED ACTIVE DELIVERED");
 }
 

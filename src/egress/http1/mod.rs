@@ -48,14 +48,21 @@ pub(super) struct Connection {
     input: BytesMut,
     /// What of the request is still to be written.
     output: Chain<Bytes, Bytes>,
-    /// Whether all of it has gone out, buffers included.
-    written: bool,
-    /// Whether the rest of it can't be written.
-    write_failed: bool,
+    writing: Writing,
     body: Body,
     keep_alive: bool,
     /// Whether it has carried a request before the present one.
     reused: bool,
+}
+
+/// How far a request has gone out.
+#[derive(PartialEq, Eq)]
+enum Writing {
+    UnderWay,
+    /// All of it has gone out, buffers included.
+    Done,
+    /// The rest of it can't be written.
+    Failed,
 }
 
 impl Connection {
@@ -64,8 +71,7 @@ impl Connection {
             stream,
             input: BytesMut::new(),
             output: Bytes::new().chain(Bytes::new()),
-            written: true,
-            write_failed: false,
+            writing: Writing::Done,
             body: Body::Ended,
             keep_alive: true,
             reused: false,
@@ -76,7 +82,7 @@ impl Connection {
     pub(super) async fn send(&mut self, request: &Request) -> Result<Head, Broken> {
         let began = tokio::time::Instant::now();
         self.output = request_head(request).chain(request.body.clone());
-        self.written = false;
+        self.writing = Writing::UnderWay;
         let size = self.output.remaining();
         let mut answered = false;
         let mut informational = 0;
@@ -188,7 +194,7 @@ impl Connection {
         // What went out of a body keeps the memory of all of it.
         self.output = Bytes::new().chain(Bytes::new());
         self.reused = true;
-        (self.keep_alive && ended && self.written).then_some(self)
+        (self.keep_alive && ended && self.writing == Writing::Done).then_some(self)
     }
 
     /// Whether nothing has come on the unused connection: neither its end nor anything else. Never waits.
@@ -207,11 +213,11 @@ impl Connection {
     }
 
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if !self.written && !self.write_failed {
+        if self.writing == Writing::UnderWay {
             match self.poll_write(context) {
-                Poll::Ready(Ok(())) => self.written = true,
+                Poll::Ready(Ok(())) => self.writing = Writing::Done,
                 // A peer that takes no more may have answered all the same.
-                Poll::Ready(Err(_)) => self.write_failed = true,
+                Poll::Ready(Err(_)) => self.writing = Writing::Failed,
                 Poll::Pending => {}
             }
         }
