@@ -109,7 +109,9 @@ fn write(shared: &Shared, mut out: impl Write) {
 /// Tells how many lines are lost, if any are; then none are.
 fn note(out: &mut impl Write, lost: &mut u64) -> io::Result<()> {
     if *lost > 0 {
-        writeln!(out, "homing: {lost} lines of the log are missing here: they could not be written in time")?;
+        let text =
+            format!("homing: {lost} lines of the log are missing here: they could not be written in time\n");
+        out.write_all(text.as_bytes())?;
         *lost = 0;
     }
     Ok(())

@@ -82,7 +82,8 @@ impl AnswerMemory {
         let turn = Arc::clone(&self.turns).acquire_owned();
         let full = || ApiError::unavailable("too many searches are under way");
         let turn = tokio::time::timeout(TURN_WAIT, turn).await.map_err(|_| full())?;
-        turn.map(|_permit| Turn { _permit }).map_err(|_| ApiError::unavailable("the server is stopping"))
+        turn.map(|permit| Turn { _permit: permit })
+            .map_err(|_| ApiError::unavailable("the server is stopping"))
     }
 
     /// An answer with many things, made in a thread for that; of a search with its turn, which ends before the answer
