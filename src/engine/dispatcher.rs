@@ -76,10 +76,11 @@ struct State {
 
 #[derive(Default)]
 struct Lane {
+    /// Deliveries that wait for a slot and came through no gate.
     ready: VecDeque<Delivery>,
-    /// Likewise, of those that came through a gate.
+    /// Deliveries that wait for a slot and came through a gate.
     passed: VecDeque<Delivery>,
-    /// How many of these there are, with those that are about to come.
+    /// How many came through a gate and wait for a slot, with those that are about to come.
     passing: usize,
     /// Whose turn it is.
     passed_next: bool,
@@ -319,7 +320,7 @@ impl Dispatcher {
     pub(super) fn admit_claimed(&self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
         let mut state = self.state();
         for delivery in &deliveries {
-            state.hold(&delivery.lane, delivery.message.size());
+            state.hold(&delivery.lane, delivery.size);
         }
         drop(state);
         self.admit(deliveries)
@@ -345,11 +346,11 @@ impl Dispatcher {
         self.forget_all(std::iter::once(delivery));
     }
 
-    /// The same for many.
+    /// Lets go of deliveries that are finished, or no longer ours.
     pub(super) fn forget_all<'a>(&self, deliveries: impl Iterator<Item = &'a Delivery> + Clone) {
         let mut state = self.state();
         for delivery in deliveries.clone() {
-            state.let_go(&delivery.lane, delivery.message.size());
+            state.let_go(&delivery.lane, delivery.size);
             state.end_lease(delivery.lease);
         }
         self.ring_for_room(&mut state, deliveries.map(|delivery| &delivery.lane));
@@ -702,7 +703,7 @@ mod tests {
         let lease = dispatcher.open_lease();
         let all: Vec<Delivery> = (100..100 + count)
             .map(|id| queued(id, lane, lease))
-            .filter(|delivery| dispatcher.reserve_passing(&delivery.lane, delivery.message.size()))
+            .filter(|delivery| dispatcher.reserve_passing(&delivery.lane, delivery.size))
             .collect();
         let room = all.len();
         let started = dispatcher.admit(all);
@@ -721,7 +722,7 @@ mod tests {
     fn admit(dispatcher: &Dispatcher, lane: &str, count: usize) -> Vec<Delivery> {
         let lease = dispatcher.open_lease();
         let all: Vec<Delivery> = (0..count).map(|id| delivery(id, lane, lease)).collect();
-        let wanted = all.iter().map(|delivery| (&delivery.lane, delivery.message.size()));
+        let wanted = all.iter().map(|delivery| (&delivery.lane, delivery.size));
         let fits = dispatcher.reserve(wanted);
         let admitted = all.into_iter().zip(fits).filter(|(_, fits)| *fits).map(|(delivery, _)| delivery);
         let started = dispatcher.admit(admitted.collect());
@@ -926,6 +927,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_reserved_is_given_back_whatever_the_message_takes() {
+        let dispatcher = dispatcher(100, 1, 1000);
+        for stored in [1, 1 << 20] {
+            let lease = dispatcher.open_lease();
+            let delivery = Delivery { size: stored, ..queued(1, "a", lease) };
+            assert!(dispatcher.reserve_passing(&delivery.lane, stored));
+            let started = dispatcher.admit(vec![delivery]);
+            dispatcher.close_lease(lease);
+            assert!(end(&dispatcher, &started).is_empty());
+            assert_eq!(dispatcher.state().load, Load::default());
+        }
+    }
+
+    #[test]
     fn those_from_gates_and_the_others_take_turns() {
         let dispatcher = dispatcher(100, 1, 1000);
         let mut running = admit(&dispatcher, "a", 5);
@@ -951,7 +966,7 @@ mod tests {
         let (started, _) = pass(&dispatcher, "a", 1);
         let lease = dispatcher.open_lease();
         let waiting = queued(7, "a", lease);
-        assert!(dispatcher.reserve_passing(&waiting.lane, waiting.message.size()));
+        assert!(dispatcher.reserve_passing(&waiting.lane, waiting.size));
         assert!(dispatcher.admit(vec![waiting]).is_empty());
         assert_eq!(pass(&dispatcher, "a", 1).1, 0);
         let withdrawn = dispatcher.withdraw(&HashSet::from([&MessageId::new("msg_7")]));

@@ -502,6 +502,7 @@ impl Task {
             if delivery.cancel_requested {
                 cancelled.push(delivery);
             } else if let Some(place) = taking.reserved.remove(&delivery.message.id) {
+                delivery.size = place.size;
                 delivery.start_by = place.start_within.map(|within| booted + within);
                 live.push((place.number, delivery));
             }
