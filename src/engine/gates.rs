@@ -146,6 +146,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         without_room: HashSet::new(),
         behind: HashMap::new(),
         ahead: Ahead::default(),
+        moves: shared.store.moves(),
         slow: Duration::ZERO,
         shared,
     };
@@ -191,6 +192,8 @@ struct Task {
     behind: HashMap<Arc<str>, HashSet<Arc<str>>>,
     /// What is known of queues without a look.
     ahead: Ahead,
+    /// How often the database had moved when that was found out.
+    moves: u64,
     /// How long taking may take.
     slow: Duration,
 }
@@ -257,6 +260,10 @@ impl Task {
     async fn round(&mut self) -> Result<()> {
         if !self.has_room() {
             return Ok(());
+        }
+        let moves = self.shared.store.moves();
+        if std::mem::replace(&mut self.moves, moves) != moves {
+            self.ahead = Ahead::default();
         }
         let told = std::mem::take(&mut *self.shared.gates.told());
         if let Some(due_at) = told.due_at {
