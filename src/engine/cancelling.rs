@@ -124,16 +124,28 @@ pub(super) async fn end(shared: &Arc<Shared>, cancelled: &[Delivery]) {
     }
 }
 
-/// Ends them when the store can. Their leases may be those of others that are under way for hours.
+/// Ends cancelled deliveries when the store can. Their leases may be those of others that are under way for hours.
 async fn end_later(shared: Arc<Shared>, node: NodeId, held: Vec<(MessageId, Lease)>, opened: Vec<Arc<str>>) {
     let mut backoff = Backoff::new();
     loop {
         backoff.wait(&shared).await;
         // Who is stopping frees all leases, and whoever finds them free ends them, since they are marked.
-        if shared.draining.is_cancelled()
-            || shared.store.finish_cancelled(node, &held, shared.clock.now()).await.is_ok()
-        {
+        if shared.draining.is_cancelled() {
             break;
+        }
+        match shared.store.finish_cancelled(node, &held, shared.clock.now()).await {
+            Ok(_) => break,
+            Err(error) if error.is_transient() => {}
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    messages = held.len(),
+                    "cancelled messages could not be ended"
+                );
+                // Whoever finds their leases freed tries again.
+                shared.doubt_leases();
+                break;
+            }
         }
     }
     shared.gates.look_at(opened);

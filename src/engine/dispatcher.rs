@@ -3,7 +3,8 @@
 //! A lane here is what the store calls one: the destination's origin. Slots and room are shared by dynamic thresholds: a
 //! lane may have as much as is still free, so that one busy lane gets half. That alone leaves nothing to others where many
 //! lanes hang, each of which keeps what it got. So a lane that has not answered lately gets one place, and more only of
-//! the first quarter, and all of those lanes together leave an eighth to the ones that have answered.
+//! the first quarter, and all of those lanes together leave an eighth to the ones that have answered. Of these, too, each
+//! gets only one place of the last sixteenth.
 //!
 //! Deliveries that came through a gate count there from then on, so that few of them wait here, and within their lane they
 //! take turns with the others.
@@ -28,6 +29,8 @@ const CLAIM_MAX: usize = 512;
 /// strangers leave to the others.
 const FOR_STRANGERS: usize = 4;
 const NOT_FOR_STRANGERS: usize = 8;
+/// The part of places of which a lane that has answered lately may have only one.
+const FOR_FIRST: usize = 16;
 /// How long a lane is known for an answer: from once to twice this.
 const LATELY: Duration = Duration::from_mins(1);
 /// Lanes that are known for an answer, twice: beyond, it is forgotten sooner.
@@ -76,10 +79,11 @@ struct State {
 
 #[derive(Default)]
 struct Lane {
+    /// Deliveries that wait for a slot and came through no gate.
     ready: VecDeque<Delivery>,
-    /// Likewise, of those that came through a gate.
+    /// Deliveries that wait for a slot and came through a gate.
     passed: VecDeque<Delivery>,
-    /// How many of these there are, with those that are about to come.
+    /// How many came through a gate and wait for a slot, with those that are about to come.
     passing: usize,
     /// Whose turn it is.
     passed_next: bool,
@@ -149,7 +153,10 @@ impl Answered {
 
     /// Forgets what is long ago, or too much.
     fn forget(&mut self, most: usize) {
-        if self.since.elapsed() >= LATELY || self.lately.len() >= most {
+        let elapsed = self.since.elapsed();
+        if elapsed >= 2 * LATELY {
+            *self = Self::default();
+        } else if elapsed >= LATELY || self.lately.len() >= most {
             self.before = std::mem::take(&mut self.lately);
             self.since = Instant::now();
         }
@@ -173,7 +180,7 @@ impl Places {
     /// Whether a lane that has `own` of them may have one more.
     fn fits(self, own: usize, known: bool) -> bool {
         if known {
-            own < self.free()
+            own < self.free().saturating_sub(self.all / FOR_FIRST) || (own == 0 && self.free() > 0)
         } else {
             self.fits_strangers() && (own == 0 || own < self.for_strangers())
         }
@@ -225,16 +232,22 @@ impl Dispatcher {
 
     fn fits(&self, state: &mut State, lane: &Arc<str>, bytes: usize) -> bool {
         let known = state.is_known(lane);
-        let mut free_bytes = self.limits.held_bytes.saturating_sub(state.load.held_bytes);
-        if !known && state.strange.held > 0 {
-            let most = self.limits.held_bytes - self.limits.held_bytes / NOT_FOR_STRANGERS;
-            free_bytes = free_bytes.min(most.saturating_sub(state.strange.held_bytes));
-        }
+        let free_bytes = self.free_bytes(state, known);
         let own = state.load_of(lane);
         !state.draining
             && self.room(state).fits(own.held, known)
             && own.held_bytes <= free_bytes
             && bytes <= free_bytes
+    }
+
+    /// Bytes that lanes which have answered lately, or others, may still take.
+    fn free_bytes(&self, state: &State, known: bool) -> usize {
+        let all = self.limits.held_bytes;
+        let free = all.saturating_sub(state.load.held_bytes);
+        if known || state.strange.held == 0 {
+            return free;
+        }
+        free.min((all - all / NOT_FOR_STRANGERS).saturating_sub(state.strange.held_bytes))
     }
 
     fn room(&self, state: &State) -> Places {
@@ -319,7 +332,7 @@ impl Dispatcher {
     pub(super) fn admit_claimed(&self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
         let mut state = self.state();
         for delivery in &deliveries {
-            state.hold(&delivery.lane, delivery.message.size());
+            state.hold(&delivery.lane, delivery.size);
         }
         drop(state);
         self.admit(deliveries)
@@ -345,11 +358,11 @@ impl Dispatcher {
         self.forget_all(std::iter::once(delivery));
     }
 
-    /// The same for many.
+    /// Lets go of deliveries that are finished, or no longer ours.
     pub(super) fn forget_all<'a>(&self, deliveries: impl Iterator<Item = &'a Delivery> + Clone) {
         let mut state = self.state();
         for delivery in deliveries.clone() {
-            state.let_go(&delivery.lane, delivery.message.size());
+            state.let_go(&delivery.lane, delivery.size);
             state.end_lease(delivery.lease);
         }
         self.ring_for_room(&mut state, deliveries.map(|delivery| &delivery.lane));
@@ -435,14 +448,19 @@ impl Dispatcher {
         let mut state = self.state();
         let mut room = self.room(&state);
         let mut left = CLAIM_MAX.min(room.free());
-        let free_bytes = self.limits.held_bytes.saturating_sub(state.load.held_bytes);
+        let free_bytes = self.free_bytes(&state, true);
+        let strange_bytes = self.free_bytes(&state, false);
+        // Half of what is free, so that one claim of large messages leaves something to the next.
+        let mut bytes = free_bytes.div_ceil(2);
         let mut wants: Vec<Want> = Vec::new();
         state.hungry.clear();
         for name in lanes {
             let known = state.is_known(&name);
             let Load { held, held_bytes, .. } = state.load_of(&name);
+            let own_bytes = if known { free_bytes } else { strange_bytes };
+            let fits = room.fits(held, known) && own_bytes > 0 && held_bytes <= own_bytes;
             // Not a few at a time: a claim costs the same for many.
-            let low = held <= self.claim_ahead() / 2 && room.fits(held, known) && held_bytes <= free_bytes;
+            let low = fits && held <= self.claim_ahead() / 2;
             let most =
                 if known { usize::MAX } else { (room.for_strangers().saturating_sub(held) / 2).max(1) };
             let count = if low { (self.claim_ahead() - held).min(most).min(left) } else { 0 };
@@ -453,12 +471,14 @@ impl Dispatcher {
                 if !known {
                     room.used += count;
                     room.strange += count;
+                    // Not less than half of what strangers leave: others are in this claim, too.
+                    let least = self.limits.held_bytes / NOT_FOR_STRANGERS / 2;
+                    bytes = bytes.min(strange_bytes.max(least));
                 }
                 wants.push(Want { lane: name, count });
             }
         }
-        // Half of what is free, so that one claim of large messages leaves something to the next.
-        (wants, free_bytes.div_ceil(2))
+        (wants, bytes)
     }
 
     /// Whether the last claim left lanes out for want of room.
@@ -702,7 +722,7 @@ mod tests {
         let lease = dispatcher.open_lease();
         let all: Vec<Delivery> = (100..100 + count)
             .map(|id| queued(id, lane, lease))
-            .filter(|delivery| dispatcher.reserve_passing(&delivery.lane, delivery.message.size()))
+            .filter(|delivery| dispatcher.reserve_passing(&delivery.lane, delivery.size))
             .collect();
         let room = all.len();
         let started = dispatcher.admit(all);
@@ -721,7 +741,7 @@ mod tests {
     fn admit(dispatcher: &Dispatcher, lane: &str, count: usize) -> Vec<Delivery> {
         let lease = dispatcher.open_lease();
         let all: Vec<Delivery> = (0..count).map(|id| delivery(id, lane, lease)).collect();
-        let wanted = all.iter().map(|delivery| (&delivery.lane, delivery.message.size()));
+        let wanted = all.iter().map(|delivery| (&delivery.lane, delivery.size));
         let fits = dispatcher.reserve(wanted);
         let admitted = all.into_iter().zip(fits).filter(|(_, fits)| *fits).map(|(delivery, _)| delivery);
         let started = dispatcher.admit(admitted.collect());
@@ -830,6 +850,9 @@ mod tests {
             answered.note(&Arc::from(number.to_string()));
         }
         assert!(answered.lately.len() + answered.before.len() <= 2 * MAX_KNOWN);
+        answered.note(&lane);
+        answered.since -= 2 * LATELY;
+        assert!(!answered.has(&lane), "also where nothing was asked meanwhile");
     }
 
     #[test]
@@ -845,6 +868,52 @@ mod tests {
         assert!(room(&dispatcher, "known"));
         let alone = with_bytes(8, 8, 8, body);
         assert!(room(&alone, "a"), "where nothing else is there, all may be used");
+    }
+
+    #[test]
+    fn claims_for_strangers_leave_some_of_the_memory() {
+        let body = 1 << 20;
+        let dispatcher = with_bytes(8192, 128, 8192, 16 * body);
+        answer(&dispatcher, "known");
+        let lease = dispatcher.open_lease();
+        let mut silent = 0;
+        for lane in 0..100 {
+            let name = format!("silent{lane}");
+            let (wants, bytes) = dispatcher.wants(std::iter::once(Arc::from(name.as_str())));
+            if let [want] = &wants[..] {
+                let count = want.count.min(bytes / body);
+                let claimed = || Delivery { size: body, ..delivery(1000 + lane, &name, lease) };
+                dispatcher.admit_claimed((0..count).map(|_| claimed()).collect());
+                silent += count;
+            }
+        }
+        assert_eq!(silent, 14);
+        let (wants, bytes) = dispatcher.wants(["new", "known"].into_iter().map(Arc::from));
+        let wants: Vec<&str> = wants.iter().map(|want| &*want.lane).collect();
+        assert_eq!((wants, bytes), (vec!["known"], body));
+    }
+
+    #[test]
+    fn each_lane_that_has_answered_gets_one_place_where_many_of_them_hang() {
+        let dispatcher = dispatcher(8192, 128, 8192);
+        let lanes: Vec<String> = (0..500).map(|lane| format!("hanging{lane}")).collect();
+        for lane in &lanes {
+            answer(&dispatcher, lane);
+        }
+        answer(&dispatcher, "healthy");
+        for lane in &lanes {
+            assert!(!admit(&dispatcher, lane, 200).is_empty());
+        }
+        assert_eq!(admit(&dispatcher, "healthy", 1).len(), 1);
+    }
+
+    #[test]
+    fn a_single_busy_lane_gets_half_of_few_places_and_nearly_half_of_many() {
+        for (all, own) in [(1, 1), (2, 1), (3, 2), (8, 4), (15, 8), (16, 8), (32, 15), (1600, 750)] {
+            let dispatcher = dispatcher(all, all, 100_000);
+            answer(&dispatcher, "a");
+            assert_eq!(admit(&dispatcher, "a", 2 * all).len(), own, "of {all}");
+        }
     }
 
     #[test]
@@ -926,6 +995,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_reserved_is_given_back_whatever_the_message_takes() {
+        let dispatcher = dispatcher(100, 1, 1000);
+        for stored in [1, 1 << 20] {
+            let lease = dispatcher.open_lease();
+            let delivery = Delivery { size: stored, ..queued(1, "a", lease) };
+            assert!(dispatcher.reserve_passing(&delivery.lane, stored));
+            let started = dispatcher.admit(vec![delivery]);
+            dispatcher.close_lease(lease);
+            assert!(end(&dispatcher, &started).is_empty());
+            assert_eq!(dispatcher.state().load, Load::default());
+        }
+    }
+
+    #[test]
     fn those_from_gates_and_the_others_take_turns() {
         let dispatcher = dispatcher(100, 1, 1000);
         let mut running = admit(&dispatcher, "a", 5);
@@ -951,7 +1034,7 @@ mod tests {
         let (started, _) = pass(&dispatcher, "a", 1);
         let lease = dispatcher.open_lease();
         let waiting = queued(7, "a", lease);
-        assert!(dispatcher.reserve_passing(&waiting.lane, waiting.message.size()));
+        assert!(dispatcher.reserve_passing(&waiting.lane, waiting.size));
         assert!(dispatcher.admit(vec![waiting]).is_empty());
         assert_eq!(pass(&dispatcher, "a", 1).1, 0);
         let withdrawn = dispatcher.withdraw(&HashSet::from([&MessageId::new("msg_7")]));

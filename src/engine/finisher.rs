@@ -163,10 +163,8 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
     let withdrawals = cancelling::withdrawals(shared);
     let held_at = since_boot();
     let (applied, sure) = finish(shared, &ended).await;
-    if shared.store.is_followed() {
-        // Also those whose leases were gone: they may have come to the new primary before their messages do.
-        shared.recent.keep(recent::Step::Ended(ended.clone()));
-    }
+    // Also those whose leases were gone: they may have come to the new primary before their messages do.
+    recent::keep(shared, || recent::Step::Ended(ended.clone()));
     let mut started = Vec::new();
     let mut again = Vec::new();
     let mut finished = Vec::with_capacity(jobs.len());

@@ -147,6 +147,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         without_room: HashSet::new(),
         behind: HashMap::new(),
         ahead: Ahead::default(),
+        moves: shared.store.moves(),
         slow: Duration::ZERO,
         shared,
     };
@@ -194,6 +195,8 @@ struct Task {
     behind: HashMap<Arc<str>, HashSet<Arc<str>>>,
     /// What is known of queues without a look.
     ahead: Ahead,
+    /// How often the database had moved when that was found out.
+    moves: u64,
     /// How long taking may take.
     slow: Duration,
 }
@@ -260,6 +263,10 @@ impl Task {
     async fn round(&mut self) -> Result<()> {
         if !self.has_room() {
             return Ok(());
+        }
+        let moves = self.shared.store.moves();
+        if std::mem::replace(&mut self.moves, moves) != moves {
+            self.ahead = Ahead::default();
         }
         let told = std::mem::take(&mut *self.shared.gates.told());
         if let Some(due_at) = told.due_at {
@@ -526,6 +533,7 @@ impl Task {
             if delivery.cancel_requested {
                 cancelled.push(delivery);
             } else if let Some(place) = taking.reserved.remove(&delivery.message.id) {
+                delivery.size = place.size;
                 delivery.start_by = place.start_within.map(|within| booted + within);
                 live.push((place.number, delivery));
             }

@@ -262,12 +262,10 @@ async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Batch) {
                     (Accepted::Duplicate(_), None) => {}
                 }
             }
-            if shared.store.is_followed() {
+            recent::keep(shared, || {
                 let stored = accepts.iter().zip(&results).filter(|(_, result)| **result == Accepted::Stored);
-                shared
-                    .recent
-                    .keep(recent::Step::Accepted(stored.map(|(accept, _)| accept.clone()).collect()));
-            }
+                recent::Step::Accepted(stored.map(|(accept, _)| accept.clone()).collect())
+            });
             // A cancel that follows the answer must find the message here.
             let started = shared.dispatcher.admit(deliveries);
             backlog.expect(&batch);

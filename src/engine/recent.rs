@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use super::{Backoff, Shared};
 use crate::store::{Accept, Ended, Repeat, Result};
 
-/// How long steps are kept: longer than a failover takes.
+/// How long steps are kept before the last one: longer than a standby is behind. How long the failover takes makes no
+/// difference, since nothing is stored meanwhile.
 const KEPT: Duration = Duration::from_secs(30);
 /// Bytes that are kept at most; beyond, the oldest go first.
 const BYTES: usize = 32 << 20;
@@ -42,10 +43,23 @@ impl Step {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// Messages or outcomes.
+    fn len(&self) -> usize {
         match self {
-            Self::Accepted(accepts) => accepts.is_empty(),
-            Self::Ended(ends) => ends.is_empty(),
+            Self::Accepted(accepts) => accepts.len(),
+            Self::Ended(ends) => ends.len(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A step for each message or outcome, in their order.
+    fn into_singles(self) -> Vec<Self> {
+        match self {
+            Self::Accepted(accepts) => accepts.into_iter().map(|one| Self::Accepted(vec![one])).collect(),
+            Self::Ended(ends) => ends.into_iter().map(|one| Self::Ended(vec![one])).collect(),
         }
     }
 }
@@ -58,6 +72,8 @@ pub(crate) struct Recent(Mutex<State>);
 struct State {
     steps: VecDeque<(Instant, Step)>,
     bytes: usize,
+    /// How often the database had moved when all that was kept before was last made again.
+    moves: u64,
 }
 
 impl Recent {
@@ -65,8 +81,14 @@ impl Recent {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a step.
-    pub(super) fn keep(&self, step: Step) {
+    /// Keeps a step that was made after so many moves of the database. One that nothing can lose, since nothing follows
+    /// the database, is kept only while those before it wait to be made again: it may depend on them.
+    fn keep(&self, step: impl FnOnce() -> Step, is_followed: bool, moves: u64) {
+        let has_moved = self.state().moves != moves;
+        if !is_followed && !has_moved {
+            return;
+        }
+        let step = step();
         if step.is_empty() {
             return;
         }
@@ -74,46 +96,69 @@ impl Recent {
         let now = Instant::now();
         state.bytes += step.size();
         state.steps.push_back((now, step));
+        // By the age before this step, and not by the time: no steps are made for as long as the database is away.
         while let Some((at, oldest)) = state.steps.front()
-            && (state.bytes > BYTES || now.duration_since(*at) > KEPT)
+            && (state.bytes > BYTES || (!has_moved && now.duration_since(*at) > KEPT))
         {
             state.bytes -= oldest.size();
             state.steps.pop_front();
         }
     }
 
-    /// Takes all that is not too old.
+    /// Takes all that is kept.
     fn take(&self) -> Vec<Step> {
         let mut state = self.state();
         state.bytes = 0;
-        std::mem::take(&mut state.steps)
-            .into_iter()
-            .filter(|(at, _)| at.elapsed() <= KEPT)
-            .map(|(_, step)| step)
-            .collect()
+        std::mem::take(&mut state.steps).into_iter().map(|(_, step)| step).collect()
     }
+}
+
+/// Keeps a step that was just made, where it may have to be made again.
+pub(super) fn keep(shared: &Shared, step: impl FnOnce() -> Step) {
+    shared.recent.keep(step, shared.store.is_followed(), shared.store.moves());
 }
 
 /// Makes the steps again that were made lately.
 pub(super) async fn store_again(shared: &Shared) {
-    let steps = shared.recent.take();
+    let moves = shared.store.moves();
+    let mut steps = make_all(shared).await;
+    // Outcomes that came meanwhile may have come before their messages.
+    steps += make_all(shared).await;
+    shared.recent.state().moves = moves;
+    if steps > 0 {
+        tracing::info!(steps, "what was stored lately is stored again where it was missing");
+        shared.note_due(shared.clock.now());
+    }
+}
+
+/// Makes all again that is kept; how many steps.
+async fn make_all(shared: &Shared) -> usize {
+    let mut steps: VecDeque<Step> = shared.recent.take().into();
+    let count = steps.len();
     let mut backoff = Backoff::new();
-    for step in &steps {
-        while let Err(error) = make(shared, step).await {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "what was stored shortly before a failover could not be stored again"
-            );
-            if !error.is_transient() || shared.draining.is_cancelled() {
-                break;
+    while let Some(step) = steps.pop_front() {
+        let Err(error) = make(shared, &step).await else {
+            backoff.reset();
+            continue;
+        };
+        let again = error.is_transient() && !shared.draining.is_cancelled();
+        if !error.is_transient() && step.len() > 1 {
+            // One that the store refuses must not take the others with it.
+            for single in step.into_singles().into_iter().rev() {
+                steps.push_front(single);
             }
+            continue;
+        }
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "what was stored shortly before a failover could not be stored again"
+        );
+        if again {
+            steps.push_front(step);
             backoff.wait(shared).await;
         }
     }
-    if !steps.is_empty() {
-        tracing::info!(steps = steps.len(), "what was stored lately is stored again where it was missing");
-        shared.note_due(shared.clock.now());
-    }
+    count
 }
 
 async fn make(shared: &Shared, step: &Step) -> Result<()> {
@@ -177,9 +222,9 @@ mod tests {
     fn steps_are_taken_once_in_their_order() {
         let recent = Recent::default();
         for number in [3, 1, 2] {
-            recent.keep(step(number, 10));
+            recent.keep(|| step(number, 10), true, 0);
         }
-        recent.keep(Step::Ended(Vec::new()));
+        recent.keep(|| Step::Ended(Vec::new()), true, 0);
         assert_eq!(taken(&recent), ["3", "1", "2"]);
         assert_eq!((taken(&recent).len(), recent.state().bytes), (0, 0));
     }
@@ -188,13 +233,38 @@ mod tests {
     fn the_oldest_give_way() {
         let recent = Recent::default();
         for (number, bytes) in [(1, BYTES / 3), (2, BYTES / 3), (3, BYTES / 2)] {
-            recent.keep(step(number, bytes));
+            recent.keep(|| step(number, bytes), true, 0);
             assert!(recent.state().bytes <= BYTES);
         }
         assert_eq!(taken(&recent), ["2", "3"]);
-        recent.keep(step(4, 10));
+        recent.keep(|| step(4, 10), true, 0);
         recent.state().steps[0].0 -= KEPT * 2;
-        recent.keep(step(5, 10));
+        recent.keep(|| step(5, 10), true, 0);
         assert_eq!(taken(&recent), ["5"]);
+    }
+
+    #[test]
+    fn steps_outlast_a_long_failover() {
+        let recent = Recent::default();
+        recent.keep(|| step(1, 10), true, 0);
+        recent.keep(|| step(2, 10), true, 0);
+        for (at, _) in &mut recent.state().steps {
+            *at -= KEPT * 2;
+        }
+        // After a move, the first steps come before those are made again; nothing follows the new primary yet.
+        recent.keep(|| step(3, 10), false, 1);
+        assert_eq!(taken(&recent), ["1", "2", "3"]);
+        recent.state().moves = 1;
+        recent.keep(|| step(4, 10), false, 1);
+        assert!(taken(&recent).is_empty(), "nothing can lose it");
+    }
+
+    #[test]
+    fn a_refused_step_is_made_one_by_one() {
+        let Step::Accepted(mut accepts) = step(1, 10) else { unreachable!("it is one") };
+        let Step::Accepted(more) = step(2, 10) else { unreachable!("it is one") };
+        accepts.extend(more);
+        let singles = Step::Accepted(accepts).into_singles();
+        assert_eq!(singles.iter().map(Step::len).collect::<Vec<_>>(), [1, 1]);
     }
 }

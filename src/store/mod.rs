@@ -201,6 +201,9 @@ pub enum Accepted {
 pub struct Delivery {
     pub message: Arc<Message>,
     pub lane: Arc<str>,
+    /// Bytes of memory that are reserved for it: for one that waited at a gate what is stored, which an earlier version may
+    /// have counted in another way than [`Message::size`].
+    pub size: usize,
     pub lease: Lease,
     /// Attempts made.
     pub retried: u32,
@@ -222,6 +225,7 @@ impl Delivery {
         Self {
             message: Arc::clone(message),
             lane: Arc::clone(lane),
+            size: message.size(),
             lease,
             retried: 0,
             claims: 1,

@@ -453,10 +453,14 @@ pub(crate) async fn repeats_at_gates_store_nothing_twice(world: World) {
     world.accept(&batch[..2]).await;
     let held = world.take_one("q:q", 1).await;
     assert_eq!(world.finish(held.delivered()).await, Applied::Yes);
+    assert!(world.store.remove_queue("q", time(START)).await.unwrap().done);
+    world.put_message(under(world.message(), "k", 3, 0)).await;
     let again = world.store.accept(NODE, &batch, Repeat::Again).await.unwrap();
     assert_eq!(again, vec![Accepted::Stored; 3]);
+    assert!(world.store.queues().await.unwrap().is_empty(), "it is removed");
+    assert_eq!(world.the_key("k").await.control.limits.parallelism, Some(3));
     assert!(world.take("q:q", 2).await.is_empty());
-    assert_eq!(world.take("f:k", 3).await.len(), 1);
+    assert_eq!(world.take("f:k", 3).await.len(), 2);
     assert_eq!(world.claim("a", 4).await.len(), 1);
 }
 

@@ -174,6 +174,9 @@ impl Contents {
 
     fn accept(&mut self, node: NodeId, accept: &Accept, repeat: Repeat) -> Accepted {
         let message = &accept.message;
+        if repeat == Repeat::Again && self.messages.contains_key(&message.id) {
+            return Accepted::Stored;
+        }
         if let Some(wanted) = &accept.deduplication {
             if let Some((holder, expires_at)) = self.keys.get(&wanted.key)
                 && *holder != message.id
@@ -183,10 +186,8 @@ impl Contents {
             }
             self.keys.insert(wanted.key.clone(), (message.id.clone(), wanted.expires_at));
         }
-        if repeat == Repeat::First || !self.messages.contains_key(&message.id) {
-            let holder = accept.lease.map(|lease| (node, lease));
-            self.insert(Arc::clone(message), Arc::clone(&accept.lane), holder, None);
-        }
+        let holder = accept.lease.map(|lease| (node, lease));
+        self.insert(Arc::clone(message), Arc::clone(&accept.lane), holder, None);
         Accepted::Stored
     }
 
@@ -567,12 +568,19 @@ impl Store for Model {
 
     async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>> {
         let mut state = self.state();
+        // One that is there already touches nothing.
+        let missing: Vec<bool> = batch
+            .iter()
+            .map(|accept| repeat == Repeat::First || !state.messages.contains_key(&accept.message.id))
+            .collect();
+        let missing =
+            || batch.iter().zip(&missing).filter(|(_, missing)| **missing).map(|(accept, _)| accept);
         // A message whose key leads another of the batch is not looked at any further.
         let mut keys = BTreeSet::new();
         let leads = |accept: &&Accept| {
             accept.deduplication.as_ref().is_none_or(|wanted| keys.insert(wanted.key.clone()))
         };
-        state.hold(batch.iter().filter(leads).map(|accept| &*accept.message))?;
+        state.hold(missing().filter(leads).map(|accept| &*accept.message))?;
         Ok(batch.iter().map(|accept| state.accept(node, accept, repeat)).collect())
     }
 

@@ -102,8 +102,7 @@ mod fields {
 
 /// Options as JSON; `None` when all have their defaults.
 pub(super) fn write_options(options: &Options) -> Option<String> {
-    (*options != Options::default())
-        .then(|| serde_json::to_string(&OptionsRow::from(options)).expect("options are valid JSON"))
+    (*options != Options::default()).then(|| json(&OptionsRow::from(options)))
 }
 
 pub(super) fn read_options(text: Option<&str>, table: &'static str, id: &str) -> Result<Options> {
@@ -122,7 +121,7 @@ pub(super) fn write_starts(starts: &Starts) -> Option<String> {
         .iter()
         .map(|burst| (burst.first.as_millis(), burst.last.as_millis(), burst.count))
         .collect();
-    (!bursts.is_empty()).then(|| serde_json::to_string(&bursts).expect("numbers are valid JSON"))
+    (!bursts.is_empty()).then(|| json(&bursts))
 }
 
 pub(super) fn read_starts(text: Option<&str>, now: Timestamp, gate: &str) -> Result<Starts> {

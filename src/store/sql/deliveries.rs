@@ -107,7 +107,7 @@ macro_rules! cancel_time {
 }
 pub(super) use cancel_time;
 
-/// The end of it.
+/// The end of [`cancel_time`]: what else is known of the times of the message that `$id` names.
 macro_rules! known_times {
     ($id:literal) => {
         concat!(
@@ -212,7 +212,7 @@ pub(super) async fn release(tx: &mut Tx, node: NodeId, held: &[(MessageId, Lease
                      SELECT d.rowid FROM json_each($1) h CROSS JOIN deliveries d ON d.message_id = h.value ->> 0 \
                      WHERE d.node = $2 AND d.lease = h.value ->> 1)",
             )
-            .bind(serde_json::to_string(&held).expect("text and numbers are valid JSON"))
+            .bind(super::codec::json(&held))
             .bind(node.0)
             .execute(&mut **tx)
             .await?

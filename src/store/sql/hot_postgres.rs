@@ -246,6 +246,35 @@ pub(super) async fn accept(
     repeat: Repeat,
     max_queues: Option<u32>,
 ) -> Result<Vec<Accepted>> {
+    if repeat == Repeat::First {
+        return accept_all(conn, node, batch, repeat, max_queues).await;
+    }
+    // What is there already must not touch its gates and its key, which others may have changed or removed since.
+    let ids: Vec<&str> = batch.iter().map(|accept| accept.message.id.as_str()).collect();
+    let present: HashSet<String> = sqlx::query_scalar("SELECT id FROM messages WHERE id = ANY ($1)")
+        .bind(ids)
+        .fetch_all(&mut *conn)
+        .await?
+        .into_iter()
+        .collect();
+    let is_missing = |accept: &Accept| !present.contains(accept.message.id.as_str());
+    let missing: Vec<Accept> = batch.iter().filter(|accept| is_missing(accept)).cloned().collect();
+    let mut results = Vec::new();
+    if !missing.is_empty() {
+        results = accept_all(conn, node, &missing, repeat, max_queues).await?;
+    }
+    let mut results = results.into_iter();
+    let result = |accept| if is_missing(accept) { results.next() } else { Some(Accepted::Stored) };
+    Ok(batch.iter().filter_map(result).collect())
+}
+
+async fn accept_all(
+    conn: &mut PgConnection,
+    node: NodeId,
+    batch: &[Accept],
+    repeat: Repeat,
+    max_queues: Option<u32>,
+) -> Result<Vec<Accepted>> {
     let mut bytes = 0;
     let parts = batch.chunk_by(|_, next| {
         bytes += next.message.size();

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::attempts::AttemptColumns;
+use super::codec::json;
 use super::deliveries::set_aside;
 use super::gates::entry::{Conn, Entry, enter};
 use super::messages::{ClaimedRow, add_delivery, add_message, message_columns};
@@ -359,27 +360,28 @@ pub(super) async fn accept(
     repeat: Repeat,
     max_queues: Option<u32>,
 ) -> Result<Vec<Accepted>> {
+    // The delivery of a message that is there already may be finished: it must not come back. Nor must it touch its gates
+    // and its key, which others may have changed or removed since.
+    let present = match repeat {
+        Repeat::First => HashSet::new(),
+        Repeat::Again => present(conn, batch).await?,
+    };
+    let is_missing = |accept: &Accept| !present.contains(accept.message.id.as_str());
     let mut results = vec![Accepted::Stored; batch.len()];
     if batch.iter().any(|accept| accept.deduplication.is_some()) {
-        for (accept, result) in batch.iter().zip(&mut results) {
+        for (accept, result) in batch.iter().zip(&mut results).filter(|(accept, _)| is_missing(accept)) {
             if let Some(holder) = hold_key(conn, accept).await? {
                 *result = Accepted::Duplicate(holder);
             }
         }
     }
-    let entries = enter_all(conn, batch.iter().map(|accept| &*accept.message), max_queues).await?;
-    // The delivery of a message that is there already may be finished: it must not come back.
-    let present = match repeat {
-        Repeat::First => HashSet::new(),
-        Repeat::Again => present(conn, batch).await?,
-    };
-    let rows: Vec<Row<'_>> = batch
+    let missing: Vec<(&&Accept, &Accepted)> =
+        batch.iter().zip(&results).filter(|(accept, _)| is_missing(accept)).collect();
+    let entries = enter_all(conn, missing.iter().map(|(accept, _)| &*accept.message), max_queues).await?;
+    let rows: Vec<Row<'_>> = missing
         .iter()
-        .zip(&results)
         .enumerate()
-        .filter(|(_, (accept, result))| {
-            **result == Accepted::Stored && !present.contains(accept.message.id.as_str())
-        })
+        .filter(|(_, (_, result))| **result == Accepted::Stored)
         .map(|(index, (accept, _))| Row {
             message: &accept.message,
             lane: &accept.lane,
@@ -419,7 +421,7 @@ async fn hold_key(conn: &mut SqliteConnection, accept: &Accept) -> Result<Option
 /// Which of the ids are stored already.
 async fn present(conn: &mut SqliteConnection, batch: &[&Accept]) -> Result<HashSet<String>> {
     let ids: Vec<&str> = batch.iter().map(|accept| accept.message.id.as_str()).collect();
-    let ids = serde_json::to_string(&ids).expect("text is valid JSON");
+    let ids = json(&ids);
     let found: Vec<String> =
         sqlx::query_scalar("SELECT id FROM messages WHERE id IN (SELECT value FROM json_each($1))")
             .bind(ids)
@@ -535,7 +537,7 @@ pub(super) async fn claim(
         })
         .map(|(_, (_, id, _))| id.as_str())
         .collect();
-    let ids = serde_json::to_string(&fit).expect("text is valid JSON");
+    let ids = json(&fit);
     sqlx::query(
         "UPDATE deliveries SET node = $1, lease = $2, claims = claims + 1 \
          WHERE message_id IN (SELECT value FROM json_each($3))",
@@ -625,7 +627,7 @@ async fn delete(
         return Ok(Vec::new());
     }
     let leases: HashMap<&str, i64> = batch.iter().map(|ended| (ended.id.as_str(), ended.lease.0)).collect();
-    let leases = serde_json::to_string(&leases).expect("text and numbers are valid JSON");
+    let leases = json(&leases);
     let held = format!(
         "FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.key \
          WHERE d.node = $2 AND d.lease = j.value {condition}"

@@ -193,6 +193,7 @@ impl ClaimedRow {
             match row.message.into_message() {
                 Ok(message) => deliveries.push(Delivery {
                     lane: super::lane(&row.lane),
+                    size: message.size(),
                     lease,
                     retried: u32::try_from(row.retried).unwrap_or(u32::MAX),
                     claims: u32::try_from(row.claims).unwrap_or(u32::MAX),

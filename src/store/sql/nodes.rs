@@ -109,7 +109,7 @@ pub(super) async fn free_all_but(tx: &mut Tx, node: NodeId, live: &[Lease], last
         .await?
         .rows_affected()),
         Tx::Sqlite(tx) => {
-            let live = serde_json::to_string(&live).expect("numbers are valid JSON");
+            let live = super::codec::json(&live);
             Ok(sqlx::query(
                 "UPDATE deliveries SET node = 0, lease = 0 \
                  WHERE node = $1 AND lease NOT IN (SELECT value FROM json_each($2)) AND lease <= $3",

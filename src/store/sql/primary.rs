@@ -79,7 +79,10 @@ struct Seen {
     followers: i64,
     /// Fewer follow than did before, until then.
     suspicious_until: Option<Instant>,
+    /// Why the server that the URL leads to must not be used.
     trouble: Option<&'static str>,
+    /// The last look got no connection, or no answer.
+    look_failed: bool,
 }
 
 /// A promise that nothing has moved since it was made, to be redeemed after a write.
@@ -150,36 +153,43 @@ impl Primary {
 
     /// Why the server can't be relied on.
     pub(super) fn trouble(&self) -> Option<&'static str> {
-        self.seen.borrow().trouble
+        self.seen.borrow().trouble()
     }
 
     /// Whether what was written on this connection is on the primary. To be asked after the commit, before anybody is told.
     pub(super) async fn settle(&self, connection: &mut PgConnection, ticket: Ticket) -> Result<()> {
-        let seen = *self.seen.borrow();
-        if seen.followers > 0 && seen.suspicious_until.is_none() {
-            let followers = followers(connection).await?;
-            if followers < seen.followers {
-                self.suspect();
-            }
-        }
+        self.watch_followers(connection).await?;
         self.confirm(ticket).await
     }
 
-    /// Whether the connection leads to the server. To be asked before a commit.
-    pub(super) async fn check(&self, connection: &mut PgConnection) -> Result<()> {
-        let started: i64 = sqlx::query_scalar(concat!("SELECT ", started!())).fetch_one(connection).await?;
-        match self.seen.borrow().server {
-            Some(server) if server.started != started => Err(left()),
-            _ => Ok(()),
+    /// Becomes suspicious if fewer standbys follow the server of this connection than did at the last look.
+    async fn watch_followers(&self, connection: &mut PgConnection) -> Result<()> {
+        let seen = *self.seen.borrow();
+        if seen.followers > 0
+            && seen.suspicious_until.is_none()
+            && followers(connection).await? < seen.followers
+        {
+            self.suspect();
         }
+        Ok(())
+    }
+
+    /// Whether the connection leads to the server. To be asked before a commit, which [`Primary::confirm`] follows: the
+    /// connection can't be asked any more then.
+    pub(super) async fn check(&self, connection: &mut PgConnection) -> Result<()> {
+        let started: i64 =
+            sqlx::query_scalar(concat!("SELECT ", started!())).fetch_one(&mut *connection).await?;
+        let server = self.seen.borrow().server;
+        if server.is_some_and(|server| server.started != started) {
+            return Err(left());
+        }
+        self.watch_followers(connection).await
     }
 
     /// In doubt, waits for a look that begins now.
     pub(super) async fn confirm(&self, ticket: Ticket) -> Result<()> {
         let settled = |seen: &Seen| {
-            (seen.moves != ticket.0)
-                .then(|| Err(left()))
-                .or_else(|| (seen.suspicious_until.is_none() && seen.trouble.is_none()).then_some(Ok(())))
+            (seen.moves != ticket.0).then(|| Err(left())).or_else(|| (!seen.is_doubtful()).then_some(Ok(())))
         };
         if let Some(settled) = settled(&self.seen.borrow()) {
             return settled;
@@ -216,11 +226,21 @@ impl Primary {
     }
 
     fn look_failed(&self) {
-        self.seen.send_modify(|seen| seen.trouble = Some("no new connection to it can be made"));
+        self.seen.send_modify(|seen| seen.look_failed = true);
     }
 }
 
 impl Seen {
+    fn trouble(&self) -> Option<&'static str> {
+        self.trouble.or_else(|| self.look_failed.then_some("no new connection to it can be made"))
+    }
+
+    /// Whether a write may have gone to a former primary. A look that failed says so only where a standby can have taken its
+    /// place.
+    fn is_doubtful(&self) -> bool {
+        self.suspicious_until.is_some() || self.trouble.is_some() || (self.look_failed && self.followers > 0)
+    }
+
     fn meet(&mut self, server: Server, look: Option<(Instant, i64)>) -> Result<(), &'static str> {
         let Some(known) = self.server else {
             if !server.is_standby {
@@ -259,6 +279,7 @@ impl Seen {
         let Some((began, followers)) = look else { return };
         self.confirmed = Some(began);
         self.trouble = None;
+        self.look_failed = false;
         if followers >= self.followers {
             self.followers = followers;
             self.suspicious_until = None;
@@ -403,6 +424,22 @@ mod tests {
         seen.suspicious_until = Some(Instant::now());
         seen.meet(OLD, Some((Instant::now(), 1))).unwrap();
         assert_eq!((seen.followers, seen.suspicious_until), (1, None), "or for long enough");
+    }
+
+    #[tokio::test]
+    async fn a_failed_look_raises_doubts_only_where_a_standby_follows() {
+        for (followers, doubtful) in [(0, false), (1, true)] {
+            let primary = Primary::new();
+            primary.meet(OLD, Some((Instant::now(), followers))).unwrap();
+            primary.look_failed();
+            assert_eq!(primary.trouble(), Some("no new connection to it can be made"));
+            let mut answer = Box::pin(primary.confirm(primary.ticket()));
+            assert_eq!(futures_util::poll!(&mut answer).is_pending(), doubtful);
+            drop(answer);
+            primary.meet(OLD, Some((Instant::now(), followers))).unwrap();
+            assert_eq!(primary.trouble(), None);
+            primary.confirm(primary.ticket()).await.unwrap();
+        }
     }
 
     #[tokio::test]

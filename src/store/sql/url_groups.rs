@@ -70,7 +70,7 @@ async fn write(tx: &mut Tx, group: &UrlGroup) -> Result<()> {
          ON CONFLICT (name) DO UPDATE SET updated_at = excluded.updated_at, headers = excluded.headers, \
          endpoints = excluded.endpoints";
     let endpoints: Vec<_> = group.endpoints.iter().map(|endpoint| (&endpoint.url, &endpoint.name)).collect();
-    let endpoints = serde_json::to_string(&endpoints).expect("texts are valid JSON");
+    let endpoints = super::codec::json(&endpoints);
     on_backend!(tx, |tx| {
         sqlx::query(sql)
             .bind(group.name.as_str())

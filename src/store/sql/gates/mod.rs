@@ -229,7 +229,7 @@ pub(super) async fn rest_postgres(conn: &mut PgConnection, gates: &[(Arc<str>, T
     Ok(())
 }
 
-/// The same where there is one writer.
+/// Lets gates rest, but for those that are in use. Nobody else writes meanwhile.
 pub(super) async fn rest_sqlite(writer: &Writer, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
     let mut tx = writer.begin().await?;
     let now = crate::clock::system_now();
