@@ -471,7 +471,7 @@ async fn a_reset_stream_is_a_failed_attempt(t: Test) {
     assert_eq!(receiver.counts.lock().unwrap()[&id], 1);
 }
 
-/// Publishes a message whose answer is these frames, and a body of two bytes that ends with RST_STREAM and CANCEL.
+/// Publishes a message whose answer is these frames, and a body of two bytes that ends with `RST_STREAM` and CANCEL.
 async fn reset_after(t: &Test, head: &'static [u8]) -> (String, Server) {
     const REST: &[u8] = b"\0\0\x02\0\0\0\0\0\x01ab\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08";
     let frames = Vec::leak([head, REST].concat());
