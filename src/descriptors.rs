@@ -18,8 +18,9 @@ const OWN: u64 = 64;
 const SQLITE: u64 = 36;
 /// Postgres connections beside those that the settings count.
 const POSTGRES: u64 = 6;
-/// One attempt: its connection, and one that is tried beside it or waits in the pool.
-const ATTEMPT: u64 = 2;
+/// For so many attempts one connection more than each has: a second one that is dialled beside the first, or unused ones
+/// in the pool, which are closed where descriptors get short.
+const SPARE: u64 = 16;
 /// A server needs as many for its clients and its attempts.
 const LEAST: u64 = 32;
 
@@ -80,7 +81,13 @@ fn base(config: &Config) -> u64 {
 
 /// What all that the settings allow needs.
 fn needed(config: &Config) -> u64 {
-    base(config) + clients(config.max_connections) + ATTEMPT * config.concurrency as u64
+    base(config) + clients(config.max_connections) + attempts(config.concurrency)
+}
+
+/// What so many attempts at once need.
+fn attempts(concurrency: usize) -> u64 {
+    let concurrency = concurrency as u64;
+    concurrency + concurrency.div_ceil(SPARE)
 }
 
 /// What so many connections need, with the lobby.
@@ -96,14 +103,12 @@ fn allowance(config: &Config, limit: u64) -> Option<Allowance> {
         return Some(Allowance { connections: config.max_connections, concurrency: config.concurrency });
     }
     let spared = left.saturating_sub(clients(config.max_connections));
-    let attempts = (ATTEMPT * config.concurrency as u64).min(spared.max(left / 2)) / ATTEMPT;
-    let left = usize::try_from(left - attempts * ATTEMPT).unwrap_or(usize::MAX);
+    let most = spared.max(left / 2) * SPARE / (SPARE + 1);
+    let concurrency = config.concurrency.min(usize::try_from(most).unwrap_or(usize::MAX));
+    let left = usize::try_from(left - attempts(concurrency)).unwrap_or(usize::MAX);
     // The most that fit in together with their lobby.
     let connections = left.saturating_sub(128).max((left / 5 * 4).min(left.saturating_sub(8)));
-    Some(Allowance {
-        connections: connections.min(config.max_connections),
-        concurrency: usize::try_from(attempts).unwrap_or(usize::MAX),
-    })
+    Some(Allowance { connections: connections.min(config.max_connections), concurrency })
 }
 
 /// The limit after it was raised; `None` if it can't be seen.
@@ -160,18 +165,18 @@ mod tests {
             let allowance = allowance(&config, limit);
             assert_eq!(allowance.as_ref().map(|a| (a.connections, a.concurrency)), expected, "{limit}");
             if let Some(a) = allowance {
-                let used = base(&config) + clients(a.connections) + ATTEMPT * a.concurrency as u64;
+                let used = base(&config) + clients(a.connections) + attempts(a.concurrency);
                 assert!(used <= limit, "{used} of {limit}");
             }
         }
         check(1_000_000, Some((10_000, 8192)));
-        check(26_612, Some((10_000, 8192)));
-        check(26_611, Some((10_000, 8191)));
-        check(11_252, Some((5448, 2788)));
-        check(4096, Some((1870, 999)));
-        check(1024, Some((368, 231)));
-        check(256, Some((60, 39)));
-        check(132, Some((8, 8)));
+        check(18_932, Some((10_000, 8192)));
+        check(18_931, Some((9999, 8192)));
+        check(11_252, Some((5448, 5248)));
+        check(4096, Some((1870, 1880)));
+        check(1024, Some((368, 434)));
+        check(256, Some((60, 73)));
+        check(132, Some((8, 15)));
         check(131, None);
     }
 }
