@@ -4,6 +4,7 @@
 //! until the last byte was sent or the connection is gone. What takes long to make is made beside the tasks that answer
 //! everything else; pages of searches by turns, since each is in memory meanwhile.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -33,7 +34,7 @@ pub(super) struct AnswerMemory {
     /// All of it, in KiB.
     size: u32,
     free: Arc<Semaphore>,
-    /// How much may wait for a share: while it does, the answer is in memory.
+    /// How much may wait for a share: while it does, what the answer is made of is in memory.
     waiting: Semaphore,
     /// Searches whose pages may be read and made at once.
     turns: Arc<Semaphore>,
@@ -74,10 +75,14 @@ impl AnswerMemory {
         status: StatusCode,
         body: &(impl Serialize + Sync),
     ) -> Result<Response, ApiError> {
-        self.sent(status, write(0, body)?).await
+        match Measured::of(body)? {
+            Measured::Small(bytes) => Ok(response(status, bytes.into())),
+            Measured::Large(length) => json(status, body, length, self.share(length).await?),
+        }
     }
 
-    /// Waits for the turn of a search. It begins before the search and ends when [`AnswerMemory::list`] has made its page.
+    /// Waits for the turn of a search. It begins before the search and ends when [`AnswerMemory::list`] has measured its
+    /// page.
     pub(super) async fn turn(&self) -> Result<Turn, ApiError> {
         let turn = Arc::clone(&self.turns).acquire_owned();
         let full = || ApiError::unavailable("too many searches are under way");
@@ -87,26 +92,24 @@ impl AnswerMemory {
     }
 
     /// An answer with many things, made in a thread for that; of a search with its turn, which ends before the answer
-    /// waits for its share.
+    /// waits for its share. Until it has one there is only what it is made of, since JSON can take six times as much.
     pub(super) async fn list(
         &self,
         status: StatusCode,
         turn: Option<Turn>,
         body: impl Serialize + Send + 'static,
     ) -> Result<Response, ApiError> {
-        let made = tokio::task::spawn_blocking(move || {
-            let mut bytes = write(0, &body)?;
-            bytes.shrink_to_fit();
-            drop((body, turn));
-            Ok::<_, ApiError>(bytes)
+        let measured = beside(move || {
+            let measured = Measured::of(&body)?;
+            drop(turn);
+            Ok((measured, body))
         });
-        let bytes = made.await.map_err(|error| ApiError::task_failed(&error))??;
-        self.sent(status, bytes).await
-    }
-
-    async fn sent(&self, status: StatusCode, bytes: Vec<u8>) -> Result<Response, ApiError> {
-        let share = self.share(bytes.len()).await?;
-        Ok(response(status, share.hold(bytes)))
+        let (length, body) = match measured.await? {
+            (Measured::Small(bytes), _) => return Ok(response(status, bytes.into())),
+            (Measured::Large(length), body) => (length, body),
+        };
+        let share = self.share(length).await?;
+        beside(move || json(status, &body, length, share)).await
     }
 
     /// A share for an answer of that size. What is larger than all of the memory takes all of it.
@@ -144,17 +147,57 @@ pub(super) fn json(
     length: usize,
     share: Share,
 ) -> Result<Response, ApiError> {
-    Ok(response(status, share.hold(write(length, body)?)))
+    let mut bytes = Vec::with_capacity(length);
+    write(&mut bytes, body)?;
+    Ok(response(status, share.hold(bytes)))
 }
 
-/// As JSON of about that length.
-fn write(length: usize, body: &impl Serialize) -> Result<Vec<u8>, ApiError> {
-    let mut bytes = Vec::with_capacity(length);
-    serde_json::to_writer(&mut bytes, body).map_err(|error| {
+/// Makes something that takes long in a thread for that.
+async fn beside<T: Send + 'static>(
+    make: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(make).await.map_err(|error| ApiError::task_failed(&error))?
+}
+
+fn write(to: impl Write, body: &impl Serialize) -> Result<(), ApiError> {
+    serde_json::to_writer(to, body).map_err(|error| {
         tracing::error!(%error, "an answer could not be written as JSON");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
-    })?;
-    Ok(bytes)
+    })
+}
+
+/// A body as JSON: a small one is written already, of a larger one only the length is known.
+enum Measured {
+    Small(Vec<u8>),
+    Large(usize),
+}
+
+impl Measured {
+    fn of(body: &impl Serialize) -> Result<Self, ApiError> {
+        let mut start = Start { bytes: Vec::new(), length: 0 };
+        write(&mut start, body)?;
+        Ok(if start.length <= SMALL { Self::Small(start.bytes) } else { Self::Large(start.length) })
+    }
+}
+
+/// Keeps the bytes of a small answer, and only counts those of a larger one.
+struct Start {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Write for Start {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.length += bytes.len();
+        if self.length <= SMALL {
+            self.bytes.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Items, and how each is shown. Only one of them is shown at a time, since that takes several times its memory.
