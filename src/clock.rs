@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::domain::time::Timestamp;
 
 /// The time of a store on this machine: the wall clock, which it follows forwards at once. After a step back of up to
-/// [`MAX_AHEAD`] it goes on a little slower until the wall clock has caught up; a larger one it follows.
+/// `MAX_AHEAD` it goes on a little slower until the wall clock has caught up; a larger one it follows.
 pub fn system_now() -> Timestamp {
     static TIME: Mutex<Option<Steady>> = Mutex::new(None);
     let mut time = TIME.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! HTTP out: the one client, the address policy that it obeys, capped responses.
 //!
-//! Invariant: the address that was checked is the address that is dialled. [`connector`] resolves, checks and connects;
+//! Invariant: the address that was checked is the address that is dialled. `connector` resolves, checks and connects;
 //! nothing else opens a connection to a destination.
 
 pub mod client;
