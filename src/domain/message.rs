@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::id::MessageId;
+use super::signature::body_sha256;
 use super::time::Timestamp;
 
 /// The methods a message may be delivered with.
@@ -283,6 +284,29 @@ pub struct Message {
 }
 
 impl Message {
+    /// A message that only has a URL and a body: sent by POST, due when it is created, never sent again.
+    pub fn plain(id: MessageId, created_at: Timestamp, url: &str, body: Bytes) -> Self {
+        Self {
+            id,
+            created_at,
+            due_at: created_at,
+            method: Method::Post,
+            url: url.to_owned(),
+            headers: Headers::new(),
+            body_sha256: body_sha256(&body),
+            body,
+            max_retries: 0,
+            caller_ip: None,
+            labels: Vec::new(),
+            queue: None,
+            url_group: None,
+            endpoint: None,
+            schedule_id: None,
+            source_id: None,
+            options: Options::default(),
+        }
+    }
+
     /// Bytes that it takes in memory, roughly: what the bounds on memory count.
     pub fn size(&self) -> usize {
         let options = texts_size(&self.labels) + self.options.size();

@@ -673,7 +673,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::message::{Headers, Message, Method, Options};
+    use crate::domain::message::Message;
     use crate::domain::time::Timestamp;
 
     fn dispatcher(concurrency: usize, per_lane: usize, held: usize) -> Dispatcher {
@@ -687,25 +687,8 @@ mod tests {
 
     fn delivery(id: usize, lane: &str, lease: Lease) -> Delivery {
         let now = Timestamp::from_millis(0);
-        let message = Message {
-            id: MessageId::new(format!("msg_{id}")),
-            created_at: now,
-            due_at: now,
-            method: Method::Post,
-            url: "http://e.com".to_owned(),
-            headers: Headers::new(),
-            body: bytes::Bytes::new(),
-            body_sha256: [0; 32],
-            max_retries: 0,
-            caller_ip: None,
-            labels: Vec::new(),
-            queue: None,
-            url_group: None,
-            endpoint: None,
-            schedule_id: None,
-            source_id: None,
-            options: Options::default(),
-        };
+        let message =
+            Message::plain(MessageId::new(format!("msg_{id}")), now, "http://e.com", bytes::Bytes::new());
         Delivery::stored_leased(&Arc::new(message), &Arc::from(lane), lease, None)
     }
 

@@ -182,30 +182,13 @@ mod tests {
 
     use super::*;
     use crate::domain::id::MessageId;
-    use crate::domain::message::{Headers, Message, Method, Options};
+    use crate::domain::message::Message;
     use crate::domain::time::Timestamp;
 
     fn step(number: u8, bytes: usize) -> Step {
         let time = Timestamp::from_millis(1_700_000_000_000 + i64::from(number));
-        let message = Message {
-            id: MessageId::new(number.to_string()),
-            created_at: time,
-            due_at: time,
-            method: Method::Post,
-            url: "http://localhost/".to_owned(),
-            headers: Headers::new(),
-            body: Bytes::from(vec![0; bytes]),
-            body_sha256: [0; 32],
-            max_retries: 0,
-            caller_ip: None,
-            labels: Vec::new(),
-            queue: None,
-            url_group: None,
-            endpoint: None,
-            schedule_id: None,
-            source_id: None,
-            options: Options::default(),
-        };
+        let (id, body) = (MessageId::new(number.to_string()), Bytes::from(vec![0; bytes]));
+        let message = Message::plain(id, time, "http://localhost/", body);
         let lane = Arc::from("a");
         Step::Accepted(vec![Accept { message: Arc::new(message), lane, lease: None, deduplication: None }])
     }

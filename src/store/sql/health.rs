@@ -8,7 +8,6 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use rand::RngExt as _;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, SqliteConnection};
@@ -19,8 +18,7 @@ use super::writer::Writer;
 use super::{Backend, hot_postgres, hot_sqlite, within};
 use crate::clock::{pause, system_now};
 use crate::domain::id::MessageId;
-use crate::domain::message::{Headers, Message, Method, Options};
-use crate::domain::signature::body_sha256;
+use crate::domain::message::Message;
 use crate::failure::Failure;
 use crate::store::{Accept, NodeId, Repeat, Result, StoreError};
 
@@ -168,25 +166,7 @@ fn message() -> Accept {
     let now = system_now();
     let mut body = vec![0; SIZE];
     rand::rng().fill(&mut body[..]);
-    let body = Bytes::from(body);
-    let message = Message {
-        id: MessageId::generate(now, rand::rng().random()),
-        created_at: now,
-        due_at: now,
-        method: Method::Post,
-        url: "http://localhost/".to_owned(),
-        headers: Headers::new(),
-        body_sha256: body_sha256(&body),
-        body,
-        max_retries: 0,
-        caller_ip: None,
-        labels: Vec::new(),
-        queue: None,
-        url_group: None,
-        endpoint: None,
-        schedule_id: None,
-        source_id: None,
-        options: Options::default(),
-    };
+    let id = MessageId::generate(now, rand::rng().random());
+    let message = Message::plain(id, now, "http://localhost/", body.into());
     Accept { message: Arc::new(message), lane: super::lane("probe"), lease: None, deduplication: None }
 }
