@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use super::answers::{Each, Page};
 use super::body::Upload;
@@ -19,7 +20,6 @@ use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::{CallbackSpec, Headers, Message, Options};
 use crate::domain::outcome::Ids as _;
 use crate::domain::time::Timestamp;
-use crate::engine::ids::FreshIds;
 use crate::store::{Accept, DeadLetter, DeadLetterFilter, LetterPlace, Missing, Order};
 
 /// Dead letters in one page of the list.
@@ -290,7 +290,7 @@ impl Api {
         let urls = callback_urls("upstash", &letter.message.options);
         let now = self.engine.now();
         let mut message = letter.message;
-        message.id = FreshIds.message(now);
+        message.id = self.engine.ids().message(now);
         override_message(&mut message, self.overrides(&urls, retry)?, retry, now);
         let origin = self.check_destinations(&message.url, &message.options)?;
         Ok(Accept {

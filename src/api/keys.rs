@@ -14,7 +14,7 @@ impl Api {
     }
 
     pub(super) async fn rotate_keys(&self) -> Result<Response, ApiError> {
-        let fresh = keys::fresh();
+        let fresh = keys::fresh(self.engine.chance());
         let rotation = self.engine.store().rotate_signing_keys(&fresh, self.engine.now());
         let pair = self.engine.keys().follow(rotation).await?;
         tracing::warn!("the signing keys were rotated: receivers must learn of the new next key");

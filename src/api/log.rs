@@ -1,12 +1,13 @@
 //! `GET /v2/events` and `GET /v2/logs`.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::response::Response;
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::answers::{Each, Page};
 use super::error::ApiError;

@@ -21,7 +21,6 @@ use crate::domain::message::{CallbackSpec, Message, Options};
 use crate::domain::outcome::Ids as _;
 use crate::domain::template::{Target, Template};
 use crate::domain::time::Timestamp;
-use crate::engine::ids::FreshIds;
 use crate::engine::ingest::NewMessage;
 use crate::store::{self, Accepted};
 
@@ -319,7 +318,7 @@ impl Api {
         due_at: Timestamp,
         key: Option<String>,
     ) -> NewMessage {
-        let id = FreshIds.message(created_at);
+        let id = self.engine.ids().message(created_at);
         let expires_at = created_at.after(self.settings.deduplication_window);
         NewMessage {
             message: Arc::new(template.into_message(id, recipient.target, created_at, due_at)),

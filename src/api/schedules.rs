@@ -10,7 +10,6 @@ use futures_util::stream::{self, StreamExt as _};
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
-use rand::RngExt as _;
 use serde_json::json;
 
 use super::body::Upload;
@@ -61,7 +60,7 @@ impl Api {
         let now = self.engine.now();
         let id = match publish.schedule_id {
             Some(name) => ScheduleId::new(name),
-            None => ScheduleId::generate(now, rand::rng().random()),
+            None => ScheduleId::generate(now, self.engine.chance().random()),
         };
         let mut template = Template::new(
             publish.method,
@@ -76,7 +75,7 @@ impl Api {
         template.schedule_id = Some(id.as_str().to_owned());
         let schedule = Schedule {
             id: id.clone(),
-            generation: rand::rng().random(),
+            generation: self.engine.chance().random(),
             cron: text,
             destination: written,
             template,
