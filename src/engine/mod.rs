@@ -206,8 +206,8 @@ impl Engine {
         (self.shared.dispatcher.running(), self.shared.settings.concurrency)
     }
 
-    /// Deliveries in memory: waiting, running, or not yet finished in the store.
-    pub fn held(&self) -> usize {
+    /// Deliveries that have room in memory: waiting, running, not yet stored, or about to come from the store.
+    pub fn deliveries(&self) -> usize {
         self.shared.dispatcher.held()
     }
 
