@@ -223,14 +223,6 @@ async fn transaction(
     max_queues: Option<u32>,
     clock: &Clock,
 ) -> Result<Vec<Done>> {
-    if let [Step::Accept { node, batch, repeat: Repeat::First, .. }] = group
-        && let [accept] = &batch[..]
-        && accept.deduplication.is_none()
-        && !is_gated(&accept.message)
-    {
-        accept_one(connection, *node, accept).await?;
-        return Ok(vec![Done::Accept(vec![Accepted::Stored])]);
-    }
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let now = clock.now();
     let mut results = Vec::with_capacity(group.len());
@@ -293,34 +285,6 @@ fn work(step: &Step) -> Duration {
 /// Bytes of messages that the step stores.
 fn size(step: &Step) -> usize {
     accepts(step).into_iter().flatten().map(|accept| accept.message.size()).sum()
-}
-
-/// What makes storing one message a single statement, and so a single way to SQLite's thread and back instead of four:
-/// a view that the writer's connection has for itself, and that puts what is inserted into both tables. A migration that
-/// makes one of them anew has to drop it before.
-pub(super) const ACCEPTED: &str = "\
-    CREATE TEMP VIEW accepted AS \
-        SELECT m.*, d.lane, d.size, d.claims, d.node, d.lease FROM messages m JOIN deliveries d ON d.message_id = m.id; \
-    CREATE TEMP TRIGGER accept INSTEAD OF INSERT ON accepted BEGIN \
-        INSERT INTO messages VALUES (NEW.id, NEW.created_at, NEW.due_at, NEW.method, NEW.url, NEW.headers, NEW.body, \
-            NEW.body_sha256, NEW.max_retries, NEW.caller_ip, NEW.labels, NEW.queue, NEW.url_group, NEW.endpoint, \
-            NEW.schedule_id, NEW.flow_key, NEW.source_id, NEW.options); \
-        INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
-        VALUES (NEW.id, NEW.lane, NEW.due_at, NEW.size, 0, NEW.claims, NEW.node, NEW.lease); \
-    END";
-
-/// Stores one message that is new and waits at no gate.
-async fn accept_one(connection: &mut SqliteConnection, node: NodeId, accept: &Accept) -> Result<()> {
-    let sql = "INSERT INTO accepted VALUES \
-               (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
-    let mut arguments = SqliteArguments::default();
-    let add = |arguments: &mut SqliteArguments| {
-        add_message!(&mut *arguments, &accept.message)?;
-        add_delivery!(&mut *arguments, node, accept)
-    };
-    add(&mut arguments).map_err(sqlx::Error::Encode)?;
-    sqlx::query_with(sql, arguments).execute(connection).await?;
-    Ok(())
 }
 
 /// Inserts rows by the smallest statements that hold them. The first column is never null, and so tells a row from room
