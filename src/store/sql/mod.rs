@@ -42,6 +42,7 @@ mod attempts;
 mod cancelling;
 mod checkpoint;
 mod codec;
+mod columns;
 mod damage;
 mod dead_letters;
 mod deduplication;
