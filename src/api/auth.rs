@@ -55,7 +55,7 @@ impl Tokens {
         };
         match (self.role(&token), access) {
             (None, _) => Err(ApiError::unauthorized("invalid token")),
-            (Some(Role::ReadOnly), Access::Full) => Err(ApiError::new(
+            (Some(Role::ReadOnly), Access::Full | Access::Publish) => Err(ApiError::new(
                 http::StatusCode::FORBIDDEN,
                 "this token is read-only: it may not change anything, nor read the signing keys",
             )),

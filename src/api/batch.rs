@@ -8,15 +8,14 @@ use std::fmt;
 use axum::response::Response;
 use bytes::Bytes;
 use http::StatusCode;
-use http::request::Parts;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::body::Upload;
 use super::error::{ApiError, json_problem};
 use super::headers::{self, Kind, MAX_FIELDS};
 use super::publish::{MAX_MESSAGES, Messages, Published, Shape};
+use super::routes::Call;
 use super::url_groups::Groups;
 use super::{Api, answers};
 use crate::domain::destination;
@@ -34,12 +33,12 @@ enum Answer<'a> {
 }
 
 impl Api {
-    pub(super) async fn batch(&self, parts: &Parts, upload: &mut Upload) -> Result<Response, ApiError> {
-        let mut received = self.read_body(upload, self.settings.max_batch, "the batch").await?;
+    pub(super) async fn batch(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let mut received = self.read_body(call.upload, self.settings.max_batch, "the batch").await?;
         let body = std::mem::take(&mut received.body);
         let Items(items) = serde_json::from_slice(&body)
             .map_err(|error| ApiError::bad_request(format!("invalid batch: {}", json_problem(&error))))?;
-        let mut messages = self.messages(parts, body.len());
+        let mut messages = self.messages(call.parts, body.len());
         let mut shapes = Vec::with_capacity(items.len());
         let mut groups = Groups::new();
         for (index, item) in items.into_iter().enumerate() {

@@ -13,6 +13,7 @@ use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Due, Kind, Publish};
 use super::query::{Query, invalid_cursor};
+use super::routes::Call;
 use super::{Api, PAGE_BYTES, answers, filter, wire};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::id::{DeadLetterId, MessageId};
@@ -55,8 +56,8 @@ enum Selection {
 }
 
 impl Api {
-    pub(super) async fn list_dead_letters(&self, query: &str) -> Result<Response, ApiError> {
-        let query = Query::parse(query);
+    pub(super) async fn list_dead_letters(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let query = Query::parse(call.query);
         known(&query)?;
         let (filter, order, after) = (read_filter(&query)?, read_order(&query)?, read_after(&query)?);
         let count = query.count(PAGE, PAGE)?;
@@ -68,13 +69,15 @@ impl Api {
         self.answers.list(StatusCode::OK, Some(turn), page).await
     }
 
-    pub(super) async fn get_dead_letter(&self, id: &str) -> Result<Response, ApiError> {
+    pub(super) async fn get_dead_letter(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let id = &call.name;
         let found = self.engine.store().dead_letter(&DeadLetterId::new(id)).await?;
         let letter = wire::dead_letter(&found.ok_or_else(|| unknown(id))?);
         self.answers.json(StatusCode::OK, &letter).await
     }
 
-    pub(super) async fn delete_dead_letter(&self, id: &str) -> Result<Response, ApiError> {
+    pub(super) async fn delete_dead_letter(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let id = &call.name;
         let deleted = self.engine.store().delete_dead_letters(&[DeadLetterId::new(id)]).await?;
         if deleted == 0 {
             return Err(unknown(id));
@@ -83,15 +86,10 @@ impl Api {
     }
 
     /// Deletes the given ids, those that exist; or else what matches the filters, a part of it at a time.
-    pub(super) async fn delete_dead_letters(
-        &self,
-        query: &str,
-        trailing_slash: bool,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
+    pub(super) async fn delete_dead_letters(&self, call: Call<'_>) -> Result<Response, ApiError> {
         let store = self.engine.store();
         let mut cursor = None;
-        let ids = match self.selection(Query::parse(query), trailing_slash, upload).await? {
+        let ids = match self.selection(Query::parse(call.query), call.trailing_slash, call.upload).await? {
             Selection::Ids(ids) => ids,
             Selection::Matching { filter, order, after, count } => {
                 let page = store.dead_letter_places(&filter, order, after.as_ref(), count).await?;
@@ -109,32 +107,21 @@ impl Api {
         super::json(StatusCode::OK, &answer)
     }
 
-    pub(super) async fn retry_dead_letter(
-        &self,
-        id: &str,
-        query: &str,
-        fields: &HeaderMap,
-    ) -> Result<Response, ApiError> {
-        let (query, params) = Query::parse_with_options(query);
+    pub(super) async fn retry_dead_letter(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let (query, params) = Query::parse_with_options(call.query);
         query.only(&[])?;
-        let retry = Retry { fields, params: &params };
-        let retried = self.retry_each(&[DeadLetterId::new(id)], &retry).await?;
+        let retry = Retry { fields: &call.parts.headers, params: &params };
+        let retried = self.retry_each(&[DeadLetterId::new(call.name)], &retry).await?;
         super::json(StatusCode::CREATED, &retried.first())
     }
 
     /// Retries the given ids, all or none; or else what matches the filters, a part of it at a time.
-    pub(super) async fn retry_dead_letters(
-        &self,
-        query: &str,
-        trailing_slash: bool,
-        fields: &HeaderMap,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let (query, params) = Query::parse_with_options(query);
-        let retry = Retry { fields, params: &params };
+    pub(super) async fn retry_dead_letters(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let (query, params) = Query::parse_with_options(call.query);
+        let retry = Retry { fields: &call.parts.headers, params: &params };
         self.check_retry(&retry)?;
         let mut answer = Map::new();
-        let selection = self.selection(query, trailing_slash, upload).await?;
+        let selection = self.selection(query, call.trailing_slash, call.upload).await?;
         let count = match &selection {
             Selection::Ids(ids) => ids.len(),
             Selection::Matching { count, .. } => *count,

@@ -133,11 +133,9 @@ impl From<RouteError> for ApiError {
         match error {
             RouteError::Unknown => Self::not_found("no such endpoint"),
             RouteError::Method { allow } => {
-                let mut error = Self::new(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    format!("method not allowed here; allowed: {allow}"),
-                );
-                error.headers.push((ALLOW, HeaderValue::from_static(allow)));
+                let text = format!("method not allowed here; allowed: {allow}");
+                let mut error = Self::new(StatusCode::METHOD_NOT_ALLOWED, text);
+                error.headers.extend(HeaderValue::try_from(allow).map(|allow| (ALLOW, allow)));
                 error
             }
         }

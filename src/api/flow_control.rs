@@ -8,6 +8,7 @@ use super::answers::Each;
 use super::error::ApiError;
 use super::headers::{read_count, read_period};
 use super::query::Query;
+use super::routes::Call;
 use super::{Api, json};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::gate::{FlowChange, Limits, Rate};
@@ -16,8 +17,8 @@ use crate::domain::time::Timestamp;
 use crate::store::gates::FlowKey;
 
 impl Api {
-    pub(super) async fn list_flow_keys(&self, query: &str) -> Result<Response, ApiError> {
-        let query = Query::parse(query);
+    pub(super) async fn list_flow_keys(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let query = Query::parse(call.query);
         query.only(&["search"])?;
         let now = self.engine.now();
         let keys = self.engine.store().flow_keys(query.get("search").unwrap_or_default(), now).await?;
@@ -25,14 +26,27 @@ impl Api {
         self.answers.list(StatusCode::OK, None, keys).await
     }
 
-    pub(super) async fn get_flow_key(&self, key: &str) -> Result<Response, ApiError> {
+    pub(super) async fn get_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let key = &call.name;
         self.check_key(key)?;
         let now = self.engine.now();
         let found = self.engine.store().flow_key(key, now).await?.ok_or_else(|| unknown(key))?;
         json(StatusCode::OK, &shown(&found, now))
     }
 
-    pub(super) async fn change_flow_key(&self, key: &str, change: &FlowChange) -> Result<Response, ApiError> {
+    pub(super) async fn pause_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.change_flow_key(&call.name, &FlowChange::Pause).await
+    }
+
+    pub(super) async fn resume_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.change_flow_key(&call.name, &FlowChange::Resume).await
+    }
+
+    pub(super) async fn reset_flow_rate(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.change_flow_key(&call.name, &FlowChange::ResetRate).await
+    }
+
+    async fn change_flow_key(&self, key: &str, change: &FlowChange) -> Result<Response, ApiError> {
         self.check_key(key)?;
         // A key that has such a name from before can still be resumed, but none is made.
         if is_path_step(key) && matches!(change, FlowChange::Pause | FlowChange::Pin(_)) {
@@ -48,8 +62,8 @@ impl Api {
         json(StatusCode::OK, &json!({}))
     }
 
-    pub(super) async fn pin_flow_key(&self, key: &str, query: &str) -> Result<Response, ApiError> {
-        let query = Query::parse(query);
+    pub(super) async fn pin_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let query = Query::parse(call.query);
         query.only(&["parallelism", "rate", "period"])?;
         let invalid = |name: &str| {
             let name = name.to_owned();
@@ -70,11 +84,11 @@ impl Api {
             return Err(ApiError::bad_request("invalid period: it belongs to a rate, which is not given"));
         }
         let rate = rate.map(|count| Rate { count, period_s: period_s.unwrap_or(1) });
-        self.change_flow_key(key, &FlowChange::Pin(Limits { parallelism, rate })).await
+        self.change_flow_key(&call.name, &FlowChange::Pin(Limits { parallelism, rate })).await
     }
 
-    pub(super) async fn unpin_flow_key(&self, key: &str, query: &str) -> Result<Response, ApiError> {
-        let query = Query::parse(query);
+    pub(super) async fn unpin_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let query = Query::parse(call.query);
         query.only(&["parallelism", "rate"])?;
         let (parallelism, rate) = (query.flag("parallelism")?, query.flag("rate")?);
         if parallelism.is_none() && rate.is_none() {
@@ -84,10 +98,10 @@ impl Api {
         }
         let named = |flag: Option<bool>| flag.unwrap_or(false);
         let change = FlowChange::Unpin { parallelism: named(parallelism), rate: named(rate) };
-        self.change_flow_key(key, &change).await
+        self.change_flow_key(&call.name, &change).await
     }
 
-    pub(super) fn get_parallelism(&self) -> Result<Response, ApiError> {
+    pub(super) async fn get_parallelism(&self, _call: Call<'_>) -> Result<Response, ApiError> {
         let (running, most) = self.engine.parallelism();
         json(StatusCode::OK, &json!({ "parallelismMax": most, "parallelismCount": running }))
     }

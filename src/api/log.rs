@@ -11,6 +11,7 @@ use serde_json::json;
 use super::answers::{Each, Page};
 use super::error::ApiError;
 use super::query::{Query, invalid_cursor};
+use super::routes::Call;
 use super::{Api, PAGE_BYTES, filter, wire};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::id::MessageId;
@@ -19,7 +20,7 @@ use crate::store::{LogCursor, LogEntry, LogFilter, Order, State};
 
 /// Which of the two lists.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+enum Form {
     Events,
     Logs,
 }
@@ -35,7 +36,15 @@ const GROUP_LOOKS: usize = 20;
 const GROUP_TIME: Duration = Duration::from_secs(2);
 
 impl Api {
-    pub(super) async fn list_log(&self, query: &str, form: Form) -> Result<Response, ApiError> {
+    pub(super) async fn list_events(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.list_log(call.query, Form::Events).await
+    }
+
+    pub(super) async fn list_logs(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.list_log(call.query, Form::Logs).await
+    }
+
+    async fn list_log(&self, query: &str, form: Form) -> Result<Response, ApiError> {
         let query = Query::parse(query);
         let others =
             ["messageId", "messageIds", "state", "order", "groupBy", "trimBody", "count", "cursor", "api"];

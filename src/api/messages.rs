@@ -6,9 +6,9 @@ use axum::response::Response;
 use http::StatusCode;
 use serde_json::json;
 
-use super::body::Upload;
 use super::error::ApiError;
 use super::query::Query;
+use super::routes::Call;
 use super::{Api, filter, json, wire};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::id::MessageId;
@@ -18,13 +18,15 @@ use crate::store::{Cancellation, UnfinishedFilter};
 const MAX_COUNT: usize = 500;
 
 impl Api {
-    pub(super) async fn get_message(&self, id: &str) -> Result<Response, ApiError> {
+    pub(super) async fn get_message(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let id = &call.name;
         let message = self.engine.store().message(&MessageId::new(id)).await?;
         let message = message.ok_or_else(|| unknown(id))?;
         self.answers.json(StatusCode::OK, &wire::message(&message)).await
     }
 
-    pub(super) async fn cancel_message(&self, id: &str) -> Result<Response, ApiError> {
+    pub(super) async fn cancel_message(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let id = &call.name;
         match self.engine.cancel(&MessageId::new(id)).await? {
             Cancellation::NotFound => {
                 Err(ApiError::not_found(format!("message {} not found, or already finished", Excerpt(id))))
@@ -37,18 +39,13 @@ impl Api {
 
     /// Cancels the given ids; or else what matches the filters, without any all there is. Both are taken from the query
     /// and from a JSON body.
-    pub(super) async fn cancel_messages(
-        &self,
-        query: &str,
-        trailing_slash: bool,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let mut query = Query::parse(query);
-        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+    pub(super) async fn cancel_messages(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let mut query = Query::parse(call.query);
+        let received = self.read_body(call.upload, self.settings.max_message, "the body").await?;
         query.add_body(&received.body, "messageIds")?;
         let known = [&["messageIds", "count"], &filter::COMMON[..], &filter::PARTS].concat();
         query.only(&known)?;
-        query.refuse_bare(trailing_slash, &known)?;
+        query.refuse_bare(call.trailing_slash, &known)?;
         let limit = count(&query)?.unwrap_or(usize::MAX);
         let cancelled = if query.has("messageIds") {
             let mut seen = HashSet::new();

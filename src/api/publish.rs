@@ -11,9 +11,9 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::answers::Share;
-use super::body::Upload;
 use super::error::ApiError;
 use super::headers::{self, Deduplication, Due, Kind, Publish, content_key, id_key};
+use super::routes::Call;
 use super::url_groups::Groups;
 use super::{Api, Peer, answers, caller};
 use crate::domain::destination::{self, Destination, Origin, validate_url};
@@ -106,30 +106,43 @@ impl<'a> Published<'a> {
 }
 
 impl Api {
-    /// Publishes what one request says, through that queue if there is one in the path.
-    pub(super) async fn publish(
-        &self,
-        queue: Option<&str>,
-        rest: &str,
-        parts: &Parts,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let queue = queue
-            .map(headers::read_name)
-            .transpose()
-            .map_err(|problem| ApiError::bad_request(format!("invalid queue in the path: {problem}")))?;
-        let kind = if queue.is_some() { Kind::Enqueue } else { Kind::Publish };
-        let parsed = destination::parse(rest)?;
-        let fields = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        let now = self.engine.now();
-        let mut publish = headers::parse(kind, fields, &parsed.params, &self.settings.headers, now)?;
+    pub(super) async fn publish(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let parsed = destination::parse(&call.rest)?;
+        let publish = self.read_headers(Kind::Publish, &call, &parsed.params)?;
         if publish.cron.is_some() {
-            return self.create_schedule(rest, parts, upload).await;
+            return self.create_schedule(call).await;
         }
-        publish.queue = queue.or(publish.queue);
-        let draft = self.draft(parsed.destination, publish, &mut Groups::new()).await?;
-        let received = self.read_body(upload, self.settings.max_message, "the message").await?;
-        let mut messages = self.messages(parts, received.body.len());
+        self.publish_to(parsed.destination, publish, call).await
+    }
+
+    pub(super) async fn enqueue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let queue = headers::read_name(&call.name)
+            .map_err(|problem| ApiError::bad_request(format!("invalid queue in the path: {problem}")))?;
+        let parsed = destination::parse(&call.rest)?;
+        let publish = self.read_headers(Kind::Enqueue, &call, &parsed.params)?;
+        self.publish_to(parsed.destination, Publish { queue: Some(queue), ..publish }, call).await
+    }
+
+    /// Reads what the headers of a request say, and the parameters that stand in for headers.
+    pub(super) fn read_headers(
+        &self,
+        kind: Kind,
+        call: &Call<'_>,
+        params: &[(String, Vec<u8>)],
+    ) -> Result<Publish, ApiError> {
+        let fields = call.parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        Ok(headers::parse(kind, fields, params, &self.settings.headers, self.engine.now())?)
+    }
+
+    async fn publish_to(
+        &self,
+        destination: Destination,
+        publish: Publish,
+        call: Call<'_>,
+    ) -> Result<Response, ApiError> {
+        let draft = self.draft(destination, publish, &mut Groups::new()).await?;
+        let received = self.read_body(call.upload, self.settings.max_message, "the message").await?;
+        let mut messages = self.messages(call.parts, received.body.len());
         let shape = self.add(&mut messages, draft, received.body.clone())?;
         let (size, share) = self.share_for(&messages).await?;
         let stored = self.store(messages).await?;

@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answers::Each;
-use super::body::Upload;
 use super::error::{ApiError, json_problem};
 use super::headers::read_name;
+use super::routes::Call;
 use super::{Api, json};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::gate::queue_gate;
@@ -27,18 +27,19 @@ struct Upsert {
 }
 
 impl Api {
-    pub(super) async fn list_queues(&self) -> Result<Response, ApiError> {
+    pub(super) async fn list_queues(&self, _call: Call<'_>) -> Result<Response, ApiError> {
         let queues = self.engine.store().queues().await?;
         self.answers.list(StatusCode::OK, None, Each(queues, shown)).await
     }
 
-    pub(super) async fn get_queue(&self, name: &str) -> Result<Response, ApiError> {
+    pub(super) async fn get_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let name = &call.name;
         let queue = self.engine.store().queue(name).await?.ok_or_else(|| unknown(name))?;
         json(StatusCode::OK, &shown(&queue))
     }
 
-    pub(super) async fn upsert_queue(&self, upload: &mut Upload) -> Result<Response, ApiError> {
-        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+    pub(super) async fn upsert_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let received = self.read_body(call.upload, self.settings.max_message, "the body").await?;
         let upsert: Upsert = serde_json::from_slice(&received.body).map_err(|error| {
             ApiError::bad_request(format!(
                 "the body must be JSON like {{\"queueName\":\"q\",\"parallelism\":2,\"paused\":false}}: {}",
@@ -70,12 +71,20 @@ impl Api {
         }
     }
 
-    pub(super) async fn delete_queue(&self, name: &str) -> Result<Response, ApiError> {
-        self.engine.remove_queue(name).await?;
+    pub(super) async fn delete_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.engine.remove_queue(&call.name).await?;
         json(StatusCode::OK, &json!({}))
     }
 
-    pub(super) async fn pause_queue(&self, name: &str, paused: bool) -> Result<Response, ApiError> {
+    pub(super) async fn pause_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.set_paused(&call.name, true).await
+    }
+
+    pub(super) async fn resume_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.set_paused(&call.name, false).await
+    }
+
+    async fn set_paused(&self, name: &str, paused: bool) -> Result<Response, ApiError> {
         if !self.engine.store().pause_queue(name, paused, self.engine.now()).await? {
             return Err(unknown(name));
         }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Api;
 use super::error::{ApiError, RateLimit};
-use super::routes::{Access, Route};
+use super::routes::Access;
 use crate::domain::time::Timestamp;
 use crate::engine::ingest::NewMessage;
 use crate::store::{Accepted, Store};
@@ -29,11 +29,9 @@ impl Api {
     }
 
     /// Counts a request, unless it brings messages or is for anyone to make.
-    pub(super) fn count_request(&self, route: &Route) -> Result<(), ApiError> {
-        match &self.burst_limit {
-            Some(limit) if !route.brings_messages() && route.access() != Access::Public => {
-                limit.take(self.engine.now())
-            }
+    pub(super) fn count_request(&self, access: Access) -> Result<(), ApiError> {
+        match (&self.burst_limit, access) {
+            (Some(limit), Access::Read | Access::Full) => limit.take(self.engine.now()),
             _ => Ok(()),
         }
     }

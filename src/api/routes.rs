@@ -1,336 +1,349 @@
-//! The route table: which path and method mean what, and who may call it. Works on the raw request target.
+//! The route table: which path and method mean which operation, who may call it, and what answers it. Works on the raw
+//! request target.
 //!
 //! The fixed words of a path match in any case. Surplus slashes around them don't count, which a base URL that ends in one
 //! leaves, nor does a trailing slash. Names and ids are taken as they are (percent-decoded once), and nothing of a
 //! destination is touched. Nothing here redirects.
 
 use std::borrow::Cow;
+use std::pin::Pin;
 
+use axum::response::Response;
 use http::Method;
+use http::request::Parts;
 use percent_encoding::percent_decode_str;
 
+use super::Api;
+use super::body::Upload;
+use super::error::ApiError;
 use crate::domain::destination::is_url;
 
-/// What a request asks for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Route {
-    /// `POST /v2/publish/…`; what follows, raw, query included.
-    Publish {
-        rest: String,
-    },
-    /// `POST /v2/enqueue/{queue}/…`; what follows the queue's name, raw, query included.
-    Enqueue {
-        queue: String,
-        rest: String,
-    },
-    Batch,
-    GetMessage {
-        id: String,
-    },
-    CancelMessage {
-        id: String,
-    },
-    /// With nothing else, all; but not with a trailing slash, which is what an empty id leaves.
-    CancelMessages {
-        trailing_slash: bool,
-    },
-    ListDeadLetters,
-    /// As [`Route::CancelMessages`].
-    DeleteDeadLetters {
-        trailing_slash: bool,
-    },
-    GetDeadLetter {
-        id: String,
-    },
-    DeleteDeadLetter {
-        id: String,
-    },
-    RetryDeadLetter {
-        id: String,
-    },
-    /// As [`Route::CancelMessages`].
-    RetryDeadLetters {
-        trailing_slash: bool,
-    },
-    /// `GET /v2/events`: pages of 1000, in `events`.
-    ListEvents,
-    /// `GET /v2/logs`: the same in pages of 100, in `logs` too.
-    ListLogs,
-    /// `POST /v2/schedules/…`; what follows, raw, query included.
-    CreateSchedule {
-        rest: String,
-    },
-    ListSchedules,
-    GetSchedule {
-        id: String,
-    },
-    DeleteSchedule {
-        id: String,
-    },
-    PauseSchedule {
-        id: String,
-    },
-    ResumeSchedule {
-        id: String,
-    },
-    /// `/v2/topics`, as all that follow.
-    ListUrlGroups,
-    GetUrlGroup {
-        name: String,
-    },
-    SetUrlGroupHeaders {
-        name: String,
-    },
-    DeleteUrlGroup {
-        name: String,
-    },
-    UpsertEndpoints {
-        name: String,
-    },
-    RemoveEndpoints {
-        name: String,
-    },
-    ListQueues,
-    UpsertQueue,
-    GetQueue {
-        name: String,
-    },
-    DeleteQueue {
-        name: String,
-    },
-    PauseQueue {
-        name: String,
-    },
-    ResumeQueue {
-        name: String,
-    },
-    ListFlowKeys,
-    GetFlowKey {
-        key: String,
-    },
-    PauseFlowKey {
-        key: String,
-    },
-    ResumeFlowKey {
-        key: String,
-    },
-    PinFlowKey {
-        key: String,
-    },
-    UnpinFlowKey {
-        key: String,
-    },
-    /// `/resetRate`, and `/reset`.
-    ResetFlowRate {
-        key: String,
-    },
-    GetParallelism,
-    GetKeys,
-    RotateKeys,
-    Healthz,
-    Readyz,
-    OpenApi,
-    Root,
-}
-
-/// What a caller must be allowed to do.
+/// Whom an operation needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// Anyone, without a token.
     Public,
     /// Any token.
     Read,
-    /// A token that may write; also for what shows secrets.
+    /// A token that may write; also for operations that show secrets.
     Full,
+    /// A token that may write. The messages that a request brings count towards their own quota, not as a request.
+    Publish,
 }
 
-/// Why no route was found.
+/// Where an operation runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Runs {
+    /// In the connection's task. It touches no database, or leaves that to a task of the engine; and a busy server has no
+    /// worker for another task at once.
+    InPlace,
+    /// In a task of its own: a caller that hangs up must not stop a step of the database half-way.
+    InTask,
+}
+
+/// One operation: its method at a path, and what answers it.
+#[derive(Clone, Copy)]
+pub(super) struct Handler {
+    method: &'static str,
+    /// The operation's id in the OpenAPI document.
+    pub(super) id: &'static str,
+    pub(super) access: Access,
+    pub(super) runs: Runs,
+    pub(super) answer: Answer,
+}
+
+/// Answers a call.
+type Answer = for<'a> fn(&'a Api, Call<'a>) -> Answering<'a>;
+type Answering<'a> = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send + 'a>>;
+
+/// A request to an operation.
+pub(super) struct Call<'a> {
+    /// The name, id or key in the path, decoded; empty where the path has none.
+    pub(super) name: String,
+    /// The destination with its query, raw; empty where the path has none.
+    pub(super) rest: String,
+    /// Whether the path ends in a slash, which is what an empty id leaves.
+    pub(super) trailing_slash: bool,
+    pub(super) query: &'a str,
+    pub(super) parts: &'a Parts,
+    pub(super) upload: &'a mut Upload,
+}
+
+/// The operation that a request asks for, and what stands in its path: see [`Call`].
+pub(super) struct Found {
+    pub(super) handler: &'static Handler,
+    pub(super) name: String,
+    pub(super) rest: String,
+    pub(super) trailing_slash: bool,
+}
+
+/// Why no operation was found.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum RouteError {
+pub(super) enum RouteError {
     /// 404.
     Unknown,
     /// 405, with the methods that the path knows.
-    Method { allow: &'static str },
+    Method { allow: String },
+}
+
+/// A path, and the operations there.
+struct Route {
+    path: Path,
+    handlers: &'static [Handler],
+}
+
+/// A form of paths. The first one in the table that fits a path decides, but for [`Path::KeyAnd`].
+enum Path {
+    /// Words, and `{}` for a name or an id.
+    Words(&'static str),
+    /// These words, then a destination.
+    Destination(&'static str),
+    /// These words, a queue's name, then a destination.
+    QueueAndDestination(&'static str),
+    /// These words, then a destination that is no id with `pause` or `resume` behind it.
+    NewSchedule(&'static str),
+    /// A flow-control key, which is free text and stands in the path as it is: with slashes, or like another route.
+    Key,
+    /// A flow-control key, then this word. A key may end in such a word, so the search goes on where the method doesn't
+    /// fit.
+    KeyAnd(&'static str),
+}
+
+const fn handler(method: &'static str, id: &'static str, access: Access, answer: Answer) -> Handler {
+    Handler { method, id, access, runs: Runs::InTask, answer }
+}
+
+/// An operation that only reads.
+const fn get(id: &'static str, answer: Answer) -> Handler {
+    handler("GET", id, Access::Read, answer)
+}
+
+const fn post(id: &'static str, answer: Answer) -> Handler {
+    handler("POST", id, Access::Full, answer)
+}
+
+const fn patch(id: &'static str, answer: Answer) -> Handler {
+    handler("PATCH", id, Access::Full, answer)
+}
+
+const fn delete(id: &'static str, answer: Answer) -> Handler {
+    handler("DELETE", id, Access::Full, answer)
+}
+
+impl Handler {
+    /// The operation with other needs.
+    const fn needs(self, access: Access) -> Self {
+        Self { access, ..self }
+    }
+
+    const fn in_place(self) -> Self {
+        Self { runs: Runs::InPlace, ..self }
+    }
+}
+
+const fn at(path: Path, handlers: &'static [Handler]) -> Route {
+    Route { path, handlers }
+}
+
+/// The method of [`Api`] that answers.
+macro_rules! by {
+    ($method:ident) => {
+        |api, call| Box::pin(api.$method(call))
+    };
+}
+
+/// `POST /v2/schedules/…`. It stands beside those with an id as well, since such a path knows the method.
+const CREATE_SCHEDULE: Handler = post("createSchedule", by!(create_schedule));
+
+/// All operations.
+static ROUTES: &[Route] = {
+    use Access::{Full, Public, Publish};
+    use Path::{Destination, Key, KeyAnd, NewSchedule, QueueAndDestination, Words};
+    &[
+        at(Destination("/v2/publish"), &[post("publish", by!(publish)).needs(Publish).in_place()]),
+        at(QueueAndDestination("/v2/enqueue"), &[post("enqueue", by!(enqueue)).needs(Publish).in_place()]),
+        at(Words("v2/batch"), &[post("batch", by!(batch)).needs(Publish)]),
+        at(Words("healthz"), &[get("healthz", by!(healthz)).needs(Public).in_place()]),
+        at(Words("readyz"), &[get("readyz", by!(readyz)).needs(Public)]),
+        at(Words("openapi.json"), &[get("openapi", by!(openapi)).needs(Public)]),
+        at(Words(""), &[get("root", by!(root)).needs(Public)]),
+        at(
+            Words("v2/messages/{}"),
+            &[get("getMessage", by!(get_message)), delete("cancelMessage", by!(cancel_message))],
+        ),
+        at(Words("v2/messages"), &[delete("cancelMessages", by!(cancel_messages))]),
+        at(
+            Words("v2/dlq"),
+            &[
+                get("listDeadLetters", by!(list_dead_letters)),
+                delete("deleteDeadLetters", by!(delete_dead_letters)),
+            ],
+        ),
+        at(Words("v2/dlq/retry"), &[post("retryDeadLetters", by!(retry_dead_letters))]),
+        at(Words("v2/dlq/retry/{}"), &[post("retryDeadLetter", by!(retry_dead_letter))]),
+        at(
+            Words("v2/dlq/{}"),
+            &[
+                get("getDeadLetter", by!(get_dead_letter)),
+                delete("deleteDeadLetter", by!(delete_dead_letter)),
+            ],
+        ),
+        at(Words("v2/events"), &[get("listEvents", by!(list_events))]),
+        at(Words("v2/logs"), &[get("listLogs", by!(list_logs))]),
+        at(NewSchedule("/v2/schedules"), &[CREATE_SCHEDULE]),
+        at(Words("v2/schedules"), &[get("listSchedules", by!(list_schedules))]),
+        at(
+            Words("v2/schedules/{}"),
+            &[
+                get("getSchedule", by!(get_schedule)),
+                CREATE_SCHEDULE,
+                delete("deleteSchedule", by!(delete_schedule)),
+            ],
+        ),
+        // The SDKs send PATCH, the documentation says POST.
+        at(
+            Words("v2/schedules/{}/pause"),
+            &[post("pauseScheduleByPost", by!(pause_schedule)), patch("pauseSchedule", by!(pause_schedule))],
+        ),
+        at(
+            Words("v2/schedules/{}/resume"),
+            &[
+                post("resumeScheduleByPost", by!(resume_schedule)),
+                patch("resumeSchedule", by!(resume_schedule)),
+            ],
+        ),
+        at(Words("v2/topics"), &[get("listUrlGroups", by!(list_url_groups))]),
+        at(
+            Words("v2/topics/{}"),
+            &[
+                get("getUrlGroup", by!(get_url_group)),
+                patch("updateUrlGroup", by!(set_url_group_headers)),
+                delete("deleteUrlGroup", by!(delete_url_group)),
+            ],
+        ),
+        at(
+            Words("v2/topics/{}/endpoints"),
+            &[
+                post("upsertEndpoints", by!(upsert_endpoints)),
+                delete("removeEndpoints", by!(remove_endpoints)),
+            ],
+        ),
+        at(
+            Words("v2/queues"),
+            &[get("listQueues", by!(list_queues)), post("upsertQueue", by!(upsert_queue))],
+        ),
+        at(
+            Words("v2/queues/{}"),
+            &[get("getQueue", by!(get_queue)), delete("deleteQueue", by!(delete_queue))],
+        ),
+        at(Words("v2/queues/{}/pause"), &[post("pauseQueue", by!(pause_queue))]),
+        at(Words("v2/queues/{}/resume"), &[post("resumeQueue", by!(resume_queue))]),
+        at(Words("v2/flowControl"), &[get("listFlowControl", by!(list_flow_keys))]),
+        at(KeyAnd("pause"), &[post("pauseFlowControl", by!(pause_flow_key))]),
+        at(KeyAnd("resume"), &[post("resumeFlowControl", by!(resume_flow_key))]),
+        at(KeyAnd("pin"), &[post("pinFlowControl", by!(pin_flow_key))]),
+        at(KeyAnd("unpin"), &[post("unpinFlowControl", by!(unpin_flow_key))]),
+        at(KeyAnd("resetRate"), &[post("resetRateFlowControl", by!(reset_flow_rate))]),
+        at(KeyAnd("reset"), &[post("resetFlowControl", by!(reset_flow_rate))]),
+        at(Key, &[get("getFlowControl", by!(get_flow_key))]),
+        at(Words("v2/globalParallelism"), &[get("getGlobalParallelism", by!(get_parallelism))]),
+        at(Words("v2/keys"), &[get("getKeys", by!(get_keys)).needs(Full)]),
+        at(Words("v2/keys/rotate"), &[post("rotateKeys", by!(rotate_keys))]),
+        at(Words("v2/rotate"), &[post("rotateKeysShort", by!(rotate_keys))]),
+    ]
+};
+
+/// The ids of all operations.
+#[cfg(test)]
+pub(super) fn ids() -> impl Iterator<Item = &'static str> {
+    ROUTES.iter().flat_map(|route| route.handlers).map(|handler| handler.id)
+}
+
+/// Finds the operation of a method and a raw request target (path and query).
+pub(super) fn find(method: &Method, target: &str) -> Result<Found, RouteError> {
+    let target = &*without_surplus_slashes(target);
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
+    let mut refused = None;
+    for route in ROUTES {
+        let Some((name, rest)) = route.path.capture(method, target, path) else { continue };
+        if let Some(handler) = route.handlers.iter().find(|handler| handler.method == method) {
+            let trailing_slash = path.len() > 1 && path.ends_with('/');
+            return Ok(Found { handler, name, rest, trailing_slash });
+        }
+        refused.get_or_insert_with(|| RouteError::Method { allow: route.allow() });
+        if !matches!(route.path, Path::KeyAnd(_)) {
+            break;
+        }
+    }
+    Err(refused.unwrap_or(RouteError::Unknown))
 }
 
 impl Route {
-    /// Whether it publishes: what a quota on messages counts.
-    pub const fn brings_messages(&self) -> bool {
-        matches!(self, Self::Publish { .. } | Self::Enqueue { .. } | Self::Batch)
+    /// The methods that the path knows, as `Allow` has them.
+    fn allow(&self) -> String {
+        let methods = self.handlers.iter().map(|handler| match handler.method {
+            "GET" => "GET, HEAD",
+            other => other,
+        });
+        methods.collect::<Vec<_>>().join(", ")
     }
+}
 
-    /// Who may call it.
-    pub const fn access(&self) -> Access {
+impl Path {
+    /// The name and the destination in a path of this form; `None`: it has another form.
+    fn capture(&self, method: &str, target: &str, path: &str) -> Option<(String, String)> {
+        // No destination begins with a slash.
+        let after = |words: &str| after_words(target, words).map(|rest| rest.trim_start_matches('/'));
+        let key = || after_words(path, "/v2/flowControl").filter(|rest| !rest.is_empty());
         match self {
-            Self::Healthz | Self::Readyz | Self::OpenApi | Self::Root => Access::Public,
-            Self::GetMessage { .. }
-            | Self::ListDeadLetters
-            | Self::GetDeadLetter { .. }
-            | Self::ListEvents
-            | Self::ListLogs
-            | Self::ListSchedules
-            | Self::GetSchedule { .. }
-            | Self::ListUrlGroups
-            | Self::GetUrlGroup { .. }
-            | Self::ListQueues
-            | Self::GetQueue { .. }
-            | Self::ListFlowKeys
-            | Self::GetFlowKey { .. }
-            | Self::GetParallelism => Access::Read,
-            Self::Publish { .. }
-            | Self::Enqueue { .. }
-            | Self::Batch
-            | Self::CancelMessage { .. }
-            | Self::CancelMessages { .. }
-            | Self::DeleteDeadLetters { .. }
-            | Self::DeleteDeadLetter { .. }
-            | Self::RetryDeadLetter { .. }
-            | Self::CreateSchedule { .. }
-            | Self::DeleteSchedule { .. }
-            | Self::PauseSchedule { .. }
-            | Self::ResumeSchedule { .. }
-            | Self::RetryDeadLetters { .. }
-            | Self::SetUrlGroupHeaders { .. }
-            | Self::DeleteUrlGroup { .. }
-            | Self::UpsertEndpoints { .. }
-            | Self::RemoveEndpoints { .. }
-            | Self::UpsertQueue
-            | Self::DeleteQueue { .. }
-            | Self::PauseQueue { .. }
-            | Self::ResumeQueue { .. }
-            | Self::PauseFlowKey { .. }
-            | Self::ResumeFlowKey { .. }
-            | Self::PinFlowKey { .. }
-            | Self::UnpinFlowKey { .. }
-            | Self::ResetFlowRate { .. }
-            | Self::GetKeys
-            | Self::RotateKeys => Access::Full,
+            Self::Words(words) => Some((capture_name(words, path)?, String::new())),
+            Self::Destination(words) => Some((String::new(), after(words)?.to_owned())),
+            Self::QueueAndDestination(words) => {
+                let (queue, rest) = split_name(after(words)?);
+                Some((queue, rest.trim_start_matches('/').to_owned()))
+            }
+            Self::NewSchedule(words) => {
+                let rest = after(words)?;
+                let is_new = is_url(rest) || method == "POST" && is_new_schedule(rest);
+                is_new.then(|| (String::new(), rest.to_owned()))
+            }
+            Self::Key => Some((decode_name(key()?)?, String::new())),
+            Self::KeyAnd(action) => {
+                let rest = key()?;
+                let (key, word) = rest.strip_suffix('/').unwrap_or(rest).rsplit_once('/')?;
+                if word.eq_ignore_ascii_case(action) {
+                    Some((decode_name(key)?, String::new()))
+                } else {
+                    None
+                }
+            }
         }
     }
 }
 
-/// The route of a path in which something stands as it is, unencoded.
-fn raw_route(method: &Method, target: &str) -> Option<Result<Route, RouteError>> {
-    let post = |route: Route| Some(only(method, &[(Method::POST, route)], "POST"));
-    // No destination begins with a slash.
-    let trimmed = |rest: &'static str| after_words(target, rest).map(|rest| rest.trim_start_matches('/'));
-    if let Some(rest) = trimmed("/v2/publish") {
-        return post(Route::Publish { rest: rest.to_owned() });
+/// The name in a path of these words, empty where they have none; `None`: the path has other words.
+fn capture_name(words: &str, path: &str) -> Option<String> {
+    let (mut words, mut steps, mut name) = (steps(words), steps(path), String::new());
+    loop {
+        match (words.next(), steps.next()) {
+            (None, None) => return Some(name),
+            (Some("{}"), Some(step)) => name = decode_name(step)?,
+            (Some(word), Some(step)) if word.eq_ignore_ascii_case(step) => {}
+            _ => return None,
+        }
     }
-    if let Some(rest) = trimmed("/v2/enqueue") {
-        let (queue, rest) = split_name(rest);
-        return post(Route::Enqueue { queue, rest: rest.trim_start_matches('/').to_owned() });
-    }
-    let rest = trimmed("/v2/schedules")?;
-    if is_url(rest) || *method == Method::POST && is_new_schedule(rest) {
-        return post(Route::CreateSchedule { rest: rest.to_owned() });
-    }
-    None
 }
 
-/// Finds the route of a method and a raw request target (path and query).
-pub fn route(method: &Method, target: &str) -> Result<Route, RouteError> {
-    let target = &*without_surplus_slashes(target);
-    if let Some(found) = raw_route(method, target) {
-        return found;
-    }
-    let path = target.split(['?', '#']).next().unwrap_or_default();
-    if path.contains('%') && percent_decode_str(path).any(|byte| byte.is_ascii_control()) {
-        // No name or id has such characters, and not every database can be asked for them.
-        return Err(RouteError::Unknown);
-    }
-    if let Some(rest) = after_words(path, "/v2/flowControl").filter(|rest| !rest.is_empty()) {
-        return flow_control(method, rest);
-    }
-    let trailing_slash = path.len() > 1 && path.ends_with('/');
-    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-    let words: Vec<String> = segments.iter().map(|segment| segment.to_ascii_lowercase()).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let id = |index: usize| {
-        segments
-            .get(index)
-            .map(|text| percent_decode_str(text).decode_utf8_lossy().into_owned())
-            .unwrap_or_default()
-    };
-    let get = Method::GET;
-    let post = Method::POST;
-    let delete = Method::DELETE;
-    let patch = Method::PATCH;
-    match *words.as_slice() {
-        [] => only(method, &[(get, Route::Root)], "GET, HEAD"),
-        ["healthz"] => only(method, &[(get, Route::Healthz)], "GET, HEAD"),
-        ["readyz"] => only(method, &[(get, Route::Readyz)], "GET, HEAD"),
-        ["v2", "messages"] => only(method, &[(delete, Route::CancelMessages { trailing_slash })], "DELETE"),
-        ["openapi.json"] => only(method, &[(get, Route::OpenApi)], "GET, HEAD"),
-        ["v2", "batch"] => only(method, &[(post, Route::Batch)], "POST"),
-        ["v2", "messages", _] => only(
-            method,
-            &[(get, Route::GetMessage { id: id(2) }), (delete, Route::CancelMessage { id: id(2) })],
-            "GET, HEAD, DELETE",
-        ),
-        ["v2", "dlq"] => only(
-            method,
-            &[(get, Route::ListDeadLetters), (delete, Route::DeleteDeadLetters { trailing_slash })],
-            "GET, HEAD, DELETE",
-        ),
-        ["v2", "dlq", "retry"] => only(method, &[(post, Route::RetryDeadLetters { trailing_slash })], "POST"),
-        ["v2", "dlq", "retry", _] => only(method, &[(post, Route::RetryDeadLetter { id: id(3) })], "POST"),
-        ["v2", "dlq", _] => only(
-            method,
-            &[(get, Route::GetDeadLetter { id: id(2) }), (delete, Route::DeleteDeadLetter { id: id(2) })],
-            "GET, HEAD, DELETE",
-        ),
-        ["v2", "events"] => only(method, &[(get, Route::ListEvents)], "GET, HEAD"),
-        ["v2", "logs"] => only(method, &[(get, Route::ListLogs)], "GET, HEAD"),
-        ["v2", "schedules"] => only(method, &[(get, Route::ListSchedules)], "GET, HEAD"),
-        ["v2", "schedules", _] => only(
-            method,
-            &[(get, Route::GetSchedule { id: id(2) }), (delete, Route::DeleteSchedule { id: id(2) })],
-            "GET, HEAD, POST, DELETE",
-        ),
-        // The SDKs send PATCH, the documentation says POST.
-        ["v2", "schedules", _, "pause"] => {
-            let route = Route::PauseSchedule { id: id(2) };
-            only(method, &[(post, route.clone()), (Method::PATCH, route)], "POST, PATCH")
-        }
-        ["v2", "schedules", _, "resume"] => {
-            let route = Route::ResumeSchedule { id: id(2) };
-            only(method, &[(post, route.clone()), (Method::PATCH, route)], "POST, PATCH")
-        }
-        ["v2", "topics"] => only(method, &[(get, Route::ListUrlGroups)], "GET, HEAD"),
-        ["v2", "topics", _] => only(
-            method,
-            &[
-                (get, Route::GetUrlGroup { name: id(2) }),
-                (patch, Route::SetUrlGroupHeaders { name: id(2) }),
-                (delete, Route::DeleteUrlGroup { name: id(2) }),
-            ],
-            "GET, HEAD, PATCH, DELETE",
-        ),
-        ["v2", "topics", _, "endpoints"] => only(
-            method,
-            &[
-                (post, Route::UpsertEndpoints { name: id(2) }),
-                (delete, Route::RemoveEndpoints { name: id(2) }),
-            ],
-            "POST, DELETE",
-        ),
-        ["v2", "queues"] => {
-            only(method, &[(get, Route::ListQueues), (post, Route::UpsertQueue)], "GET, HEAD, POST")
-        }
-        ["v2", "queues", _] => only(
-            method,
-            &[(get, Route::GetQueue { name: id(2) }), (delete, Route::DeleteQueue { name: id(2) })],
-            "GET, HEAD, DELETE",
-        ),
-        ["v2", "queues", _, "pause"] => only(method, &[(post, Route::PauseQueue { name: id(2) })], "POST"),
-        ["v2", "queues", _, "resume"] => only(method, &[(post, Route::ResumeQueue { name: id(2) })], "POST"),
-        ["v2", "flowcontrol"] => only(method, &[(get, Route::ListFlowKeys)], "GET, HEAD"),
-        ["v2", "globalparallelism"] => only(method, &[(get, Route::GetParallelism)], "GET, HEAD"),
-        ["v2", "keys"] => only(method, &[(get, Route::GetKeys)], "GET, HEAD"),
-        ["v2", "keys", "rotate"] | ["v2", "rotate"] => only(method, &[(post, Route::RotateKeys)], "POST"),
-        _ => Err(RouteError::Unknown),
-    }
+/// The parts of a path between its slashes.
+fn steps(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|step| !step.is_empty())
+}
+
+/// A name, id or key, decoded once. None has control characters, for which not every database can be asked.
+fn decode_name(raw: &str) -> Option<String> {
+    let name = percent_decode_str(raw).decode_utf8_lossy();
+    (!name.contains(|c: char| c.is_ascii_control())).then(|| name.into_owned())
 }
 
 /// The target with one slash before `v2` and one after it.
@@ -357,29 +370,6 @@ fn is_new_schedule(rest: &str) -> bool {
     !matches!(*segments.as_slice(), [_, word] if is_action(word))
 }
 
-/// A flow-control key is free text and stands in the path as it is: with slashes, or what looks like another route. It is
-/// all of the rest, or, for a POST, all but the last word.
-fn flow_control(method: &Method, rest: &str) -> Result<Route, RouteError> {
-    let decode = |raw: &str| percent_decode_str(raw).decode_utf8_lossy().into_owned();
-    let get = Route::GetFlowKey { key: decode(rest) };
-    let action = rest.strip_suffix('/').unwrap_or(rest).rsplit_once('/').and_then(|(key, word)| {
-        let key = decode(key);
-        match word.to_ascii_lowercase().as_str() {
-            "pause" => Some(Route::PauseFlowKey { key }),
-            "resume" => Some(Route::ResumeFlowKey { key }),
-            "pin" => Some(Route::PinFlowKey { key }),
-            "unpin" => Some(Route::UnpinFlowKey { key }),
-            "resetrate" | "reset" => Some(Route::ResetFlowRate { key }),
-            _ => None,
-        }
-    });
-    match action {
-        // A key may end in such a word, so it can be read there as well.
-        Some(action) => only(method, &[(Method::GET, get), (Method::POST, action)], "POST"),
-        None => only(method, &[(Method::GET, get)], "GET, HEAD"),
-    }
-}
-
 /// What follows the words (in any case) and their slash; empty when nothing does.
 fn after_words<'a>(target: &'a str, words: &str) -> Option<&'a str> {
     let head = target.get(..words.len())?;
@@ -399,41 +389,58 @@ fn split_name(rest: &str) -> (String, &str) {
     (name, rest.strip_prefix('/').unwrap_or(rest))
 }
 
-fn only(method: &Method, routes: &[(Method, Route)], allow: &'static str) -> Result<Route, RouteError> {
-    let wanted = if *method == Method::HEAD { &Method::GET } else { method };
-    routes
-        .iter()
-        .find(|(method, _)| method == wanted)
-        .map(|(_, route)| route.clone())
-        .ok_or(RouteError::Method { allow })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// An operation's id, and the name and the destination in the path.
+    type Expected = Result<(&'static str, String, String), RouteError>;
+
     #[track_caller]
-    fn check(method: &str, target: &str, expected: &Result<Route, RouteError>) {
+    fn check(method: &str, target: &str, expected: &Expected) {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        assert_eq!(route(&method, target), *expected, "{method} {target}");
+        let found = find(&method, target).map(|found| (found.handler.id, found.name, found.rest));
+        assert_eq!(found, *expected, "{method} {target}");
+    }
+
+    #[track_caller]
+    fn check_slash(method: &str, target: &str, id: &str, trailing_slash: bool) {
+        let found = find(&Method::from_bytes(method.as_bytes()).unwrap(), target);
+        let found = found.map(|found| (found.handler.id, found.trailing_slash));
+        assert_eq!(found, Ok((id, trailing_slash)), "{method} {target}");
+    }
+
+    fn plain(id: &'static str) -> Expected {
+        named(id, "")
+    }
+
+    fn named(id: &'static str, name: &str) -> Expected {
+        Ok((id, name.to_owned(), String::new()))
+    }
+
+    fn to(id: &'static str, rest: &str) -> Expected {
+        Ok((id, String::new(), rest.to_owned()))
+    }
+
+    fn allowed(methods: &str) -> Expected {
+        Err(RouteError::Method { allow: methods.to_owned() })
     }
 
     #[test]
     fn publish_takes_the_raw_rest() {
-        let publish = |rest: &str| Ok(Route::Publish { rest: rest.to_owned() });
+        let publish = |rest: &str| to("publish", rest);
         check("POST", "/v2/publish/https://e.com//a/../b?x=1&y", &publish("https://e.com//a/../b?x=1&y"));
         check("POST", "/V2/Publish/http%3A%2F%2Fe.com", &publish("http%3A%2F%2Fe.com"));
         check("POST", "/v2/publish/", &publish(""));
         check("POST", "/v2/publish", &publish(""));
         check("POST", "/v2/publish?upstash-delay=1s", &publish("?upstash-delay=1s"));
-        check("GET", "/v2/publish/https://e.com", &Err(RouteError::Method { allow: "POST" }));
+        check("GET", "/v2/publish/https://e.com", &allowed("POST"));
         check("POST", "/v2/publisher/https://e.com", &Err(RouteError::Unknown));
     }
 
     #[test]
     fn enqueue_takes_a_decoded_name_and_the_raw_rest() {
-        let enqueue =
-            |queue: &str, rest: &str| Ok(Route::Enqueue { queue: queue.to_owned(), rest: rest.to_owned() });
+        let enqueue = |queue: &str, rest: &str| Ok(("enqueue", queue.to_owned(), rest.to_owned()));
         check("POST", "/v2/enqueue/q/https://e.com//a%20b?x=1", &enqueue("q", "https://e.com//a%20b?x=1"));
         check("POST", "/V2/Enqueue/My%2Dq/group", &enqueue("My-q", "group"));
         check("POST", "/v2/enqueue/a%252Fb/x", &enqueue("a%2Fb", "x"));
@@ -441,19 +448,19 @@ mod tests {
         check("POST", "/v2/enqueue/q/", &enqueue("q", ""));
         check("POST", "/v2/enqueue/https://e.com", &enqueue("https:", "e.com"));
         check("POST", "/v2/enqueue", &enqueue("", ""));
-        check("GET", "/v2/enqueue/q/x", &Err(RouteError::Method { allow: "POST" }));
+        check("GET", "/v2/enqueue/q/x", &allowed("POST"));
     }
 
     #[test]
     fn fixed_words_match_in_any_case_and_with_a_trailing_slash() {
-        check("GET", "/v2/Events/", &Ok(Route::ListEvents));
-        check("GET", "/v2/logs?count=3", &Ok(Route::ListLogs));
-        check("POST", "/v2/Batch/", &Ok(Route::Batch));
-        check("POST", "/v2/rotate", &Ok(Route::RotateKeys));
-        check("POST", "/v2/keys/rotate/", &Ok(Route::RotateKeys));
-        check("GET", "/v2/messages/msg_aB", &Ok(Route::GetMessage { id: "msg_aB".to_owned() }));
-        check("HEAD", "/healthz", &Ok(Route::Healthz));
-        check("GET", "/openapi.json", &Ok(Route::OpenApi));
+        check("GET", "/v2/Events/", &plain("listEvents"));
+        check("GET", "/v2/logs?count=3", &plain("listLogs"));
+        check("POST", "/v2/Batch/", &plain("batch"));
+        check("POST", "/v2/rotate", &plain("rotateKeysShort"));
+        check("POST", "/v2/keys/rotate/", &plain("rotateKeys"));
+        check("GET", "/v2/messages/msg_aB", &named("getMessage", "msg_aB"));
+        check("HEAD", "/healthz", &plain("healthz"));
+        check("GET", "/openapi.json", &plain("openapi"));
     }
 
     #[test]
@@ -462,47 +469,35 @@ mod tests {
         for base in ["", "/", "//"] {
             for after in ["", "/", "//"] {
                 let target = |words: &str| format!("{base}/V2{after}/{words}");
-                let is = |words: &str, expected: Route| check("POST", &target(words), &Ok(expected));
+                let is = |words: &str, expected: Expected| check("POST", &target(words), &expected);
                 for slashes in ["/", "//", "///"] {
-                    is(&format!("publish{slashes}{rest}"), Route::Publish { rest: rest.to_owned() });
+                    is(&format!("publish{slashes}{rest}"), to("publish", rest));
                     is(
                         &format!("enqueue{slashes}q{slashes}{rest}"),
-                        Route::Enqueue { queue: "q".to_owned(), rest: rest.to_owned() },
+                        Ok(("enqueue", "q".to_owned(), rest.to_owned())),
                     );
-                    is(&format!("schedules{slashes}{rest}"), Route::CreateSchedule { rest: rest.to_owned() });
-                    is(
-                        &format!("schedules{slashes}s{slashes}pause"),
-                        Route::PauseSchedule { id: "s".to_owned() },
-                    );
-                    is(
-                        &format!("queues{slashes}q{slashes}pause/"),
-                        Route::PauseQueue { name: "q".to_owned() },
-                    );
+                    is(&format!("schedules{slashes}{rest}"), to("createSchedule", rest));
+                    is(&format!("schedules{slashes}s{slashes}pause"), named("pauseScheduleByPost", "s"));
+                    is(&format!("queues{slashes}q{slashes}pause/"), named("pauseQueue", "q"));
                 }
-                is("batch", Route::Batch);
-                is("dlq/retry?a=//b", Route::RetryDeadLetters { trailing_slash: false });
-                is("flowControl/k//pause", Route::PauseFlowKey { key: "k/".to_owned() });
-                check("GET", &target("flowControl//k"), &Ok(Route::GetFlowKey { key: "/k".to_owned() }));
-                check("DELETE", &target("messages"), &Ok(Route::CancelMessages { trailing_slash: false }));
-                check("DELETE", &target("messages//"), &Ok(Route::CancelMessages { trailing_slash: true }));
+                is("batch", plain("batch"));
+                is("dlq/retry?a=//b", plain("retryDeadLetters"));
+                is("flowControl/k//pause", named("pauseFlowControl", "k/"));
+                check("GET", &target("flowControl//k"), &named("getFlowControl", "/k"));
+                check_slash("DELETE", &target("messages"), "cancelMessages", false);
+                check_slash("DELETE", &target("messages//"), "cancelMessages", true);
             }
-            check("GET", &format!("{base}/healthz"), &Ok(Route::Healthz));
+            check("GET", &format!("{base}/healthz"), &plain("healthz"));
         }
         for target in ["/v2", "//v2//", "/v", "v2x/keys", "/\u{fc}/", "//v2\u{fc}/keys"] {
             check("GET", target, &Err(RouteError::Unknown));
         }
-        check(
-            "POST",
-            "/v2/publish/v2/publish/https://e.com",
-            &Ok(Route::Publish { rest: "v2/publish/https://e.com".to_owned() }),
-        );
+        check("POST", "/v2/publish/v2/publish/https://e.com", &to("publish", "v2/publish/https://e.com"));
     }
 
     #[test]
     fn a_schedules_destination_is_told_from_an_action() {
-        let create = |rest: &str| Ok(Route::CreateSchedule { rest: rest.to_owned() });
-        let pause = |id: &str| Ok(Route::PauseSchedule { id: id.to_owned() });
-        let resume = |id: &str| Ok(Route::ResumeSchedule { id: id.to_owned() });
+        let create = |rest: &str| to("createSchedule", rest);
         for rest in [
             "https://e.com//a?b=1",
             "https:/pause",
@@ -519,17 +514,20 @@ mod tests {
         }
         check("POST", "/v2/Schedules/https://e.com", &create("https://e.com"));
         check("POST", "/v2/schedules", &create(""));
-        for method in ["POST", "PATCH"] {
-            check(method, "/v2/schedules/http-job/pause", &pause("http-job"));
-            check(method, "/v2/Schedules/Ab.c/Resume/?x=1", &resume("Ab.c"));
+        for (method, pause, resume) in [
+            ("POST", "pauseScheduleByPost", "resumeScheduleByPost"),
+            ("PATCH", "pauseSchedule", "resumeSchedule"),
+        ] {
+            check(method, "/v2/schedules/http-job/pause", &named(pause, "http-job"));
+            check(method, "/v2/Schedules/Ab.c/Resume/?x=1", &named(resume, "Ab.c"));
         }
-        check("GET", "/v2/schedules/", &Ok(Route::ListSchedules));
-        check("GET", "/v2/Schedules/Ab", &Ok(Route::GetSchedule { id: "Ab".to_owned() }));
-        check("DELETE", "/v2/schedules/pause", &Ok(Route::DeleteSchedule { id: "pause".to_owned() }));
-        check("DELETE", "/v2/schedules", &Err(RouteError::Method { allow: "GET, HEAD" }));
-        check("GET", "/v2/schedules/a/pause", &Err(RouteError::Method { allow: "POST, PATCH" }));
-        check("PUT", "/v2/schedules/a", &Err(RouteError::Method { allow: "GET, HEAD, POST, DELETE" }));
-        check("PATCH", "/v2/schedules/https://e.com/pause", &Err(RouteError::Method { allow: "POST" }));
+        check("GET", "/v2/schedules/", &plain("listSchedules"));
+        check("GET", "/v2/Schedules/Ab", &named("getSchedule", "Ab"));
+        check("DELETE", "/v2/schedules/pause", &named("deleteSchedule", "pause"));
+        check("DELETE", "/v2/schedules", &allowed("GET, HEAD"));
+        check("GET", "/v2/schedules/a/pause", &allowed("POST, PATCH"));
+        check("PUT", "/v2/schedules/a", &allowed("GET, HEAD, POST, DELETE"));
+        check("PATCH", "/v2/schedules/https://e.com/pause", &allowed("POST"));
     }
 
     #[test]
@@ -537,54 +535,57 @@ mod tests {
         for (slash, trailing_slash) in [("", false), ("/", true), ("//", true)] {
             for query in ["", "?messageIds=a/"] {
                 let target = |path: &str| format!("{path}{slash}{query}");
-                check("DELETE", &target("/v2/messages"), &Ok(Route::CancelMessages { trailing_slash }));
-                check("DELETE", &target("/v2/dlq"), &Ok(Route::DeleteDeadLetters { trailing_slash }));
-                check("POST", &target("/v2/dlq/retry"), &Ok(Route::RetryDeadLetters { trailing_slash }));
+                check_slash("DELETE", &target("/v2/messages"), "cancelMessages", trailing_slash);
+                check_slash("DELETE", &target("/v2/dlq"), "deleteDeadLetters", trailing_slash);
+                check_slash("POST", &target("/v2/dlq/retry"), "retryDeadLetters", trailing_slash);
             }
         }
-        check("GET", "/v2/messages/", &Err(RouteError::Method { allow: "DELETE" }));
+        check("GET", "/v2/messages/", &allowed("DELETE"));
     }
 
     #[test]
     fn url_groups_are_topics_here() {
-        let name = || "My-g".to_owned();
-        check("GET", "/v2/topics/", &Ok(Route::ListUrlGroups));
-        check("GET", "/v2/Topics/My-g", &Ok(Route::GetUrlGroup { name: name() }));
-        check("DELETE", "/v2/topics/My%2Dg", &Ok(Route::DeleteUrlGroup { name: name() }));
-        check("PATCH", "/v2/topics/My-g", &Ok(Route::SetUrlGroupHeaders { name: name() }));
-        check("POST", "/v2/topics/My-g/endpoints", &Ok(Route::UpsertEndpoints { name: name() }));
-        check("DELETE", "/v2/topics/My-g/Endpoints/", &Ok(Route::RemoveEndpoints { name: name() }));
-        check("DELETE", "/v2/topics", &Err(RouteError::Method { allow: "GET, HEAD" }));
-        check("POST", "/v2/topics/endpoints", &Err(RouteError::Method { allow: "GET, HEAD, PATCH, DELETE" }));
+        let name = "My-g";
+        check("GET", "/v2/topics/", &plain("listUrlGroups"));
+        check("GET", "/v2/Topics/My-g", &named("getUrlGroup", name));
+        check("DELETE", "/v2/topics/My%2Dg", &named("deleteUrlGroup", name));
+        check("PATCH", "/v2/topics/My-g", &named("updateUrlGroup", name));
+        check("POST", "/v2/topics/My-g/endpoints", &named("upsertEndpoints", name));
+        check("DELETE", "/v2/topics/My-g/Endpoints/", &named("removeEndpoints", name));
+        check("DELETE", "/v2/topics", &allowed("GET, HEAD"));
+        check("POST", "/v2/topics/endpoints", &allowed("GET, HEAD, PATCH, DELETE"));
     }
 
     #[test]
     fn control_characters_are_no_ids() {
         check("GET", "/v2/messages/a%00b", &Err(RouteError::Unknown));
-        check("GET", "/v2/dlq/", &Ok(Route::ListDeadLetters));
+        check("GET", "/v2/dlq/", &plain("listDeadLetters"));
     }
 
     #[test]
     fn a_flow_control_key_is_all_between_the_fixed_words() {
-        let get = |key: &str| Ok(Route::GetFlowKey { key: key.to_owned() });
+        let get = |key: &str| named("getFlowControl", key);
         check("GET", "/v2/flowControl/k", &get("k"));
         check("GET", "/V2/FlowControl/a/b:c//d", &get("a/b:c//d"));
         check("GET", "/v2/flowControl/a%2Fb%20c%25?x=1", &get("a/b c%"));
         check("GET", "/v2/flowControl/k/pause", &get("k/pause"));
         check("GET", "/v2/flowControl/k/", &get("k/"));
-        check("GET", "/v2/flowControl", &Ok(Route::ListFlowKeys));
-        check("GET", "/v2/flowControl/", &Ok(Route::ListFlowKeys));
-        check("GET", "/v2/flowControl/?search=a", &Ok(Route::ListFlowKeys));
-        check("POST", "/v2/flowControl/k/pause", &Ok(Route::PauseFlowKey { key: "k".to_owned() }));
-        check("POST", "/v2/flowControl/a/b/Resume/", &Ok(Route::ResumeFlowKey { key: "a/b".to_owned() }));
-        check("POST", "/v2/flowControl/pause/pin?rate=1", &Ok(Route::PinFlowKey { key: "pause".to_owned() }));
-        check("POST", "/v2/flowControl/k//unpin", &Ok(Route::UnpinFlowKey { key: "k/".to_owned() }));
-        for word in ["resetRate", "reset", "RESETRATE"] {
-            let target = format!("/v2/flowControl/k/{word}");
-            check("POST", &target, &Ok(Route::ResetFlowRate { key: "k".to_owned() }));
+        check("GET", "/v2/flowControl", &plain("listFlowControl"));
+        check("GET", "/v2/flowControl/", &plain("listFlowControl"));
+        check("GET", "/v2/flowControl/?search=a", &plain("listFlowControl"));
+        check("POST", "/v2/flowControl/k/pause", &named("pauseFlowControl", "k"));
+        check("POST", "/v2/flowControl/a/b/Resume/", &named("resumeFlowControl", "a/b"));
+        check("POST", "/v2/flowControl/pause/pin?rate=1", &named("pinFlowControl", "pause"));
+        check("POST", "/v2/flowControl/k//unpin", &named("unpinFlowControl", "k/"));
+        for (word, id) in [
+            ("resetRate", "resetRateFlowControl"),
+            ("reset", "resetFlowControl"),
+            ("RESETRATE", "resetRateFlowControl"),
+        ] {
+            check("POST", &format!("/v2/flowControl/k/{word}"), &named(id, "k"));
         }
-        check("POST", "/v2/flowControl//pause", &Ok(Route::PauseFlowKey { key: String::new() }));
-        let only_get = Err(RouteError::Method { allow: "GET, HEAD" });
+        check("POST", "/v2/flowControl//pause", &named("pauseFlowControl", ""));
+        let only_get = allowed("GET, HEAD");
         for target in
             ["/v2/flowControl/k", "/v2/flowControl/pause", "/v2/flowControl/k/stop", "/v2/flowControl"]
         {
@@ -595,21 +596,21 @@ mod tests {
 
     #[test]
     fn queues_are_named_in_the_path() {
-        check("GET", "/v2/queues/", &Ok(Route::ListQueues));
-        check("POST", "/v2/queues/", &Ok(Route::UpsertQueue));
-        check("GET", "/v2/Queues/aB.c", &Ok(Route::GetQueue { name: "aB.c".to_owned() }));
-        check("DELETE", "/v2/queues/q", &Ok(Route::DeleteQueue { name: "q".to_owned() }));
-        check("POST", "/v2/queues/pause/Pause", &Ok(Route::PauseQueue { name: "pause".to_owned() }));
-        check("POST", "/v2/queues/q/resume/", &Ok(Route::ResumeQueue { name: "q".to_owned() }));
-        check("DELETE", "/v2/queues", &Err(RouteError::Method { allow: "GET, HEAD, POST" }));
-        check("GET", "/v2/queues/q/pause", &Err(RouteError::Method { allow: "POST" }));
+        check("GET", "/v2/queues/", &plain("listQueues"));
+        check("POST", "/v2/queues/", &plain("upsertQueue"));
+        check("GET", "/v2/Queues/aB.c", &named("getQueue", "aB.c"));
+        check("DELETE", "/v2/queues/q", &named("deleteQueue", "q"));
+        check("POST", "/v2/queues/pause/Pause", &named("pauseQueue", "pause"));
+        check("POST", "/v2/queues/q/resume/", &named("resumeQueue", "q"));
+        check("DELETE", "/v2/queues", &allowed("GET, HEAD, POST"));
+        check("GET", "/v2/queues/q/pause", &allowed("POST"));
         check("POST", "/v2/queues/q/stop", &Err(RouteError::Unknown));
     }
 
     #[test]
     fn unknown_paths_and_methods_are_told_apart() {
         check("GET", "/v3", &Err(RouteError::Unknown));
-        check("PUT", "/v2/dlq/1-0", &Err(RouteError::Method { allow: "GET, HEAD, DELETE" }));
-        check("GET", "/v2/keys/rotate", &Err(RouteError::Method { allow: "POST" }));
+        check("PUT", "/v2/dlq/1-0", &allowed("GET, HEAD, DELETE"));
+        check("GET", "/v2/keys/rotate", &allowed("POST"));
     }
 }

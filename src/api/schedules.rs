@@ -8,14 +8,13 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 use http::header::CONTENT_TYPE;
-use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use rand::RngExt as _;
 use serde_json::json;
 
-use super::body::Upload;
 use super::error::ApiError;
-use super::headers::{self, Due, Kind};
+use super::headers::{Due, Kind};
+use super::routes::Call;
 use super::{Api, wire};
 use crate::domain::cron::{Cron, CronError};
 use crate::domain::destination::{self, Destination};
@@ -32,16 +31,9 @@ const PIECE_BYTES: usize = 1 << 20;
 
 impl Api {
     /// Creates a schedule, or replaces the one whose id is given.
-    pub(super) async fn create_schedule(
-        &self,
-        rest: &str,
-        parts: &Parts,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let parsed = destination::parse(rest)?;
-        let fields = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        let limits = &self.settings.headers;
-        let mut publish = headers::parse(Kind::Schedule, fields, &parsed.params, limits, self.engine.now())?;
+    pub(super) async fn create_schedule(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let parsed = destination::parse(&call.rest)?;
+        let mut publish = self.read_headers(Kind::Schedule, &call, &parsed.params)?;
         let text =
             publish.cron.ok_or_else(|| ApiError::bad_request("the header Upstash-Cron is required"))?;
         let cron = Cron::parse(&text).map_err(|error| invalid_cron(&error))?;
@@ -57,7 +49,7 @@ impl Api {
         for target in targets(destination, group.as_ref())? {
             self.check_destinations(&target.url, &publish.options)?;
         }
-        let received = self.read_body(upload, self.settings.max_message, "the message").await?;
+        let received = self.read_body(call.upload, self.settings.max_message, "the message").await?;
         let now = self.engine.now();
         let id = match publish.schedule_id {
             Some(name) => ScheduleId::new(name),
@@ -71,7 +63,7 @@ impl Api {
             publish.labels,
             publish.options,
         );
-        template.caller_ip = self.caller_ip(parts);
+        template.caller_ip = self.caller_ip(call.parts);
         template.queue = publish.queue;
         template.schedule_id = Some(id.as_str().to_owned());
         let schedule = Schedule {
@@ -108,7 +100,7 @@ impl Api {
         }
     }
 
-    pub(super) async fn list_schedules(&self) -> Result<Response, ApiError> {
+    pub(super) async fn list_schedules(&self, _call: Call<'_>) -> Result<Response, ApiError> {
         let store = Arc::clone(self.engine.store());
         let (first, next) = piece(&*store, None).await?;
         // One share for all pieces, as one of them is in memory at a time.
@@ -135,8 +127,8 @@ impl Api {
         Ok(response)
     }
 
-    pub(super) async fn get_schedule(&self, id: &str) -> Result<Response, ApiError> {
-        let schedule = self.find_schedule(id).await?;
+    pub(super) async fn get_schedule(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let schedule = self.find_schedule(&call.name).await?;
         let progress = progress(&**self.engine.store(), std::slice::from_ref(&schedule)).await?;
         self.answers.json(StatusCode::OK, &wire::schedule(&schedule, &progress)).await
     }
@@ -146,12 +138,13 @@ impl Api {
         found.ok_or_else(|| unknown(id))
     }
 
-    pub(super) async fn delete_schedule(&self, id: &str) -> Result<Response, ApiError> {
-        self.engine.store().delete_schedule(&ScheduleId::new(id)).await?;
+    pub(super) async fn delete_schedule(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.engine.store().delete_schedule(&ScheduleId::new(call.name)).await?;
         super::json(StatusCode::OK, &json!({}))
     }
 
-    pub(super) async fn pause_schedule(&self, id: &str) -> Result<Response, ApiError> {
+    pub(super) async fn pause_schedule(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let id = &call.name;
         if !self.engine.store().pause_schedule(&ScheduleId::new(id)).await? {
             return Err(unknown(id));
         }
@@ -159,8 +152,8 @@ impl Api {
     }
 
     /// Goes on with the first slot after now: what passed meanwhile is not made up for.
-    pub(super) async fn resume_schedule(&self, id: &str) -> Result<Response, ApiError> {
-        let schedule = self.find_schedule(id).await?;
+    pub(super) async fn resume_schedule(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let schedule = self.find_schedule(&call.name).await?;
         if schedule.paused {
             let cron = Cron::parse(&schedule.cron).map_err(|error| invalid_cron(&error))?;
             let next_at =

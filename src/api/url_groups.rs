@@ -14,6 +14,7 @@ use super::answers::Each;
 use super::batch::Fields;
 use super::body::Upload;
 use super::error::{ApiError, json_problem};
+use super::routes::Call;
 use super::{Api, headers, json, wire};
 use crate::domain::destination::{Destination, DestinationError, parse_literal};
 use crate::domain::excerpt::Excerpt;
@@ -93,26 +94,23 @@ fn read_headers(body: &[u8]) -> serde_json::Result<Fields<'_>> {
 }
 
 impl Api {
-    pub(super) async fn list_url_groups(&self) -> Result<Response, ApiError> {
+    pub(super) async fn list_url_groups(&self, _call: Call<'_>) -> Result<Response, ApiError> {
         let groups = self.engine.store().url_groups().await?;
         self.answers.list(StatusCode::OK, None, Each(groups, wire::url_group)).await
     }
 
-    pub(super) async fn get_url_group(&self, name: &str) -> Result<Response, ApiError> {
+    pub(super) async fn get_url_group(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let name = &call.name;
         let group = self.engine.store().url_group(name).await?;
         let group = wire::url_group(&group.ok_or_else(|| unknown(name))?);
         self.answers.json(StatusCode::OK, &group).await
     }
 
-    pub(super) async fn upsert_endpoints(
-        &self,
-        name: &str,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let name = headers::read_name(name)
+    pub(super) async fn upsert_endpoints(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let name = headers::read_name(&call.name)
             .map_err(|problem| ApiError::bad_request(format!("invalid URL group: {problem}")))?;
         let mut endpoints = Vec::new();
-        for (index, mut given) in self.read_endpoints(upload).await?.into_iter().enumerate() {
+        for (index, mut given) in self.read_endpoints(call.upload).await?.into_iter().enumerate() {
             let of_endpoint = |error: ApiError| error.of(format_args!("endpoint {index}"));
             let name = given.name();
             if let Some(name) = &name {
@@ -142,12 +140,9 @@ impl Api {
         Ok(url)
     }
 
-    pub(super) async fn remove_endpoints(
-        &self,
-        name: &str,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let keys: Result<Vec<_>, _> = (self.read_endpoints(upload).await?.into_iter().enumerate())
+    pub(super) async fn remove_endpoints(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let name = &call.name;
+        let keys: Result<Vec<_>, _> = (self.read_endpoints(call.upload).await?.into_iter().enumerate())
             .map(|(index, mut given)| match (given.name(), given.url.filter(|url| !url.is_empty())) {
                 (Some(name), _) => Ok(EndpointKey::Name(name)),
                 (None, Some(url)) => Ok(EndpointKey::Url(match parse_literal(&url) {
@@ -179,12 +174,9 @@ impl Api {
         Ok(read.endpoints)
     }
 
-    pub(super) async fn set_url_group_headers(
-        &self,
-        name: &str,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+    pub(super) async fn set_url_group_headers(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let name = &call.name;
+        let received = self.read_body(call.upload, self.settings.max_message, "the body").await?;
         let Fields(fields) = read_headers(&received.body).map_err(|error| {
             ApiError::bad_request(format!("the body must be JSON like {HEADERS}: {error}"))
         })?;
@@ -196,8 +188,8 @@ impl Api {
         json(StatusCode::OK, &json!({}))
     }
 
-    pub(super) async fn delete_url_group(&self, name: &str) -> Result<Response, ApiError> {
-        self.engine.store().delete_url_group(name).await?;
+    pub(super) async fn delete_url_group(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.engine.store().delete_url_group(&call.name).await?;
         json(StatusCode::OK, &json!({}))
     }
 
