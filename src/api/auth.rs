@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq as _;
 use super::error::ApiError;
 use super::routes::Access;
 
-/// What a token may do.
+/// The permission that a token gives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
     ReadWrite,

@@ -12,29 +12,20 @@ use super::routes::Call;
 use super::{Api, filter, json, wire};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::id::MessageId;
-use crate::store::{Cancellation, UnfinishedFilter};
+use crate::store::UnfinishedFilter;
 
 /// Messages that one call cancels at most, when it says how many.
 const MAX_COUNT: usize = 500;
 
 impl Api {
     pub(super) async fn get_message(&self, call: Call<'_>) -> Result<Response, ApiError> {
-        let id = &call.name;
-        let message = self.engine.store().message(&MessageId::new(id)).await?;
-        let message = message.ok_or_else(|| unknown(id))?;
+        let message = self.operations.message(&MessageId::new(call.name)).await?;
         self.answers.json(StatusCode::OK, &wire::message(&message)).await
     }
 
     pub(super) async fn cancel_message(&self, call: Call<'_>) -> Result<Response, ApiError> {
-        let id = &call.name;
-        match self.engine.cancel(&MessageId::new(id)).await? {
-            Cancellation::NotFound => {
-                Err(ApiError::not_found(format!("message {} not found, or already finished", Excerpt(id))))
-            }
-            Cancellation::Cancelled | Cancellation::Requested => {
-                json(StatusCode::OK, &json!({ "cancelled": 1 }))
-            }
-        }
+        self.operations.cancel(&MessageId::new(call.name)).await?;
+        json(StatusCode::OK, &json!({ "cancelled": 1 }))
     }
 
     /// Cancels the given ids; or else what matches the filters, without any all there is. Both are taken from the query
@@ -51,18 +42,21 @@ impl Api {
             let mut seen = HashSet::new();
             let texts = query.list("messageIds").into_iter().filter(|text| seen.insert(*text));
             let ids: Vec<MessageId> = texts.map(MessageId::new).collect();
-            self.engine.cancel_each(&ids, limit).await?
+            self.operations.cancel_each(&ids, limit).await?
         } else {
             filter::refuse_empty(&query, &known)?;
-            let filter = UnfinishedFilter {
-                matching: filter::read(&query)?,
-                from: query.time("fromDate")?,
-                to: query.time("toDate")?,
-            };
-            self.engine.cancel_matching(&filter, limit).await?
+            self.operations.cancel_matching(&read_filter(&query)?, limit).await?
         };
         json(StatusCode::OK, &json!({ "cancelled": cancelled }))
     }
+}
+
+pub(super) fn read_filter(query: &Query) -> Result<UnfinishedFilter, ApiError> {
+    Ok(UnfinishedFilter {
+        matching: filter::read(query)?,
+        from: query.time("fromDate")?,
+        to: query.time("toDate")?,
+    })
 }
 
 /// How many to cancel; `None`: all.
@@ -75,8 +69,4 @@ fn count(query: &Query) -> Result<Option<usize>, ApiError> {
         ))),
     };
     query.get("count").map(read).transpose()
-}
-
-fn unknown(id: &str) -> ApiError {
-    ApiError::not_found(format!("message {} not found", Excerpt(id)))
 }

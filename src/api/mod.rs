@@ -1,7 +1,7 @@
 //! The wire contract coming in: routes, authentication, the JSON of answers and errors.
 //!
-//! It works on the raw request target, since destinations stand in paths unencoded: a router that decodes or normalises
-//! would change them. It knows the engine only as the handle that accepts messages, and reads lists from the store.
+//! The API works on the raw request target, since destinations stand in paths unencoded: a router that decodes or normalises
+//! would change them. It is a face: it reads requests, has [`Operations`] do what they ask for, and writes answers.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 use serde::Serialize;
-use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 mod answers;
 pub mod auth;
 mod batch;
 mod body;
+mod burst_limit;
 mod caller;
 mod dead_letters;
 pub mod error;
@@ -35,7 +35,6 @@ mod openapi;
 mod publish;
 mod query;
 mod queues;
-mod quota;
 mod routes;
 mod schedules;
 mod url_groups;
@@ -45,24 +44,25 @@ pub mod wire;
 use self::answers::{AnswerMemory, Share};
 use self::auth::Tokens;
 use self::body::Upload;
+use self::burst_limit::BurstLimit;
 use self::error::ApiError;
 use self::headers::Limits;
-use self::quota::{BurstLimit, DailyQuota};
 use self::routes::{Access, Call, Found, Runs};
-use crate::egress::policy::Policy;
-use crate::engine::Engine;
-use crate::store::url_groups::UrlGroupLimits;
+use crate::operations::Operations;
 
 /// The address of the client at the other end of the connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
-/// What must arrive of a request's body, or be taken of an answer, within the time limit for it, if it doesn't end.
+/// Bytes that must arrive of a request's body, or be taken of an answer, within the time limit for them, unless it ends.
 pub(crate) const LEAST: usize = 16 << 10;
 
-/// Bytes of headers and bodies, of messages and responses, in one page of dead letters or of groups of log entries; a page ends early when it
-/// would hold more. Until it is JSON, a page takes several times as much.
+/// Bytes of headers and bodies, of messages and responses, in one page of dead letters; a page ends early when it would hold
+/// more. Until it is JSON, a page takes several times as much.
 const PAGE_BYTES: usize = 4 << 20;
+/// Items that are read at once for the list of all, where they are small; and bytes of larger ones.
+const LISTED: usize = 500;
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Bytes of large answers about what was stored in memory at once: two of the largest batches, or hundreds of usual ones,
 /// beside the memory for what is read.
@@ -76,8 +76,6 @@ pub struct Settings {
     pub max_message: usize,
     /// Bytes of a batch request's body.
     pub max_batch: usize,
-    /// Bytes of request bodies in memory at once.
-    pub max_body_memory: usize,
     /// Time for a body to arrive.
     pub body_timeout: Duration,
     /// Time in which some of a body must arrive.
@@ -86,47 +84,29 @@ pub struct Settings {
     pub max_answer_memory: usize,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// How long a deduplication key is held.
-    pub deduplication_window: Duration,
-    /// The most schedules; `None`: no limit.
-    pub max_schedules: Option<u32>,
-    /// Messages in a day; `None`: no limit.
-    pub max_messages_per_day: Option<u64>,
     /// Requests in a second other than those that publish; `None`: no limit.
     pub max_requests_per_second: Option<u64>,
-    pub url_groups: UrlGroupLimits,
-    /// Where messages to `api/llm` go; `None`: they are refused.
-    pub llm_url: Option<String>,
-    /// The most queues; `None`: no limit.
-    pub max_queues: Option<u32>,
-    /// The highest parallelism of a queue; `None`: no limit.
-    pub max_queue_parallelism: Option<u32>,
 }
 
-/// What the handlers share.
+/// The API, which all requests share.
 pub struct Api {
     settings: Settings,
     tokens: Tokens,
-    policy: Arc<Policy>,
-    engine: Arc<Engine>,
-    body_memory: Arc<Semaphore>,
+    operations: Arc<Operations>,
     /// For what is read.
     answers: AnswerMemory,
     /// For what tells that messages were stored, which must not wait for those who only read.
     receipts: AnswerMemory,
-    daily_quota: Option<DailyQuota>,
     burst_limit: Option<BurstLimit>,
 }
 
 impl Api {
-    /// The API on a running engine.
-    pub fn new(settings: Settings, tokens: Tokens, policy: Arc<Policy>, engine: Arc<Engine>) -> Self {
-        let body_memory = Arc::new(Semaphore::new(body::kib(settings.max_body_memory) as usize));
+    /// The API of these operations.
+    pub fn new(settings: Settings, tokens: Tokens, operations: Arc<Operations>) -> Self {
         let answers = AnswerMemory::new(settings.max_answer_memory);
         let receipts = AnswerMemory::new(RECEIPT_MEMORY);
-        let daily_quota = settings.max_messages_per_day.map(DailyQuota::new);
         let burst_limit = settings.max_requests_per_second.map(BurstLimit::new);
-        Self { settings, tokens, policy, engine, body_memory, answers, receipts, daily_quota, burst_limit }
+        Self { settings, tokens, operations, answers, receipts, burst_limit }
     }
 
     /// Answers a request. One handler for all paths: see [`routes`].
@@ -196,23 +176,25 @@ impl Api {
         (handler.answer)(self, Call { name, rest, trailing_slash, query, parts, upload }).await
     }
 
-    async fn healthz(&self, _call: Call<'_>) -> Result<Response, ApiError> {
-        json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))
+    /// The publisher's address.
+    fn caller_ip(&self, parts: &Parts) -> Option<String> {
+        let peer = parts.extensions.get::<Peer>()?;
+        Some(caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string())
     }
 
     async fn readyz(&self, _call: Call<'_>) -> Result<Response, ApiError> {
-        let ready = self.engine.readiness().await;
+        let ready = self.operations.readiness().await;
         ready.map_err(|reason| ApiError::unavailable(format!("not ready: {reason}")))?;
         json(StatusCode::OK, &serde_json::json!({ "status": "ready" }))
     }
+}
 
-    async fn root(&self, _call: Call<'_>) -> Result<Response, ApiError> {
-        json(StatusCode::OK, &serde_json::json!({ "name": "homing", "version": env!("CARGO_PKG_VERSION") }))
-    }
+fn alive() -> Result<Response, ApiError> {
+    json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))
+}
 
-    async fn openapi(&self, _call: Call<'_>) -> Result<Response, ApiError> {
-        Ok(openapi::document())
-    }
+fn root() -> Result<Response, ApiError> {
+    json(StatusCode::OK, &serde_json::json!({ "name": "homing", "version": env!("CARGO_PKG_VERSION") }))
 }
 
 /// Whether a request asks if the server is alive or ready, which is answered whoever else is there.

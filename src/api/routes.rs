@@ -45,7 +45,7 @@ pub(super) enum Runs {
 #[derive(Clone, Copy)]
 pub(super) struct Handler {
     method: &'static str,
-    /// The operation's id in the OpenAPI document.
+    /// The operation's id in the `OpenAPI` document.
     pub(super) id: &'static str,
     pub(super) access: Access,
     pub(super) runs: Runs,
@@ -67,6 +67,13 @@ pub(super) struct Call<'a> {
     pub(super) query: &'a str,
     pub(super) parts: &'a Parts,
     pub(super) upload: &'a mut Upload,
+}
+
+impl<'a> Call<'a> {
+    /// The request's header fields.
+    pub(super) fn fields(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        self.parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
+    }
 }
 
 /// The operation that a request asks for, and what stands in its path: see [`Call`].
@@ -96,11 +103,11 @@ struct Route {
 enum Path {
     /// Words, and `{}` for a name or an id.
     Words(&'static str),
-    /// These words, then a destination.
+    /// Words, then a destination.
     Destination(&'static str),
-    /// These words, a queue's name, then a destination.
+    /// Words, a queue's name, then a destination.
     QueueAndDestination(&'static str),
-    /// These words, then a destination that is no id with `pause` or `resume` behind it.
+    /// Words, then a destination that is no id with `pause` or `resume` behind it.
     NewSchedule(&'static str),
     /// A flow-control key, which is free text and stands in the path as it is: with slashes, or like another route.
     Key,
@@ -152,6 +159,13 @@ macro_rules! by {
     };
 }
 
+/// An answer that waits for nothing.
+macro_rules! at_once {
+    (|$api:ident| $answer:expr) => {
+        |$api, _call| Box::pin(std::future::ready($answer))
+    };
+}
+
 /// `POST /v2/schedules/…`. It stands beside those with an id as well, since such a path knows the method.
 const CREATE_SCHEDULE: Handler = post("createSchedule", by!(create_schedule));
 
@@ -163,10 +177,13 @@ static ROUTES: &[Route] = {
         at(Destination("/v2/publish"), &[post("publish", by!(publish)).needs(Publish).in_place()]),
         at(QueueAndDestination("/v2/enqueue"), &[post("enqueue", by!(enqueue)).needs(Publish).in_place()]),
         at(Words("v2/batch"), &[post("batch", by!(batch)).needs(Publish)]),
-        at(Words("healthz"), &[get("healthz", by!(healthz)).needs(Public).in_place()]),
+        at(Words("healthz"), &[get("healthz", at_once!(|_api| super::alive())).needs(Public).in_place()]),
         at(Words("readyz"), &[get("readyz", by!(readyz)).needs(Public)]),
-        at(Words("openapi.json"), &[get("openapi", by!(openapi)).needs(Public)]),
-        at(Words(""), &[get("root", by!(root)).needs(Public)]),
+        at(
+            Words("openapi.json"),
+            &[get("openapi", at_once!(|_api| Ok(super::openapi::document()))).needs(Public)],
+        ),
+        at(Words(""), &[get("root", at_once!(|_api| super::root())).needs(Public)]),
         at(
             Words("v2/messages/{}"),
             &[get("getMessage", by!(get_message)), delete("cancelMessage", by!(cancel_message))],
@@ -246,8 +263,11 @@ static ROUTES: &[Route] = {
         at(KeyAnd("resetRate"), &[post("resetRateFlowControl", by!(reset_flow_rate))]),
         at(KeyAnd("reset"), &[post("resetFlowControl", by!(reset_flow_rate))]),
         at(Key, &[get("getFlowControl", by!(get_flow_key))]),
-        at(Words("v2/globalParallelism"), &[get("getGlobalParallelism", by!(get_parallelism))]),
-        at(Words("v2/keys"), &[get("getKeys", by!(get_keys)).needs(Full)]),
+        at(
+            Words("v2/globalParallelism"),
+            &[get("getGlobalParallelism", at_once!(|api| api.get_parallelism()))],
+        ),
+        at(Words("v2/keys"), &[get("getKeys", at_once!(|api| api.get_keys())).needs(Full)]),
         at(Words("v2/keys/rotate"), &[post("rotateKeys", by!(rotate_keys))]),
         at(Words("v2/rotate"), &[post("rotateKeysShort", by!(rotate_keys))]),
     ]
@@ -362,7 +382,7 @@ fn without_surplus_slashes(target: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether what is posted to `/v2/schedules/` is a destination, and not an id with what to do: `pause` or `resume`.
+/// Whether the rest of a POST to `/v2/schedules/` is a destination, and not an id with an action: `pause` or `resume`.
 fn is_new_schedule(rest: &str) -> bool {
     let path = rest.split(['?', '#']).next().unwrap_or_default();
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
@@ -370,7 +390,7 @@ fn is_new_schedule(rest: &str) -> bool {
     !matches!(*segments.as_slice(), [_, word] if is_action(word))
 }
 
-/// What follows the words (in any case) and their slash; empty when nothing does.
+/// The rest of a target after words (in any case) and their slash; empty when nothing follows.
 fn after_words<'a>(target: &'a str, words: &str) -> Option<&'a str> {
     let head = target.get(..words.len())?;
     if !head.eq_ignore_ascii_case(words) {
@@ -393,13 +413,22 @@ fn split_name(rest: &str) -> (String, &str) {
 mod tests {
     use super::*;
 
-    /// An operation's id, and the name and the destination in the path.
-    type Expected = Result<(&'static str, String, String), RouteError>;
+    #[derive(PartialEq, Debug)]
+    enum Expected {
+        /// An operation's id, and the name and the destination in the path.
+        Operation(&'static str, String, String),
+        Unknown,
+        Allow(String),
+    }
 
     #[track_caller]
     fn check(method: &str, target: &str, expected: &Expected) {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let found = find(&method, target).map(|found| (found.handler.id, found.name, found.rest));
+        let found = match find(&method, target) {
+            Ok(found) => Expected::Operation(found.handler.id, found.name, found.rest),
+            Err(RouteError::Unknown) => Expected::Unknown,
+            Err(RouteError::Method { allow }) => Expected::Allow(allow),
+        };
         assert_eq!(found, *expected, "{method} {target}");
     }
 
@@ -415,15 +444,15 @@ mod tests {
     }
 
     fn named(id: &'static str, name: &str) -> Expected {
-        Ok((id, name.to_owned(), String::new()))
+        Expected::Operation(id, name.to_owned(), String::new())
     }
 
     fn to(id: &'static str, rest: &str) -> Expected {
-        Ok((id, String::new(), rest.to_owned()))
+        Expected::Operation(id, String::new(), rest.to_owned())
     }
 
     fn allowed(methods: &str) -> Expected {
-        Err(RouteError::Method { allow: methods.to_owned() })
+        Expected::Allow(methods.to_owned())
     }
 
     #[test]
@@ -435,12 +464,13 @@ mod tests {
         check("POST", "/v2/publish", &publish(""));
         check("POST", "/v2/publish?upstash-delay=1s", &publish("?upstash-delay=1s"));
         check("GET", "/v2/publish/https://e.com", &allowed("POST"));
-        check("POST", "/v2/publisher/https://e.com", &Err(RouteError::Unknown));
+        check("POST", "/v2/publisher/https://e.com", &Expected::Unknown);
     }
 
     #[test]
     fn enqueue_takes_a_decoded_name_and_the_raw_rest() {
-        let enqueue = |queue: &str, rest: &str| Ok(("enqueue", queue.to_owned(), rest.to_owned()));
+        let enqueue =
+            |queue: &str, rest: &str| Expected::Operation("enqueue", queue.to_owned(), rest.to_owned());
         check("POST", "/v2/enqueue/q/https://e.com//a%20b?x=1", &enqueue("q", "https://e.com//a%20b?x=1"));
         check("POST", "/V2/Enqueue/My%2Dq/group", &enqueue("My-q", "group"));
         check("POST", "/v2/enqueue/a%252Fb/x", &enqueue("a%2Fb", "x"));
@@ -474,7 +504,7 @@ mod tests {
                     is(&format!("publish{slashes}{rest}"), to("publish", rest));
                     is(
                         &format!("enqueue{slashes}q{slashes}{rest}"),
-                        Ok(("enqueue", "q".to_owned(), rest.to_owned())),
+                        Expected::Operation("enqueue", "q".to_owned(), rest.to_owned()),
                     );
                     is(&format!("schedules{slashes}{rest}"), to("createSchedule", rest));
                     is(&format!("schedules{slashes}s{slashes}pause"), named("pauseScheduleByPost", "s"));
@@ -490,7 +520,7 @@ mod tests {
             check("GET", &format!("{base}/healthz"), &plain("healthz"));
         }
         for target in ["/v2", "//v2//", "/v", "v2x/keys", "/\u{fc}/", "//v2\u{fc}/keys"] {
-            check("GET", target, &Err(RouteError::Unknown));
+            check("GET", target, &Expected::Unknown);
         }
         check("POST", "/v2/publish/v2/publish/https://e.com", &to("publish", "v2/publish/https://e.com"));
     }
@@ -558,7 +588,7 @@ mod tests {
 
     #[test]
     fn control_characters_are_no_ids() {
-        check("GET", "/v2/messages/a%00b", &Err(RouteError::Unknown));
+        check("GET", "/v2/messages/a%00b", &Expected::Unknown);
         check("GET", "/v2/dlq/", &plain("listDeadLetters"));
     }
 
@@ -604,12 +634,12 @@ mod tests {
         check("POST", "/v2/queues/q/resume/", &named("resumeQueue", "q"));
         check("DELETE", "/v2/queues", &allowed("GET, HEAD, POST"));
         check("GET", "/v2/queues/q/pause", &allowed("POST"));
-        check("POST", "/v2/queues/q/stop", &Err(RouteError::Unknown));
+        check("POST", "/v2/queues/q/stop", &Expected::Unknown);
     }
 
     #[test]
     fn unknown_paths_and_methods_are_told_apart() {
-        check("GET", "/v3", &Err(RouteError::Unknown));
+        check("GET", "/v3", &Expected::Unknown);
         check("PUT", "/v2/dlq/1-0", &allowed("GET, HEAD, DELETE"));
         check("GET", "/v2/keys/rotate", &allowed("POST"));
     }

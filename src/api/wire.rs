@@ -1,22 +1,30 @@
-//! The JSON of messages, dead letters, log entries and schedules.
+//! The JSON of what the API shows.
 //!
 //! Optional fields are absent, never null. Redaction is applied here, so that no path shows what it hides.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use base64::Engine as _;
+use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
 
-use crate::domain::id::MessageId;
 use crate::domain::message::{CallbackSpec, Headers, Message, Options, Redact, header_text};
 use crate::domain::outcome::Response;
 use crate::domain::redact::marker;
 use crate::domain::time::Timestamp;
 use crate::domain::url_group::UrlGroup;
-use crate::store::schedules::{Progress, Schedule};
+use crate::operations::schedules::ScheduleState;
+use crate::store::gates::{FlowKey, Queue};
+use crate::store::schedules::Progress;
 use crate::store::{DeadLetter, LogEntry, State};
+
+/// An item of a list, shown as JSON.
+pub(super) trait Shown {
+    /// Its JSON. In memory that may be several times as large.
+    fn shown(&self) -> impl Serialize;
+}
 
 /// States and their names on the wire. CANCELED has one L: a client fails on another spelling.
 pub(super) const STATES: [(State, &str); 8] = [
@@ -30,114 +38,437 @@ pub(super) const STATES: [(State, &str); 8] = [
     (State::Cancelled, "CANCELED"),
 ];
 
+pub(super) fn state_name(state: State) -> &'static str {
+    STATES.iter().find(|(have, _)| *have == state).map_or("", |(_, name)| name)
+}
+
+/// The fields that messages, dead letters and log entries have in common.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Common<'a> {
+    message_id: &'a str,
+    url: &'a str,
+    method: &'a str,
+    max_retries: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url_group: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule_id: Option<&'a str>,
+    #[serde(flatten)]
+    caller: Caller<'a>,
+    #[serde(flatten)]
+    labels: Labels<'a>,
+    #[serde(flatten)]
+    options: Delivery<'a>,
+}
+
+impl<'a> Common<'a> {
+    fn of(message: &'a Message) -> Self {
+        Self {
+            message_id: message.id.as_str(),
+            url: &message.url,
+            method: message.method.as_str(),
+            max_retries: message.max_retries,
+            topic_name: message.url_group.as_deref(),
+            url_group: message.url_group.as_deref(),
+            endpoint_name: message.endpoint.as_deref(),
+            queue_name: message.queue.as_deref(),
+            schedule_id: message.schedule_id.as_deref(),
+            caller: Caller::of(message.caller_ip.as_deref()),
+            labels: Labels::of(&message.labels),
+            options: Delivery::of(&message.options),
+        }
+    }
+}
+
+/// The publisher's address, under both of its names.
+#[derive(Serialize)]
+struct Caller<'a> {
+    #[serde(rename = "callerIP", skip_serializing_if = "Option::is_none")]
+    upper: Option<&'a str>,
+    #[serde(rename = "callerIp", skip_serializing_if = "Option::is_none")]
+    lower: Option<&'a str>,
+}
+
+impl<'a> Caller<'a> {
+    const fn of(ip: Option<&'a str>) -> Self {
+        Self { upper: ip, lower: ip }
+    }
+}
+
+#[derive(Serialize)]
+struct Labels<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    labels: &'a [String],
+}
+
+impl<'a> Labels<'a> {
+    fn of(labels: &'a [String]) -> Self {
+        Self { label: labels.first().map(String::as_str), labels }
+    }
+}
+
+/// How a message is delivered.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Delivery<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_delay_expression: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callback: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_callback: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flow_control_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parallelism: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    period: Option<u32>,
+}
+
+impl<'a> Delivery<'a> {
+    fn of(options: &'a Options) -> Self {
+        let url = |spec: &'a Option<Box<CallbackSpec>>| spec.as_ref().map(|spec| spec.url.as_str());
+        let flow = options.flow_control.as_ref();
+        Self {
+            api: options.api.as_deref(),
+            retry_delay_expression: options.retry_delay.as_deref(),
+            callback: url(&options.callback),
+            failure_callback: url(&options.failure_callback),
+            flow_control_key: flow.map(|flow| flow.key.as_str()),
+            parallelism: flow.and_then(|flow| flow.parallelism),
+            rate: flow.and_then(|flow| flow.rate),
+            period: flow.map(|flow| flow.period_s),
+        }
+    }
+}
+
+/// The headers of a message's callbacks. The log has other names for them.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CallbackHeaders<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callback_header: Option<HeaderMap<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_callback_header: Option<HeaderMap<'a>>,
+}
+
+impl<'a> CallbackHeaders<'a> {
+    fn of(options: &'a Options) -> Self {
+        let headers = |spec: &'a Option<Box<CallbackSpec>>| {
+            spec.as_ref().and_then(|spec| HeaderMap::redacted(&spec.headers, &options.redact))
+        };
+        Self {
+            callback_header: headers(&options.callback),
+            failure_callback_header: headers(&options.failure_callback),
+        }
+    }
+}
+
+/// Names to arrays of values, hidden values replaced.
+struct HeaderMap<'a> {
+    headers: &'a Headers,
+    redact: Option<&'a Redact>,
+}
+
+impl<'a> HeaderMap<'a> {
+    /// `None` where there are no headers.
+    fn redacted(headers: &'a Headers, redact: &'a Redact) -> Option<Self> {
+        (!headers.is_empty()).then_some(Self { headers, redact: Some(redact) })
+    }
+
+    const fn plain(headers: &'a Headers) -> Self {
+        Self { headers, redact: None }
+    }
+}
+
+impl Serialize for HeaderMap<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map: BTreeMap<&str, Vec<Cow<'_, str>>> = BTreeMap::new();
+        for (name, value) in self.headers.iter() {
+            let shown = match self.redact {
+                Some(redact) if redact.hides_header(name) => marker(value).into(),
+                _ => header_text(value),
+            };
+            map.entry(name).or_default().push(shown);
+        }
+        serializer.collect_map(map)
+    }
+}
+
+/// Bytes as base64.
+struct Base64<'a>(Cow<'a, [u8]>);
+
+impl Serialize for Base64<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Base64Display::new(&self.0, &STANDARD))
+    }
+}
+
+/// A body as text when it is UTF-8, else as base64; neither when it is empty.
+fn text_or_base64(body: &[u8]) -> (Option<Cow<'_, str>>, Option<Base64<'_>>) {
+    match std::str::from_utf8(body) {
+        Ok("") => (None, None),
+        Ok(text) => (Some(text.into()), None),
+        Err(_) => (None, Some(Base64(body.into()))),
+    }
+}
+
+/// A message's body, or the mark that is shown in its place.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<Base64<'a>>,
+}
+
+impl<'a> Body<'a> {
+    fn of(body: &'a [u8], redact: &Redact) -> Self {
+        let (body, body_base64) = if redact.body && !body.is_empty() {
+            (Some(marker(body).into()), None)
+        } else {
+            text_or_base64(body)
+        };
+        Self { body, body_base64 }
+    }
+}
+
+/// A message.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MessageJson<'a> {
+    #[serde(flatten)]
+    common: Common<'a>,
+    #[serde(flatten)]
+    callbacks: CallbackHeaders<'a>,
+    header: HeaderMap<'a>,
+    #[serde(flatten)]
+    body: Body<'a>,
+    not_before: i64,
+    created_at: i64,
+}
+
 /// `GET /v2/messages/{id}`.
-pub fn message(message: &Message) -> Value {
-    Value::Object(message_object(message))
+pub fn message(message: &Message) -> impl Serialize {
+    MessageJson {
+        common: Common::of(message),
+        callbacks: CallbackHeaders::of(&message.options),
+        header: HeaderMap { headers: &message.headers, redact: Some(&message.options.redact) },
+        body: Body::of(&message.body, &message.options.redact),
+        not_before: message.due_at.as_millis(),
+        created_at: message.created_at.as_millis(),
+    }
 }
 
-/// An entry of the dead-letter queue.
-pub(super) fn dead_letter(letter: &DeadLetter) -> Value {
-    let mut object = message_object(&letter.message);
-    put(&mut object, "dlqId", letter.id.as_str());
-    put(&mut object, "responseStatus", letter.response.as_ref().map_or(0, |response| response.status));
-    if let Some(response) = &letter.response {
-        put(&mut object, "responseHeader", header_map(&response.headers, None));
-        put_text(&mut object, "responseBody", "responseBodyBase64", &response.body);
-    } else {
-        put_option(&mut object, "error", letter.error.as_deref());
-    }
-    Value::Object(object)
+/// A dead letter.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DeadLetterJson<'a, M> {
+    #[serde(flatten)]
+    message: M,
+    dlq_id: &'a str,
+    response_status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_header: Option<HeaderMap<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_body: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_body_base64: Option<Base64<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
 }
 
-/// A URL group.
-pub(super) fn url_group(group: &UrlGroup) -> Value {
-    let endpoints = group.endpoints.iter().map(|endpoint| {
-        let mut object = Map::new();
-        put_option(&mut object, "name", endpoint.name.as_deref());
-        put(&mut object, "url", endpoint.url.as_str());
-        Value::Object(object)
-    });
-    let mut object = Map::new();
-    put(&mut object, "name", group.name.as_str());
-    put(&mut object, "createdAt", group.created_at.as_millis());
-    put(&mut object, "updatedAt", group.updated_at.as_millis());
-    put(&mut object, "endpoints", endpoints.collect::<Vec<_>>());
-    if !group.headers.is_empty() {
-        put(&mut object, "headers", header_map(&group.headers, None));
+impl Shown for DeadLetter {
+    fn shown(&self) -> impl Serialize {
+        let response = self.response.as_ref();
+        let (text, base64) = text_or_base64(response.map_or(&[], |response| &response.body));
+        DeadLetterJson {
+            message: message(&self.message),
+            dlq_id: self.id.as_str(),
+            response_status: response.map_or(0, |response| response.status),
+            response_header: response.map(|response| HeaderMap::plain(&response.headers)),
+            response_body: text,
+            response_body_base64: base64,
+            error: self.error.as_deref().filter(|_| response.is_none()),
+        }
     }
-    Value::Object(object)
+}
+
+/// An entry of the log.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LogEntryJson<'a> {
+    time: i64,
+    state: &'a str,
+    #[serde(flatten)]
+    common: Common<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callback_headers: Option<HeaderMap<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_callback_headers: Option<HeaderMap<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    header: Option<HeaderMap<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<Base64<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_delivery_time: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    /// In milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<u64>,
+    /// `retryDelayExpression` under its other name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_delay_expr: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_header: Option<HeaderMap<'a>>,
+    /// `responseHeader` under its other name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_headers: Option<HeaderMap<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_body: Option<Base64<'a>>,
 }
 
 /// An entry of the log, bodies cut to that many bytes.
-pub fn log_entry(entry: &LogEntry, trim: Option<usize>) -> Value {
-    let cut = |body: &[u8]| STANDARD.encode(&body[..trim.map_or(body.len(), |max| max.min(body.len()))]);
-    let message = &*entry.message;
-    let mut object = Map::new();
-    put(&mut object, "time", entry.time.as_millis());
-    put(&mut object, "state", state_name(entry.state));
-    common(&mut object, message, "callbackHeaders", "failureCallbackHeaders");
-    if !message.headers.is_empty() {
-        put(&mut object, "header", header_map(&message.headers, Some(&message.options.redact)));
+pub fn log_entry(entry: &LogEntry, trim: Option<usize>) -> impl Serialize {
+    let cut = move |body: &'_ [u8]| body.len().min(trim.unwrap_or(usize::MAX));
+    let Message { headers, body, options, .. } = &*entry.message;
+    let CallbackHeaders { callback_header, failure_callback_header } = CallbackHeaders::of(options);
+    let response = entry.response.as_ref();
+    let without_response = matches!(entry.state, State::Error | State::Failed).then_some(0);
+    let response_headers = || response.map(|response| HeaderMap::plain(&response.headers));
+    LogEntryJson {
+        time: entry.time.as_millis(),
+        state: state_name(entry.state),
+        common: Common::of(&entry.message),
+        callback_headers: callback_header,
+        failure_callback_headers: failure_callback_header,
+        header: HeaderMap::redacted(headers, &options.redact),
+        body: (!body.is_empty()).then(|| {
+            let hidden = options.redact.body.then(|| marker(body).into_bytes());
+            Base64(hidden.map_or_else(|| body[..cut(body)].into(), Cow::Owned))
+        }),
+        next_delivery_time: entry.next_due_at.map(Timestamp::as_millis),
+        error: entry.error.as_deref(),
+        timeout: options.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        retry_delay_expr: options.retry_delay.as_deref(),
+        response_status: response.map(|response| response.status).or(without_response),
+        response_header: response_headers(),
+        response_headers: response_headers(),
+        response_body: response
+            .filter(|response| !response.body.is_empty())
+            .map(|Response { body, .. }| Base64(body[..cut(body)].into())),
     }
-    if !message.body.is_empty() {
-        let shown = if message.options.redact.body {
-            STANDARD.encode(marker(&message.body))
-        } else {
-            cut(&message.body)
-        };
-        put(&mut object, "body", shown);
-    }
-    put_time(&mut object, "nextDeliveryTime", entry.next_due_at);
-    put_option(&mut object, "error", entry.error.as_deref());
-    if let Some(timeout) = message.options.timeout {
-        put(&mut object, "timeout", u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-    }
-    put_option(&mut object, "retryDelayExpr", message.options.retry_delay.as_deref());
-    if let Some(Response { status, headers, body }) = &entry.response {
-        put(&mut object, "responseStatus", *status);
-        put(&mut object, "responseHeader", header_map(headers, None));
-        put(&mut object, "responseHeaders", header_map(headers, None));
-        if !body.is_empty() {
-            put(&mut object, "responseBody", cut(body));
-        }
-    } else if matches!(entry.state, State::Error | State::Failed) {
-        put(&mut object, "responseStatus", 0);
-    }
-    Value::Object(object)
 }
 
-/// A schedule, with how far the messages of its last run have come.
-pub(super) fn schedule(schedule: &Schedule, progress: &HashMap<MessageId, Progress>) -> Value {
-    let template = &schedule.template;
-    let redact = &template.options.redact;
-    let mut object = Map::new();
-    put(&mut object, "scheduleId", schedule.id.as_str());
-    put(&mut object, "cron", schedule.cron.as_str());
-    put(&mut object, "destination", schedule.destination.as_str());
-    put(&mut object, "method", template.method.as_str());
-    put(&mut object, "createdAt", schedule.created_at.as_millis());
-    put(&mut object, "retries", template.max_retries);
-    put(&mut object, "isPaused", schedule.paused);
-    put(&mut object, "nextScheduleTime", schedule.next_at.as_millis());
-    if !template.headers.is_empty() {
-        put(&mut object, "header", header_map(&template.headers, Some(redact)));
+/// An entry of the log, and to how many bytes bodies are cut.
+impl Shown for (LogEntry, Option<usize>) {
+    fn shown(&self) -> impl Serialize {
+        log_entry(&self.0, self.1)
     }
-    put_body(&mut object, &template.body, redact);
-    put_seconds(&mut object, "delay", schedule.delay);
-    put_seconds(&mut object, "timeout", template.options.timeout);
-    put_option(&mut object, "queueName", template.queue.as_deref());
-    put_option(&mut object, "callerIP", template.caller_ip.as_deref());
-    put_option(&mut object, "callerIp", template.caller_ip.as_deref());
-    put_labels(&mut object, &template.labels);
-    put_options(&mut object, &template.options, "callbackHeader", "failureCallbackHeader");
-    if let Some(run) = &schedule.last_run {
-        put(&mut object, "lastScheduleTime", run.slot.as_millis());
-        let known = run.messages.iter().filter_map(|id| Some((id, progress.get(id)?)));
-        let states = known.map(|(id, progress)| (id.as_str().to_owned(), progress_name(*progress).into()));
-        put(&mut object, "lastScheduleStates", states.collect::<Map<_, _>>());
-        put_option(&mut object, "error", run.error.as_deref());
+}
+
+/// The entries of one message, and to how many bytes bodies are cut.
+impl Shown for (Vec<LogEntry>, Option<usize>) {
+    fn shown(&self) -> impl Serialize {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Group<'a, E> {
+            message_id: &'a str,
+            events: Vec<E>,
+        }
+        let (entries, trim) = self;
+        Group {
+            message_id: entries.first().map_or("", |entry| entry.message.id.as_str()),
+            events: entries.iter().map(|entry| log_entry(entry, *trim)).collect(),
+        }
     }
-    Value::Object(object)
+}
+
+/// A schedule.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ScheduleJson<'a> {
+    schedule_id: &'a str,
+    cron: &'a str,
+    destination: &'a str,
+    method: &'a str,
+    created_at: i64,
+    retries: u32,
+    is_paused: bool,
+    next_schedule_time: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    header: Option<HeaderMap<'a>>,
+    #[serde(flatten)]
+    body: Body<'a>,
+    /// In seconds, as `timeout`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delay: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_name: Option<&'a str>,
+    #[serde(flatten)]
+    caller: Caller<'a>,
+    #[serde(flatten)]
+    labels: Labels<'a>,
+    #[serde(flatten)]
+    options: Delivery<'a>,
+    #[serde(flatten)]
+    callbacks: CallbackHeaders<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_schedule_time: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_schedule_states: Option<BTreeMap<&'a str, &'static str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+impl Shown for ScheduleState {
+    fn shown(&self) -> impl Serialize {
+        let Self { schedule, progress } = self;
+        let template = &schedule.template;
+        let last = schedule.last_run.as_ref();
+        let states = progress.iter().map(|(id, progress)| (id.as_str(), progress_name(*progress)));
+        ScheduleJson {
+            schedule_id: schedule.id.as_str(),
+            cron: &schedule.cron,
+            destination: &schedule.destination,
+            method: template.method.as_str(),
+            created_at: schedule.created_at.as_millis(),
+            retries: template.max_retries,
+            is_paused: schedule.paused,
+            next_schedule_time: schedule.next_at.as_millis(),
+            header: HeaderMap::redacted(&template.headers, &template.options.redact),
+            body: Body::of(&template.body, &template.options.redact),
+            delay: schedule.delay.map(whole_seconds),
+            timeout: template.options.timeout.map(whole_seconds),
+            queue_name: template.queue.as_deref(),
+            caller: Caller::of(template.caller_ip.as_deref()),
+            labels: Labels::of(&template.labels),
+            options: Delivery::of(&template.options),
+            callbacks: CallbackHeaders::of(&template.options),
+            last_schedule_time: last.map(|run| run.slot.as_millis()),
+            last_schedule_states: last.map(|_| states.collect()),
+            error: last.and_then(|run| run.error.as_deref()),
+        }
+    }
 }
 
 /// The only words that there are for it: a client fails on any other.
@@ -149,138 +480,100 @@ const fn progress_name(progress: Progress) -> &'static str {
     }
 }
 
-fn state_name(state: State) -> &'static str {
-    STATES.iter().find(|(have, _)| *have == state).map_or("", |(_, name)| name)
+/// Seconds, a part of one counted as a whole.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-fn message_object(message: &Message) -> Map<String, Value> {
-    let mut object = Map::new();
-    common(&mut object, message, "callbackHeader", "failureCallbackHeader");
-    put(&mut object, "header", header_map(&message.headers, Some(&message.options.redact)));
-    put_body(&mut object, &message.body, &message.options.redact);
-    put(&mut object, "notBefore", message.due_at.as_millis());
-    put(&mut object, "createdAt", message.created_at.as_millis());
-    object
-}
-
-/// The fields that messages, dead letters and log entries share; the maps of callback headers have two names.
-fn common(object: &mut Map<String, Value>, message: &Message, callback: &str, failure_callback: &str) {
-    put(object, "messageId", message.id.as_str());
-    put(object, "url", message.url.as_str());
-    put(object, "method", message.method.as_str());
-    put(object, "maxRetries", message.max_retries);
-    put_option(object, "topicName", message.url_group.as_deref());
-    put_option(object, "urlGroup", message.url_group.as_deref());
-    put_option(object, "endpointName", message.endpoint.as_deref());
-    put_option(object, "queueName", message.queue.as_deref());
-    put_option(object, "scheduleId", message.schedule_id.as_deref());
-    put_option(object, "callerIP", message.caller_ip.as_deref());
-    put_option(object, "callerIp", message.caller_ip.as_deref());
-    put_labels(object, &message.labels);
-    put_options(object, &message.options, callback, failure_callback);
-}
-
-fn put_labels(object: &mut Map<String, Value>, labels: &[String]) {
-    put_option(object, "label", labels.first().map(String::as_str));
-    if !labels.is_empty() {
-        put(object, "labels", labels);
-    }
-}
-
-fn put_options(object: &mut Map<String, Value>, options: &Options, callback: &str, failure_callback: &str) {
-    put_option(object, "api", options.api.as_deref());
-    put_option(object, "retryDelayExpression", options.retry_delay.as_deref());
-    put_callback(object, "callback", callback, options.callback.as_deref(), &options.redact);
-    put_callback(
-        object,
-        "failureCallback",
-        failure_callback,
-        options.failure_callback.as_deref(),
-        &options.redact,
-    );
-    if let Some(flow) = &options.flow_control {
-        put(object, "flowControlKey", flow.key.as_str());
-        put(object, "period", flow.period_s);
-        if let Some(parallelism) = flow.parallelism {
-            put(object, "parallelism", parallelism);
+/// A URL group.
+impl Shown for UrlGroup {
+    fn shown(&self) -> impl Serialize {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Group<'a> {
+            name: &'a str,
+            created_at: i64,
+            updated_at: i64,
+            endpoints: Vec<EndpointJson<'a>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            headers: Option<HeaderMap<'a>>,
         }
-        if let Some(rate) = flow.rate {
-            put(object, "rate", rate);
+        #[derive(Serialize)]
+        struct EndpointJson<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            name: Option<&'a str>,
+            url: &'a str,
+        }
+        let endpoints = self.endpoints.iter();
+        let endpoint = endpoints.map(|one| EndpointJson { name: one.name.as_deref(), url: &one.url });
+        Group {
+            name: &self.name,
+            created_at: self.created_at.as_millis(),
+            updated_at: self.updated_at.as_millis(),
+            endpoints: endpoint.collect(),
+            headers: (!self.headers.is_empty()).then(|| HeaderMap::plain(&self.headers)),
         }
     }
 }
 
-fn put_callback(
-    object: &mut Map<String, Value>,
-    name: &str,
-    header_name: &str,
-    spec: Option<&CallbackSpec>,
-    redact: &Redact,
-) {
-    let Some(spec) = spec else { return };
-    put(object, name, spec.url.as_str());
-    if !spec.headers.is_empty() {
-        put(object, header_name, header_map(&spec.headers, Some(redact)));
-    }
-}
-
-fn put(object: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
-    object.insert(name.to_owned(), value.into());
-}
-
-fn put_option(object: &mut Map<String, Value>, name: &str, value: Option<&str>) {
-    if let Some(value) = value {
-        put(object, name, value);
-    }
-}
-
-fn put_time(object: &mut Map<String, Value>, name: &str, time: Option<Timestamp>) {
-    if let Some(time) = time {
-        put(object, name, time.as_millis());
-    }
-}
-
-/// A duration in seconds, a part of one counted as a whole.
-fn put_seconds(object: &mut Map<String, Value>, name: &str, duration: Option<Duration>) {
-    if let Some(duration) = duration {
-        put(object, name, duration.as_secs() + u64::from(duration.subsec_nanos() > 0));
-    }
-}
-
-/// A message's body, or what is shown in its place.
-fn put_body(object: &mut Map<String, Value>, body: &[u8], redact: &Redact) {
-    if redact.body && !body.is_empty() {
-        put(object, "body", marker(body));
-    } else {
-        put_text(object, "body", "bodyBase64", body);
-    }
-}
-
-/// A body as text when it is UTF-8, else as base64 under the other name; neither when it is empty.
-fn put_text(object: &mut Map<String, Value>, name: &str, base64_name: &str, body: &[u8]) {
-    if body.is_empty() {
-        return;
-    }
-    match std::str::from_utf8(body) {
-        Ok(text) => put(object, name, text),
-        Err(_) => put(object, base64_name, STANDARD.encode(body)),
-    }
-}
-
-/// Names to arrays of values, hidden values replaced.
-fn header_map(headers: &Headers, redact: Option<&Redact>) -> Value {
-    let mut map: Map<String, Value> = Map::new();
-    for (name, value) in headers.iter() {
-        let shown = match redact {
-            Some(redact) if redact.hides_header(name) => marker(value),
-            _ => header_text(value).into_owned(),
-        };
-        match map.get_mut(name) {
-            Some(Value::Array(values)) => values.push(shown.into()),
-            _ => {
-                map.insert(name.to_owned(), json!([shown]));
-            }
+/// A queue.
+impl Shown for Queue {
+    fn shown(&self) -> impl Serialize {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct QueueJson<'a> {
+            name: &'a str,
+            parallelism: u32,
+            created_at: i64,
+            updated_at: i64,
+            paused: bool,
+            lag: u64,
+        }
+        QueueJson {
+            name: &self.name,
+            parallelism: self.parallelism,
+            created_at: self.created_at.as_millis(),
+            updated_at: self.updated_at.as_millis(),
+            paused: self.paused,
+            lag: self.lag,
         }
     }
-    Value::Object(map)
+}
+
+/// A flow-control key, as it is at that time.
+impl Shown for (FlowKey, Timestamp) {
+    fn shown(&self) -> impl Serialize {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct FlowKeyJson<'a> {
+            flow_control_key: &'a str,
+            wait_list_size: u64,
+            parallelism_max: u32,
+            parallelism_count: u64,
+            rate_max: u32,
+            rate_count: u32,
+            rate_period: u32,
+            /// In seconds.
+            rate_period_start: i64,
+            is_paused: bool,
+            is_pinned_parallelism: bool,
+            is_pinned_rate: bool,
+        }
+        let (key, now) = self;
+        let rate = key.control.limits.rate;
+        let window_start = rate.map(|rate| key.starts.window_start(rate, *now).unwrap_or(*now));
+        FlowKeyJson {
+            flow_control_key: &key.key,
+            wait_list_size: key.waiting,
+            parallelism_max: key.control.limits.parallelism.unwrap_or(0),
+            parallelism_count: key.in_flight,
+            rate_max: rate.map_or(0, |rate| rate.count),
+            rate_count: rate.map_or(0, |rate| key.starts.count(rate, *now)),
+            rate_period: rate.map_or(0, |rate| rate.period_s),
+            rate_period_start: window_start.map_or(0, Timestamp::as_secs),
+            is_paused: key.control.paused,
+            is_pinned_parallelism: key.control.pinned_parallelism,
+            is_pinned_rate: key.control.pinned_rate,
+        }
+    }
 }

@@ -479,9 +479,9 @@ impl Run {
             due.gates.sort();
             (due.gates, due.next_at.is_some())
         });
-        same!(self, |store| (store.queues().await.unwrap(), store.queue(QUEUES[0]).await.unwrap()));
+        same!(self, |store| (store.queues(None, 2).await.unwrap(), store.queue(QUEUES[0]).await.unwrap()));
         same!(self, |store| {
-            (store.flow_keys("a", now).await.unwrap(), store.flow_key(KEYS[0], now).await.unwrap())
+            (store.flow_keys("a", None, 2, now).await.unwrap(), store.flow_key(KEYS[0], now).await.unwrap())
         });
     }
 

@@ -49,6 +49,7 @@ mod gates;
 mod health;
 mod hot_postgres;
 mod hot_sqlite;
+mod listing;
 mod log;
 mod low_water;
 mod messages;
