@@ -28,6 +28,7 @@ pub mod error;
 mod filter;
 mod flow_control;
 pub mod headers;
+mod homing;
 mod keys;
 mod log;
 mod messages;

@@ -270,6 +270,9 @@ static ROUTES: &[Route] = {
         at(Words("v2/keys"), &[get("getKeys", at_once!(|api| api.get_keys())).needs(Full)]),
         at(Words("v2/keys/rotate"), &[post("rotateKeys", by!(rotate_keys))]),
         at(Words("v2/rotate"), &[post("rotateKeysShort", by!(rotate_keys))]),
+        at(Words("homing/v1/messages/{}/explain"), &[get("explainMessage", by!(explain_message))]),
+        at(Words("homing/v1/messages/count"), &[get("countMessages", by!(count_messages))]),
+        at(Words("homing/v1/dlq/count"), &[get("countDeadLetters", by!(count_dead_letters))]),
     ]
 };
 

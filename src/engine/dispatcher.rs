@@ -389,6 +389,13 @@ impl Dispatcher {
         withdrawn
     }
 
+    /// Whether a message was admitted and has not started.
+    pub(super) fn is_waiting(&self, id: &MessageId) -> bool {
+        let state = self.state();
+        let mut waiting = state.lanes.values().flat_map(|lane| lane.ready.iter().chain(&lane.passed));
+        waiting.any(|delivery| delivery.message.id == *id)
+    }
+
     /// The messages that were admitted under this lease and have not started.
     pub(super) fn waiting_under(&self, lease: Lease) -> Vec<MessageId> {
         let state = self.state();

@@ -397,6 +397,16 @@ impl Engine {
         (self.shared.dispatcher.running(), self.shared.settings.concurrency)
     }
 
+    /// Whether this is the node's incarnation.
+    pub fn is_node(&self, node: NodeId) -> bool {
+        self.shared.node() == node
+    }
+
+    /// Whether a message is in this node's memory and waits for an attempt to end.
+    pub fn waits_for_room(&self, id: &MessageId) -> bool {
+        self.shared.dispatcher.is_waiting(id)
+    }
+
     /// Tells the engine that a schedule has a new slot.
     pub fn note_slot(&self) {
         self.shared.schedules.notify_one();

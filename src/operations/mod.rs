@@ -15,8 +15,10 @@ use crate::engine::Engine;
 use crate::store::Store;
 use crate::store::url_groups::UrlGroupLimits;
 
+pub mod counts;
 pub mod dead_letters;
 mod error;
+pub mod explain;
 pub mod flow_control;
 pub mod log;
 pub mod memory;

@@ -22,12 +22,14 @@ pub(crate) mod pace;
 pub mod quota;
 pub mod schedules;
 pub mod sql;
+pub mod standing;
 pub mod url_groups;
 
 pub use self::cancelling::{Cancelling, Look, UnfinishedFilter};
 pub use self::gates::{Gates, Slot};
 pub use self::listing::Listing;
 pub use self::quota::Quota;
+pub use self::standing::Standings;
 pub use self::url_groups::UrlGroups;
 
 /// Why a call did not succeed.
@@ -459,7 +461,7 @@ pub struct StoredKeys {
 /// engine and the API call it from tasks of their own.
 #[async_trait]
 pub trait Store:
-    Cancelling + Gates + Listing + Quota + UrlGroups + schedules::Schedules + Send + Sync + 'static
+    Cancelling + Gates + Listing + Quota + Standings + UrlGroups + schedules::Schedules + Send + Sync + 'static
 {
     /// Whether several nodes may share it. One that isn't shared goes by this machine's clock, and nobody takes over.
     fn is_shared(&self) -> bool;

@@ -5,10 +5,10 @@ use homing::domain::message::Message;
 use homing::domain::url_group::UrlGroup;
 use homing::store::gates::{FlowKey, Queue};
 use homing::store::url_groups::UrlGroupLimits;
-use homing::store::Page;
+use homing::store::{Lease, Page};
 
 use crate::gates::{queued, take, under};
-use crate::support::{ANY_SIZE, FUTURE, NODE, START, World, time, waiting};
+use crate::support::{ANY_SIZE, FUTURE, Held, NODE, START, World, ids, leased, time, waiting};
 use crate::url_groups::endpoint;
 
 async fn accept(world: &World, messages: impl IntoIterator<Item = Message>) {
@@ -113,4 +113,37 @@ pub(crate) async fn url_groups_are_listed_in_pages(world: World) {
     }
     let none = store.url_groups(Some("c"), 100, 1).await.unwrap();
     assert!(none.items.is_empty() && !none.more);
+}
+
+pub(crate) async fn a_message_tells_where_it_stands(world: World) {
+    let store = &world.store;
+    let messages: Vec<Message> = (0..4).map(|_| queued(world.message(), "q")).collect();
+    accept(&world, messages.iter().cloned()).await;
+    let id = |number: usize| messages[number].id.clone();
+    let standing = async |number: usize| store.standing(&id(number)).await.unwrap().expect("it waits");
+    let third = standing(2).await;
+    assert_eq!(
+        (third.gate.as_deref(), third.flow, third.holder, third.has_slot),
+        (Some("q:q"), None, None, false)
+    );
+    assert_eq!((third.due_at, third.retried), (messages[2].due_at, 0));
+    let ahead = third.ahead.expect("it waits at a gate");
+    assert_eq!((ahead.waiting, ahead.first, ahead.holders), (2, Some(id(0)), vec![]));
+    assert_eq!(ids(&take(&**store, NODE, "q:q", 1).await), [id(0)]);
+    let ahead = standing(2).await.ahead.expect("it waits at a gate");
+    assert_eq!((ahead.waiting, ahead.first, ahead.holders), (1, Some(id(1)), vec![id(0)]));
+    let first = standing(0).await;
+    let holder = first.holder.expect("it is held");
+    assert_eq!((holder.node, holder.name), (NODE, None));
+    assert_eq!((first.has_slot, first.ahead), (true, None));
+    store.register(NODE, "one").await.unwrap();
+    let plain = world.message();
+    world.accept(&[leased(plain.clone(), "a", 7)]).await;
+    let holder = store.standing(&plain.id).await.unwrap().and_then(|standing| standing.holder);
+    assert_eq!(holder.map(|holder| holder.name), Some(Some("one".to_owned())));
+    let held = Held { id: plain.id.clone(), lease: Lease(7), retried: 0, slot: None };
+    world.finish(held.delivered()).await;
+    assert_eq!(store.standing(&plain.id).await.unwrap(), None);
+    store.cancel(&id(3), time(START)).await.unwrap();
+    assert_eq!(store.standing(&id(3)).await.unwrap(), None);
 }

@@ -138,6 +138,7 @@ on_all_stores! { listing:
     queues_are_listed_in_pages,
     flow_keys_are_listed_in_pages,
     url_groups_are_listed_in_pages,
+    a_message_tells_where_it_stands,
 }
 
 on_all_stores! { schedules:

@@ -25,6 +25,7 @@ use homing::store::{
 mod gates;
 mod listing;
 mod schedules;
+mod standing;
 
 use self::gates::{AtGate, GateState};
 

@@ -62,6 +62,7 @@ mod retention;
 mod rewind;
 mod schedules;
 mod secrets;
+mod standing;
 mod url_groups;
 mod vacuum;
 mod writer;
