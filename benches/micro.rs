@@ -5,6 +5,7 @@
 //! cluster.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that can't go on panics")]
+#![allow(clippy::disallowed_methods, reason = "the bans are about the server; this measures it from outside")]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use criterion::{
 };
 use homing::api::headers::{self, Kind, Limits};
 use homing::api::wire;
-use homing::clock::system_now;
+use homing::chance::Chance;
+use homing::clock::Clock;
 use homing::domain::callback;
 use homing::domain::destination;
 use homing::domain::message::{Headers, Message};
@@ -111,7 +113,11 @@ fn message(fields: &[&[(&str, &str)]], now: Timestamp) -> Message {
         publish.options,
     );
     template.caller_ip = Some("192.0.2.1".to_owned());
-    template.message(FreshIds.message(now), Target::url(URL.to_owned()), now, now)
+    template.message(ids().message(now), Target::url(URL.to_owned()), now, now)
+}
+
+fn ids() -> FreshIds {
+    FreshIds(Chance::system())
 }
 
 /// An attempt that the destination answered.
@@ -133,7 +139,7 @@ fn requests(c: &mut Criterion) {
     group.bench_function("destination with options", |b| {
         b.iter(|| destination::parse(black_box(&with_options)).unwrap());
     });
-    group.bench_function("id", |b| b.iter(|| FreshIds.message(black_box(NOW))));
+    group.bench_function("id", |b| b.iter(|| ids().message(black_box(NOW))));
     for bytes in [200, 10_000, 1_000_000] {
         let body = vec![b'x'; bytes];
         group.throughput(Throughput::Bytes(bytes as u64));
@@ -184,7 +190,7 @@ fn attempts(c: &mut Criterion) {
     let answered = attempt(200, NOW);
     group.bench_function("callback's message", |b| {
         b.iter(|| {
-            let id = FreshIds.message(NOW);
+            let id = ids().message(NOW);
             callback::make(black_box(&full), &answered, spec, None, id, NOW, 1 << 20)
         });
     });
@@ -198,7 +204,7 @@ fn attempts(c: &mut Criterion) {
 }
 
 fn end(message: &Message, attempt: Attempt) -> Finish {
-    let mut context = Context { cancel_requested: false, max_body: 1 << 20, ids: &mut FreshIds };
+    let mut context = Context { cancel_requested: false, max_body: 1 << 20, ids: &mut ids() };
     decide(message, attempt, &mut context)
 }
 
@@ -255,7 +261,7 @@ fn store(c: &mut Criterion, runtime: &Runtime, engine: &str, database: Database)
             max_queues: None,
             vacuum_after: VACUUM_AFTER,
         };
-        let store = SqlStore::connect(&options).await.unwrap();
+        let store = SqlStore::connect(&options, Clock::system()).await.unwrap();
         store.migrate().await.unwrap();
         store.register(NODE, "bench").await.unwrap();
         store
@@ -296,7 +302,7 @@ fn store(c: &mut Criterion, runtime: &Runtime, engine: &str, database: Database)
 fn accepts(size: usize, lease: Option<Lease>) -> Vec<Accept> {
     let lane: Arc<str> = Arc::from("https://example.com:443");
     // Due a little ago, whatever the database's clock says.
-    let now = Timestamp::from_millis(system_now().as_millis() - 1000);
+    let now = Timestamp::from_millis(Clock::system().now().as_millis() - 1000);
     let accept = || Accept {
         message: Arc::new(message(&[TYPICAL], now)),
         lane: Arc::clone(&lane),
@@ -311,7 +317,7 @@ fn delivered(batch: &[Accept]) -> Vec<Ended> {
         slot: None,
         id: accept.message.id.clone(),
         lease: LEASE,
-        finish: Arc::new(end(&accept.message, attempt(200, system_now()))),
+        finish: Arc::new(end(&accept.message, attempt(200, Clock::system().now()))),
         callbacks: Vec::new(),
     };
     batch.iter().map(ended).collect()

@@ -1,37 +1,73 @@
-//! The clocks: the store's time, which decides what is due, and the monotonic one, which measures.
+//! Time: the store's, which decides what is due, the time since boot, which measures, and waiting.
 //!
 //! On one machine the store's time is the wall clock without its steps back, as something that was due must stay due.
 //! Where several nodes share a Postgres, its clock is the common one. A node follows it by the heartbeat's answer plus
 //! what its own monotonic clock has counted since, so that a node whose wall clock is wrong or jumps is not.
+//!
+//! A [`Clock`] is handed to whoever needs the time. All waits are the runtime's, so that a simulation pauses them.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
 
 use crate::domain::time::Timestamp;
 
-/// The time of a store on this machine: the wall clock, which it follows forwards at once. After a step back of up to
-/// `MAX_AHEAD` it goes on a little slower until the wall clock has caught up; a larger one it follows.
-pub fn system_now() -> Timestamp {
-    static TIME: Mutex<Option<Steady>> = Mutex::new(None);
-    let mut time = TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // In this order: a pause between the two would look like a step back otherwise.
-    let wall = since_epoch();
-    let boot = since_boot();
-    let now = time.get_or_insert(Steady { time: wall, boot }).at(wall, boot);
-    timestamp(now)
-}
-
-/// The machine's wall clock as it is, for what others compare with theirs.
-pub fn wall_now() -> Timestamp {
-    timestamp(since_epoch())
-}
-
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
-}
-
 fn timestamp(since_epoch: Duration) -> Timestamp {
     Timestamp::from_millis(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Where a machine's times come from.
+#[derive(Debug)]
+enum Source {
+    System,
+    /// Both go on with the runtime's time, from what they were when it was `start`.
+    Simulated {
+        start: Instant,
+        since_epoch: Duration,
+        since_boot: Duration,
+    },
+}
+
+impl Source {
+    /// The wall clock, since the Unix epoch.
+    #[expect(clippy::disallowed_methods, reason = "here is where the wall clock is read")]
+    fn since_epoch(&self) -> Duration {
+        match self {
+            Self::System => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO),
+            Self::Simulated { start, since_epoch, .. } => *since_epoch + start.elapsed(),
+        }
+    }
+
+    fn since_boot(&self) -> Duration {
+        match self {
+            Self::System => {
+                let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+                let (secs, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+                Duration::new(secs.unwrap_or(0), nanos.unwrap_or(0))
+            }
+            Self::Simulated { start, since_boot, .. } => *since_boot + start.elapsed(),
+        }
+    }
+}
+
+/// A machine's times, and the one that is made of them for a store on it.
+#[derive(Debug)]
+struct Machine {
+    source: Source,
+    steady: Mutex<Option<Steady>>,
+}
+
+impl Machine {
+    /// The wall clock, which is followed forwards at once. After a step back of up to `MAX_AHEAD` time goes on a little
+    /// slower until the wall clock has caught up; a larger one is followed.
+    fn now(&self) -> Timestamp {
+        let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
+        // In this order: a pause between the two would look like a step back otherwise.
+        let wall = self.source.since_epoch();
+        let boot = self.source.since_boot();
+        timestamp(steady.get_or_insert(Steady { time: wall, boot }).at(wall, boot))
+    }
 }
 
 /// The largest step back that is not followed at once: what is due at a time of day is early by as much at most.
@@ -99,10 +135,10 @@ const MAX_ROUND_TRIP: Duration = Duration::from_millis(500);
 const DRIFT: u32 = 10_000;
 
 impl Observation {
-    /// What an answer tells that took `round_trip` and has come just now: it was true at about half of that.
-    fn new(store: Timestamp, round_trip: Duration) -> Self {
+    /// What an answer tells that took `round_trip` and came at `boot`: it was true at about half of that.
+    fn new(store: Timestamp, round_trip: Duration, boot: Duration) -> Self {
         let half = round_trip / 2;
-        Self { store, boot: since_boot().saturating_sub(half), error: half + Duration::from_millis(1) }
+        Self { store, boot: boot.saturating_sub(half), error: half + Duration::from_millis(1) }
     }
 
     /// The store's time when ours since boot is `boot`.
@@ -119,46 +155,68 @@ impl Observation {
     }
 }
 
-/// The store's time, as this node knows it.
-#[derive(Debug)]
-pub enum Clock {
-    /// The store is on this machine and goes by [`system_now`].
-    System,
-    /// The store has a clock of its own.
-    Store(Mutex<Observation>),
+/// A node's clock. Cheap to clone; clones are one clock.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    machine: Arc<Machine>,
+    /// Set: the store has a clock of its own, which this one follows.
+    followed: Option<Arc<Mutex<Observation>>>,
 }
 
 impl Clock {
-    /// The clock for a store that says that it is `now`, in an answer that took `round_trip`.
-    pub fn following(now: Timestamp, round_trip: Duration) -> Self {
-        Self::Store(Mutex::new(Observation::new(now, round_trip)))
+    /// This machine's clock, for a store on it.
+    pub fn system() -> Self {
+        Self::of(Source::System)
+    }
+
+    /// The clock of a simulated machine on which it is `wall` now, `since_boot` after its start. It goes on with the
+    /// runtime's time.
+    pub fn simulated(wall: Timestamp, since_boot: Duration) -> Self {
+        let since_epoch = Duration::from_millis(u64::try_from(wall.as_millis()).unwrap_or(0));
+        Self::of(Source::Simulated { start: Instant::now(), since_epoch, since_boot })
+    }
+
+    fn of(source: Source) -> Self {
+        Self { machine: Arc::new(Machine { source, steady: Mutex::new(None) }), followed: None }
+    }
+
+    /// A clock on this machine that follows a store which says that it is `now`, in an answer that took `round_trip`.
+    #[must_use]
+    pub fn following(&self, now: Timestamp, round_trip: Duration) -> Self {
+        let seen = Observation::new(now, round_trip, self.since_boot());
+        Self { machine: Arc::clone(&self.machine), followed: Some(Arc::new(Mutex::new(seen))) }
     }
 
     /// Now, by the store's clock.
     pub fn now(&self) -> Timestamp {
-        match self {
-            Self::System => system_now(),
-            Self::Store(seen) => {
+        match &self.followed {
+            None => self.machine.now(),
+            Some(seen) => {
                 let seen = *seen.lock().unwrap_or_else(PoisonError::into_inner);
-                seen.at(since_boot())
+                seen.at(self.since_boot())
             }
         }
     }
 
     /// Now, for receivers, who compare it with their own clocks.
     pub fn now_for_others(&self) -> Timestamp {
-        match self {
-            Self::System => wall_now(),
-            Self::Store(_) => self.now(),
+        match &self.followed {
+            None => timestamp(self.machine.source.since_epoch()),
+            Some(_) => self.now(),
         }
+    }
+
+    /// Time since boot, with the time that the machine was suspended: a lease runs out while a laptop sleeps.
+    pub fn since_boot(&self) -> Duration {
+        self.machine.source.since_boot()
     }
 
     /// Takes note of what the store said, in an answer that took `round_trip`. Quick answers tell more than slow ones.
     pub fn observe(&self, store: Timestamp, round_trip: Duration) {
-        if let Self::Store(seen) = self
+        if let Some(seen) = &self.followed
             && round_trip <= MAX_ROUND_TRIP
         {
-            let new = Observation::new(store, round_trip);
+            let new = Observation::new(store, round_trip, self.since_boot());
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             if new.replaces(*seen) {
                 *seen = new;
@@ -167,13 +225,14 @@ impl Clock {
     }
 }
 
-/// Time since boot, with the time that the machine was suspended: a lease runs out while a laptop sleeps.
-pub fn since_boot() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+/// Waits until then; for timers.
+#[expect(clippy::disallowed_methods, reason = "here is where waiting is said to be for these alone")]
+pub async fn pause_until(deadline: Instant) {
+    tokio::time::sleep_until(deadline).await;
 }
 
 /// Waits; for back-off after faults and for timers, never for something that an event could tell.
+#[expect(clippy::disallowed_methods, reason = "here is where waiting is said to be for these alone")]
 pub async fn pause(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
@@ -253,9 +312,22 @@ mod tests {
 
     #[test]
     fn the_times_of_this_machine_agree() {
-        let (now, wall) = (system_now(), wall_now());
+        let clock = Clock::system();
+        let (now, wall) = (clock.now(), clock.now_for_others());
         assert!(wall.since(now) < secs(60) && now.since(wall) < secs(60), "{now:?} {wall:?}");
-        assert!(system_now() >= now);
+        assert!(clock.now() >= now);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn simulated_clocks_go_on_with_the_runtime_and_may_be_apart() {
+        let at = Timestamp::from_millis(1_700_000_000_000);
+        let (one, other) = (Clock::simulated(at, secs(100)), Clock::simulated(at.after(secs(1)), secs(5)));
+        pause(secs(60)).await;
+        assert_eq!((one.now(), one.since_boot()), (at.after(secs(60)), secs(160)));
+        assert_eq!((other.now_for_others(), other.since_boot()), (at.after(secs(61)), secs(65)));
+        let following = other.following(at, Duration::ZERO);
+        pause(secs(1)).await;
+        assert_eq!((following.now(), following.now_for_others()), (at.after(secs(1)), at.after(secs(1))));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::fs;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::config::{Config, ConfigError, DatabaseUrl};
+use crate::engine::hot_connections;
 use crate::listener::lobby;
-use crate::server::hot_connections;
 
 /// Standard streams, timers, signals, the listening socket, look-ups of names, files that are read, and some to spare.
 const OWN: u64 = 64;
@@ -73,7 +73,7 @@ fn base(config: &Config) -> u64 {
     let database = match config.database_url {
         DatabaseUrl::Sqlite(_) => SQLITE,
         DatabaseUrl::Postgres(_) => {
-            u64::from(config.postgres_connections) + hot_connections(config) as u64 + POSTGRES
+            u64::from(config.postgres_connections) + hot_connections(config.writers) as u64 + POSTGRES
         }
     };
     OWN + database

@@ -1,6 +1,9 @@
 //! Homing: a self-hosted HTTP message queue, wire-compatible with `QStash`.
 
 pub mod api;
+#[cfg(test)]
+mod arrows;
+pub mod chance;
 pub mod clock;
 pub mod config;
 mod descriptors;
@@ -13,3 +16,4 @@ pub mod logging;
 pub mod operations;
 pub mod server;
 pub mod store;
+pub mod tasks;

@@ -164,7 +164,7 @@ mod tests {
     /// Takes each write when it is let.
     struct Gated {
         gate: mpsc::Receiver<()>,
-        out: mpsc::Sender<String>,
+        out: mpsc::SyncSender<String>,
     }
 
     impl Write for Gated {
@@ -182,9 +182,9 @@ mod tests {
         }
     }
 
-    fn gated(capacity: usize) -> (Lines, mpsc::Sender<()>, mpsc::Receiver<String>) {
-        let (opener, gate) = mpsc::channel();
-        let (out, written) = mpsc::channel();
+    fn gated(capacity: usize) -> (Lines, mpsc::SyncSender<()>, mpsc::Receiver<String>) {
+        let (opener, gate) = mpsc::sync_channel(8);
+        let (out, written) = mpsc::sync_channel(8);
         (Lines::bounded(Gated { gate, out }, capacity).unwrap(), opener, written)
     }
 

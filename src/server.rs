@@ -10,23 +10,25 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use rand::RngExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::auth::{Role, Tokens, sha256};
 use crate::api::{self, Api, headers};
-use crate::clock::system_now;
+use crate::chance::Chance;
+use crate::clock::Clock;
 use crate::config::{self, Config, DatabaseUrl, Secret};
 use crate::descriptors;
+use crate::domain::time::Timestamp;
 use crate::egress::client::{self, Client};
 use crate::engine::keys::{self, Keys};
-use crate::engine::{self, Engine, LlmAccess, ingest};
+use crate::engine::{self, Engine, LlmAccess, World};
 use crate::listener::{self, Listener};
 use crate::operations::{self, Operations};
 use crate::store::sql::{self, SqlStore};
 use crate::store::url_groups::UrlGroupLimits;
 use crate::store::{Retention, SigningKeyPair, Store, StoredKeys};
+use crate::tasks::Tasks;
 
 /// How long what is written to stdout may take.
 const STDOUT: Duration = Duration::from_secs(1);
@@ -37,11 +39,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let config = descriptors::prepare(config)?;
     let Running { engine, listener, store } = tokio::select! {
+        biased;
         running = start(&config) => running?,
         () = signals.next() => return Ok(()),
     };
     let failure = engine.failure();
     let failed = tokio::select! {
+        biased;
         () = signals.next() => false,
         () = failure.wait() => true,
     };
@@ -53,6 +57,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         store.close().await;
     };
     tokio::select! {
+        biased;
         () = drain => tracing::info!("stopped"),
         () = signals.next() => {
             tracing::warn!("stopped at once by a second signal; what was in flight will be repeated");
@@ -77,7 +82,8 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         );
     }
     let policy = Arc::new(config.egress_policy()?);
-    let store = open(config).await?;
+    let (clock, chance) = (Clock::system(), Chance::system());
+    let store = open(config, &clock).await?;
     store.migrate().await?;
     let store: Arc<dyn Store> = Arc::new(store);
     // Before a token is made: one that is made and then not shown would be lost.
@@ -85,8 +91,8 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         .await
         .with_context(|| format!("can't listen on {}", config.listen))?;
     let address = socket.local_addr()?;
-    let keys = signing_keys(config, &*store).await?;
-    let (tokens, token) = tokens(config, &*store).await?;
+    let keys = signing_keys(config, &*store, clock.now(), &chance).await?;
+    let (tokens, token) = tokens(config, &*store, clock.now(), &chance).await?;
     let client = Client::new(&client::Settings {
         policy: Arc::clone(&policy),
         connect_timeout: config.connect_timeout.get(),
@@ -97,7 +103,9 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         failure: &store.failure(),
     })?;
     let settings = engine_settings(config, address)?;
-    let engine = Arc::new(Engine::start(settings, Arc::clone(&store), client, keys).await?);
+    let tasks = Tasks::new(store.failure());
+    let world = World { clock, chance, destinations: Arc::new(client), tasks };
+    let engine = Arc::new(Engine::start(settings, Arc::clone(&store), keys, world).await?);
     let operations = Operations::new(operations_settings(config), policy, Arc::clone(&engine));
     let api = Api::new(api_settings(config)?, tokens, Arc::new(operations));
     let settings = listener::Settings {
@@ -113,21 +121,15 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
 
 /// Brings the database's schema up to date and returns.
 pub async fn migrate(config: Config) -> anyhow::Result<()> {
-    let store = open(&config).await?;
+    let store = open(&config, &Clock::system()).await?;
     store.migrate().await?;
     store.close().await;
     print(format!("{} is up to date.\n", config.database_url)).await;
     Ok(())
 }
 
-/// Connections to Postgres for the hot steps: for each set of writers those of accepts, with their helpers, and one of
-/// outcomes; and two for claims.
-pub(crate) fn hot_connections(config: &Config) -> usize {
-    config.writers.saturating_mul(ingest::HELPERS + 2).saturating_add(2)
-}
-
-async fn open(config: &Config) -> anyhow::Result<SqlStore> {
-    let hot = u32::try_from(hot_connections(config)).unwrap_or(u32::MAX);
+async fn open(config: &Config, clock: &Clock) -> anyhow::Result<SqlStore> {
+    let hot = u32::try_from(engine::hot_connections(config.writers)).unwrap_or(u32::MAX);
     let options = sql::Options {
         database: match &config.database_url {
             DatabaseUrl::Sqlite(path) => sql::Database::Sqlite(path.clone()),
@@ -138,14 +140,19 @@ async fn open(config: &Config) -> anyhow::Result<SqlStore> {
         max_queues: config.max_queues,
         vacuum_after: sql::VACUUM_AFTER,
     };
-    SqlStore::connect(&options)
+    SqlStore::connect(&options, clock.clone())
         .await
         .with_context(|| format!("can't open the database {}", config.database_url))
 }
 
 /// The signing keys: the configured ones, or what rotations have made of them since; without configured ones the stored
 /// ones, made at the first start. Development's keys, which everybody knows, don't outlive development.
-async fn signing_keys(config: &Config, store: &dyn Store) -> anyhow::Result<Keys> {
+async fn signing_keys(
+    config: &Config,
+    store: &dyn Store,
+    now: Timestamp,
+    chance: &Chance,
+) -> anyhow::Result<Keys> {
     let hash = |pair: &SigningKeyPair| sha256(&format!("{} {}", pair.current, pair.next));
     let configured =
         config.current_signing_key.as_ref().zip(config.next_signing_key.as_ref()).map(|(current, next)| {
@@ -153,8 +160,8 @@ async fn signing_keys(config: &Config, store: &dyn Store) -> anyhow::Result<Keys
                 SigningKeyPair { current: current.expose().to_owned(), next: next.expose().to_owned() };
             StoredKeys { configured: Some(hash(&pair)), pair }
         });
-    let wanted = configured.clone().unwrap_or_else(keys::fresh_pair);
-    let stored = store.signing_keys(&wanted, system_now()).await?;
+    let wanted = configured.clone().unwrap_or_else(|| keys::fresh_pair(chance));
+    let stored = store.signing_keys(&wanted, now).await?;
     let dev = SigningKeyPair {
         current: config::DEV_CURRENT_SIGNING_KEY.to_owned(),
         next: config::DEV_NEXT_SIGNING_KEY.to_owned(),
@@ -167,12 +174,17 @@ async fn signing_keys(config: &Config, store: &dyn Store) -> anyhow::Result<Keys
         return Ok(Keys::new(stored.pair));
     }
     tracing::warn!("the stored signing keys are replaced: receivers must learn of the new ones");
-    store.set_signing_keys(&wanted, system_now()).await?;
+    store.set_signing_keys(&wanted, now).await?;
     Ok(Keys::new(wanted.pair))
 }
 
 /// The accepted tokens, and the one to show: the one that was made now, or development's.
-async fn tokens(config: &Config, store: &dyn Store) -> anyhow::Result<(Tokens, Option<String>)> {
+async fn tokens(
+    config: &Config,
+    store: &dyn Store,
+    now: Timestamp,
+    chance: &Chance,
+) -> anyhow::Result<(Tokens, Option<String>)> {
     let mut tokens = Tokens::default();
     for token in &config.read_only_tokens {
         tokens.add(sha256(token.expose()), Role::ReadOnly);
@@ -181,8 +193,8 @@ async fn tokens(config: &Config, store: &dyn Store) -> anyhow::Result<(Tokens, O
         tokens.add(sha256(token.expose()), Role::ReadWrite);
         return Ok((tokens, config.dev.then(|| token.expose().to_owned())));
     }
-    let fresh = fresh_token();
-    let (known, stored) = store.tokens(&sha256(&fresh), system_now()).await?;
+    let fresh = fresh_token(chance);
+    let (known, stored) = store.tokens(&sha256(&fresh), now).await?;
     for hash in known {
         tokens.add(hash, Role::ReadWrite);
     }
@@ -190,9 +202,9 @@ async fn tokens(config: &Config, store: &dyn Store) -> anyhow::Result<(Tokens, O
 }
 
 /// A token in upstream's shape, from which an SDK reads the user's id.
-fn fresh_token() -> String {
-    let password = Secret::new(keys::fresh().trim_start_matches("sig_"));
-    let user = format!("homing-{:08x}", rand::rng().random::<u32>());
+fn fresh_token(chance: &Chance) -> String {
+    let password = Secret::new(keys::fresh(chance).trim_start_matches("sig_"));
+    let user = format!("homing-{:08x}", chance.random::<u32>());
     STANDARD.encode(format!(r#"{{"UserID":"{user}","Password":"{}"}}"#, password.expose()))
 }
 
@@ -326,6 +338,7 @@ impl Signals {
 
     async fn next(&mut self) {
         tokio::select! {
+            biased;
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }

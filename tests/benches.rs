@@ -1,6 +1,7 @@
 //! The tests of what the table of figures is made of: they stand beside it, and a benchmark has no test harness.
 
 #![allow(dead_code, reason = "only what can be tested by itself is used here")]
+#![allow(clippy::disallowed_methods, reason = "the bans are about the server; this measures it from outside")]
 
 #[path = "../benches/table/arrivals.rs"]
 mod arrivals;

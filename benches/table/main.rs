@@ -4,6 +4,7 @@
 //! The driver is this program without a role; `load` and `sink` are processes of their own, so that their CPU can be told
 //! from the server's. `bench` measures, `rows` has a function for each row.
 
+#![allow(clippy::disallowed_methods, reason = "the bans are about the server; this measures it from outside")]
 #![allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

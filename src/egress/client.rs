@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{Uri, uri};
@@ -15,7 +16,7 @@ use super::exchange::{BodyError, Broken, Head, Request};
 pub use super::exchange::{Failure, SendError};
 use super::policy::Policy;
 use super::pool::{Free, Origin, Pool, SWEEP, Turn};
-use super::{http1, http2, tls};
+use super::{Destinations, http1, http2, tls};
 use crate::domain::message::{Headers, Method};
 use crate::domain::outcome::{FailureClass, Response};
 use crate::failure::Failure as ServerFailure;
@@ -79,11 +80,8 @@ pub struct Outgoing {
     pub body: Bytes,
 }
 
-/// Sends requests to destinations. Cheap to clone.
-#[derive(Clone)]
-pub struct Client(Arc<Shared>);
-
-struct Shared {
+/// Sends requests to destinations.
+pub struct Client {
     connector: Connector,
     pool: Arc<Pool>,
     max_response: usize,
@@ -104,19 +102,21 @@ impl Client {
                 swept.sweep();
             }
         });
-        Ok(Self(Arc::new(Shared {
+        Ok(Self {
             connector: Connector::new(Arc::clone(&settings.policy), tls, settings.connect_timeout),
             pool,
             max_response: settings.max_response,
             large_bodies: Arc::new(Semaphore::new(kib(memory) as usize)),
             _sweeper: AbortOnDropHandle::new(sweeper),
-        })))
+        })
     }
+}
 
-    /// One attempt. A request that has surely not been processed is sent again, a few times, on another connection.
-    /// Dropping it closes the connection, or leaves it to the other requests that are out on it. The caller limits the
-    /// time.
-    pub async fn send(&self, outgoing: Outgoing) -> Result<Received, SendError> {
+#[async_trait]
+impl Destinations for Client {
+    /// Makes one attempt. A request that has surely not been processed is sent again, a few times, on another connection.
+    /// Dropping it closes the connection, or leaves it to the other requests that are out on it.
+    async fn send(&self, outgoing: Outgoing) -> Result<Received, SendError> {
         let Outgoing { method, uri, mut headers, body } = outgoing;
         for name in &HOP_BY_HOP {
             headers.remove(name);
@@ -126,7 +126,7 @@ impl Client {
         loop {
             sends += 1;
             let last = sends == MAX_SENDS;
-            match self.0.send(&request, last).await {
+            match self.send_once(&request, last).await {
                 Ok(received) => return Ok(received),
                 Err(Broken::Unprocessed(failure)) if last => return Err(SendError::Failed(failure)),
                 Err(Broken::Unprocessed(failure)) => {
@@ -139,7 +139,7 @@ impl Client {
                 }
                 Err(Broken::Final(SendError::Lacking(error))) => {
                     // Some of what is lacking may be here.
-                    self.0.pool.clear();
+                    self.pool.clear();
                     return Err(SendError::Lacking(error));
                 }
                 Err(Broken::Final(error)) => return Err(error),
@@ -148,9 +148,9 @@ impl Client {
     }
 }
 
-impl Shared {
+impl Client {
     /// Sends a request once.
-    async fn send(&self, request: &Request, fresh: bool) -> Result<Received, Broken> {
+    async fn send_once(&self, request: &Request, fresh: bool) -> Result<Received, Broken> {
         let origin = Origin::of(&request.uri);
         let Obtained { free, new, turn } = self.connection(&origin, request, fresh).await?;
         match free {

@@ -13,11 +13,10 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::FutureExt as _;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Uri, uri};
-use rand::RngExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Shared, finisher, gates};
-use crate::clock::{pause, since_boot};
+use crate::clock::pause;
 use crate::domain::destination::{RequestTarget, request_target};
 use crate::domain::message::{Message, Method};
 use crate::domain::outcome::{Attempt, FailureClass, Outcome};
@@ -49,7 +48,7 @@ const CALLER_IP: HeaderName = HeaderName::from_static("upstash-caller-ip");
 /// Starts the attempts of deliveries that the dispatcher let go.
 pub(super) fn start(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
     for delivery in deliveries {
-        shared.attempts.spawn(shared.failure.guard("an attempt", run(Arc::clone(shared), delivery)));
+        super::spawn(shared, &shared.attempts, "an attempt", run(Arc::clone(shared), delivery));
     }
 }
 
@@ -66,7 +65,8 @@ enum Tried {
 async fn run(shared: Arc<Shared>, delivery: Delivery) {
     let lane = Arc::clone(&delivery.lane);
     let mut answered = false;
-    let tried = if is_late(&delivery) { Tried::GivenBack } else { attempt(&shared, &delivery).await };
+    let tried =
+        if is_late(&shared, &delivery) { Tried::GivenBack } else { attempt(&shared, &delivery).await };
     match tried {
         // The slot is kept until the outcome is handed over, so that outcomes don't pile up while the store is away.
         Tried::Made(attempt, memory) => {
@@ -84,8 +84,8 @@ async fn run(shared: Arc<Shared>, delivery: Delivery) {
 }
 
 /// Whether a delivery can't start any more within the time in which its rate has counted it.
-fn is_late(delivery: &Delivery) -> bool {
-    delivery.start_by.is_some_and(|start_by| since_boot() > start_by)
+fn is_late(shared: &Shared, delivery: &Delivery) -> bool {
+    delivery.start_by.is_some_and(|start_by| shared.clock.since_boot() > start_by)
 }
 
 /// Gives a delivery back unattempted.
@@ -158,17 +158,18 @@ async fn make(shared: &Shared, delivery: &Delivery, patience: u32) -> Tried {
                     memory,
                 );
             }
-            Err(Lacking(error)) => shared.lack.say(&error),
+            Err(Lacking(error)) => shared.lack.say(shared.boot_ms(), &error),
         }
         waits += 1;
         let stays = tokio::select! {
-            () = pause(LACK_PAUSE) => waits < patience,
+            biased;
             () = shared.draining.cancelled() => false,
+            () = pause(LACK_PAUSE) => waits < patience,
         };
         if !shared.holds(delivery.lease) {
             return Tried::Untrusted;
         }
-        if !stays || is_late(delivery) {
+        if !stays || is_late(shared, delivery) {
             return Tried::GivenBack;
         }
     }
@@ -185,9 +186,9 @@ pub(super) struct Lack {
 }
 
 impl Lack {
-    fn say(&self, error: &str) {
-        let now = u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX);
-        let every = u64::try_from(LACK_SAID_EVERY.as_millis()).unwrap_or(u64::MAX);
+    /// `now` is in milliseconds since boot.
+    fn say(&self, now: u64, error: &str) {
+        let every = super::millis(LACK_SAID_EVERY);
         let due = |said: u64| (said == 0 || now.saturating_sub(said) >= every).then_some(now);
         if self.said_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_ok() {
             tracing::warn!(
@@ -214,7 +215,7 @@ async fn send(
         Err(error) => return unsendable(error),
     };
     let limit = timeout(message, shared.settings.max_timeout);
-    match tokio::time::timeout(limit, shared.client.send(outgoing)).await {
+    match tokio::time::timeout(limit, shared.destinations.send(outgoing)).await {
         Ok(Ok(received)) => {
             if received.perhaps_cut {
                 tracing::info!(
@@ -276,7 +277,7 @@ fn headers(shared: &Shared, delivery: &Delivery, target: &RequestTarget) -> Resu
     }
     headers.insert(MESSAGE_ID, HeaderValue::try_from(message.id.as_str())?);
     headers.insert(RETRIED, HeaderValue::from(delivery.retried));
-    let jti = signature::generate_jti(rand::rng().random());
+    let jti = signature::generate_jti(shared.chance.random());
     let signed_at = shared.clock.now_for_others().as_secs();
     let token = signature::sign(&shared.keys.current(), &message.url, &message.body_sha256, signed_at, &jti);
     headers.insert(SIGNATURE, HeaderValue::try_from(token)?);

@@ -120,7 +120,7 @@ pub(super) async fn end(shared: &Arc<Shared>, cancelled: &[Delivery]) {
             "cancelled messages wait to be ended"
         );
         let end = end_later(Arc::clone(shared), node, held, opened);
-        shared.failure.spawn("cancelled messages", end);
+        shared.tasks.spawn("cancelled messages", end);
     }
 }
 

@@ -9,11 +9,12 @@
 //! Deliveries that came through a gate count there from then on, so that few of them wait here, and within their lane they
 //! take turns with the others.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Settings;
 use crate::domain::gate::is_gated;
@@ -55,7 +56,7 @@ struct Limits {
 
 #[derive(Default)]
 struct State {
-    lanes: HashMap<Arc<str>, Lane>,
+    lanes: BTreeMap<Arc<str>, Lane>,
     answered: Answered,
     /// Lanes that have something ready and are below their own limit, each once: those that have answered lately, and the
     /// others.
@@ -65,7 +66,7 @@ struct State {
     load: Load,
     strange: Load,
     /// Claim numbers in use, and by how many deliveries (or calls that will bring some).
-    leases: HashMap<Lease, usize>,
+    leases: BTreeMap<Lease, usize>,
     /// The last claim number; they only grow, also when the node begins a new incarnation.
     last_lease: i64,
     draining: bool,

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::ids::FreshIds;
 use super::{Shared, cancelling, gates, recent};
-use crate::clock::since_boot;
+use crate::clock::pause;
 use crate::domain::destination::validate_url;
 use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
@@ -76,8 +76,8 @@ fn job(
     cancel_requested: bool,
     memory: Option<OwnedSemaphorePermit>,
 ) -> Job {
-    let mut context =
-        Context { cancel_requested, max_body: shared.settings.max_response, ids: &mut FreshIds };
+    let mut ids = FreshIds(shared.chance.clone());
+    let mut context = Context { cancel_requested, max_body: shared.settings.max_response, ids: &mut ids };
     let finish = Arc::new(decide(&delivery.message, attempt, &mut context));
     let lanes = finish.callbacks.iter().map(|message| lane(message)).collect();
     Job { delivery, finish, lanes, memory }
@@ -123,7 +123,7 @@ async fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
     // Where another one waits for this one's end, a moment is long.
     let hurry = |job: &Job| gates::opened_by(&job.delivery).next().is_some();
     if batch.len() < FEW && !batch.iter().any(hurry) {
-        crate::clock::pause(LINGER).await;
+        pause(LINGER).await;
         take_waiting(jobs, &mut batch, &mut bytes);
     }
     batch
@@ -161,7 +161,7 @@ async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
     let lease = shared.dispatcher.open_lease();
     let ended = lease_callbacks(shared, &jobs, lease);
     let withdrawals = cancelling::withdrawals(shared);
-    let held_at = since_boot();
+    let held_at = shared.clock.since_boot();
     let (applied, sure) = finish(shared, &ended).await;
     // Also those whose leases were gone: they may have come to the new primary before their messages do.
     recent::keep(shared, || recent::Step::Ended(ended.clone()));
@@ -267,7 +267,7 @@ fn note_due(shared: &Shared, job: &Job, callbacks: &[(Arc<str>, Option<Lease>)])
 /// Stores the batch, as often as it takes. Whether the answer is that of the only try: after a lost answer a batch that
 /// was stored looks like one whose leases are gone.
 async fn finish(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool) {
-    let mut pause = Duration::from_millis(20);
+    let mut rest = Duration::from_millis(20);
     let mut sure = true;
     loop {
         match shared.store.finish(shared.node(), ended).await {
@@ -296,9 +296,10 @@ async fn finish(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool) {
         }
         sure = false;
         tokio::select! {
-            () = crate::clock::pause(pause) => {}
+            biased;
             () = shared.stopping.cancelled() => return (vec![Applied::No; ended.len()], false),
+            () = pause(rest) => {}
         }
-        pause = (pause * 2).min(Duration::from_secs(2));
+        rest = (rest * 2).min(Duration::from_secs(2));
     }
 }

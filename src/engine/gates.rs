@@ -6,7 +6,7 @@
 //! What may go is decided by `domain::gate`, and takes effect only if the gate is still as it was seen. A gate with nothing
 //! to do is put to rest, so that it costs nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use self::ahead::{Ahead, Freed, Seen};
 use super::{Backoff, Shared, cancelling, refill};
-use crate::clock::since_boot;
+use crate::clock::{pause, pause_until};
 use crate::domain::gate::{Admission, Gate, Path, Waiting, admit, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
@@ -52,9 +52,9 @@ pub(super) struct Signal {
 
 #[derive(Default)]
 struct Told {
-    gates: HashSet<Arc<str>>,
+    gates: BTreeSet<Arc<str>>,
     /// Gates at which more waits than before.
-    joined: HashSet<Arc<str>>,
+    joined: BTreeSet<Arc<str>>,
     freed: Vec<Freed>,
     all: bool,
     /// When something is due.
@@ -138,14 +138,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
         pending: Pending::default(),
         next_look: Instant::now(),
         asked: Instant::now(),
-        quiet: HashSet::new(),
-        idle: HashMap::new(),
+        quiet: BTreeSet::new(),
+        idle: BTreeMap::new(),
         rest_at: Instant::now(),
-        again: HashSet::new(),
+        again: BTreeSet::new(),
         again_at: Instant::now(),
-        closed: HashMap::new(),
-        without_room: HashSet::new(),
-        behind: HashMap::new(),
+        closed: BTreeMap::new(),
+        without_room: BTreeSet::new(),
+        behind: BTreeMap::new(),
         ahead: Ahead::default(),
         moves: shared.store.moves(),
         slow: Duration::ZERO,
@@ -166,8 +166,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         }
         tokio::select! {
-            () = task.wait() => {}
+            biased;
             () = shared.draining.cancelled() => return,
+            () = task.wait() => {}
         }
     }
 }
@@ -180,19 +181,19 @@ struct Task {
     next_look: Instant,
     asked: Instant,
     /// Queues that all who waited there have left, as far as this node can know.
-    quiet: HashSet<Arc<str>>,
+    quiet: BTreeSet<Arc<str>>,
     /// Gates that have nothing to do, to be put to rest together, and when.
-    idle: HashMap<Arc<str>, Timestamp>,
+    idle: BTreeMap<Arc<str>, Timestamp>,
     rest_at: Instant,
     /// Gates to look at a little later.
-    again: HashSet<Arc<str>>,
+    again: BTreeSet<Arc<str>>,
     again_at: Instant,
     /// Gates that let nobody through, and until when that is taken for granted.
-    closed: HashMap<Arc<str>, Instant>,
+    closed: BTreeMap<Arc<str>, Instant>,
     /// Gates with something that didn't fit into this node.
-    without_room: HashSet<Arc<str>>,
+    without_room: BTreeSet<Arc<str>>,
     /// Queues whose deliveries wait for a key, by that key.
-    behind: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    behind: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// What is known of queues without a look.
     ahead: Ahead,
     /// How often the database had moved when that was found out.
@@ -205,7 +206,7 @@ struct Task {
 #[derive(Default)]
 struct Pending {
     order: VecDeque<Arc<str>>,
-    names: HashSet<Arc<str>>,
+    names: BTreeSet<Arc<str>>,
 }
 
 impl Pending {
@@ -217,8 +218,8 @@ impl Pending {
         }
     }
 
-    fn take(&mut self, most: usize) -> HashSet<Arc<str>> {
-        let taken: HashSet<Arc<str>> = self.order.drain(..most.min(self.order.len())).collect();
+    fn take(&mut self, most: usize) -> BTreeSet<Arc<str>> {
+        let taken: BTreeSet<Arc<str>> = self.order.drain(..most.min(self.order.len())).collect();
         for name in &taken {
             self.names.remove(name);
         }
@@ -231,8 +232,9 @@ impl Task {
     async fn wait(&mut self) {
         if !self.has_room() {
             tokio::select! {
+                biased;
                 () = self.shared.dispatcher.gate_room.notified() => {}
-                () = crate::clock::pause(SATURATED) => {}
+                () = pause(SATURATED) => {}
             }
             return;
         }
@@ -247,11 +249,11 @@ impl Task {
             biased;
             // First, or those who wait for room would wait for a moment when nobody else does.
             () = self.shared.dispatcher.gate_room.notified(), if !self.without_room.is_empty() => {
-                self.shared.gates.look_at(self.without_room.drain());
+                self.shared.gates.look_at(std::mem::take(&mut self.without_room));
             }
             () = std::future::ready(()), if !self.pending.order.is_empty() => {}
             () = self.shared.gates.wake.notified() => {}
-            () = tokio::time::sleep_until(until) => {}
+            () = pause_until(until) => {}
         }
     }
 
@@ -276,7 +278,7 @@ impl Task {
         let now = Instant::now();
         let mut names = told.gates;
         if now >= self.again_at {
-            names.extend(self.again.drain());
+            names.append(&mut self.again);
         }
         for name in told.joined {
             self.quiet.remove(&name);
@@ -358,12 +360,12 @@ impl Task {
         if self.idle.is_empty() || (self.idle.len() < GATES && Instant::now() < self.rest_at) {
             return Ok(());
         }
-        let gates: Vec<(Arc<str>, Timestamp)> = self.idle.drain().collect();
+        let gates: Vec<(Arc<str>, Timestamp)> = std::mem::take(&mut self.idle).into_iter().collect();
         self.shared.store.rest_gates(&gates).await
     }
 
     /// Takes what may go through these gates, and through those that are known.
-    async fn take(&mut self, names: &HashSet<Arc<str>>, known: Vec<Seen>) -> Result<()> {
+    async fn take(&mut self, names: &BTreeSet<Arc<str>>, known: Vec<Seen>) -> Result<()> {
         let count = (DELIVERIES / names.len().max(1)).max(LEAST);
         let asked = Instant::now();
         let mut looks = if names.is_empty() {
@@ -373,7 +375,7 @@ impl Task {
             self.shared.store.look_at_gates(&names, count).await?
         };
         // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
-        let booted = since_boot();
+        let booted = self.shared.clock.since_boot();
         let now = looks.now.after(asked.elapsed());
         if self.quiet.len() > MAX_KEPT {
             self.quiet.clear();
@@ -384,7 +386,7 @@ impl Task {
         }
         let mut seen = known;
         looks.gates.extend(seen.iter().map(Seen::as_of_now));
-        let wanted: HashSet<Arc<str>> = seen.iter().map(Seen::name).chain(names).map(Arc::clone).collect();
+        let wanted: BTreeSet<Arc<str>> = seen.iter().map(Seen::name).chain(names).map(Arc::clone).collect();
         let (taking, mut resting) = self.decide(&looks, &wanted, count, now);
         for name in seen.iter().map(Seen::name) {
             if taking.admissions.get(name).is_some_and(|admission| !admission.blocked) {
@@ -392,7 +394,7 @@ impl Task {
                 self.shared.gates.look_at([Arc::clone(name)]);
             }
         }
-        let idle: HashSet<Arc<str>> =
+        let idle: BTreeSet<Arc<str>> =
             looks.gates.iter().filter(|look| is_idle(look)).map(|look| Arc::clone(&look.name)).collect();
         for (name, until) in resting.extract_if(.., |(name, _)| idle.contains(name)) {
             self.let_rest(name, until);
@@ -413,7 +415,7 @@ impl Task {
     fn decide(
         &mut self,
         looks: &Looks,
-        wanted: &HashSet<Arc<str>>,
+        wanted: &BTreeSet<Arc<str>>,
         count: usize,
         now: Timestamp,
     ) -> (Taking, Vec<(Arc<str>, Timestamp)>) {
@@ -473,7 +475,7 @@ impl Task {
         &mut self,
         mut taking: Taking,
         seen: Vec<Seen>,
-        names: &HashSet<Arc<str>>,
+        names: &BTreeSet<Arc<str>>,
         now: Timestamp,
         booted: Duration,
     ) -> Result<()> {
@@ -486,7 +488,7 @@ impl Task {
                 self.shared.doubt_leases();
             }
         }
-        let mut missed = HashSet::new();
+        let mut missed = BTreeSet::new();
         for place in std::mem::take(&mut taking.reserved).into_values() {
             self.shared.dispatcher.unreserve_passing(&place.lane, place.size);
             if names.contains(&place.gate) {
@@ -563,10 +565,10 @@ struct Place {
 #[derive(Default)]
 struct Taking {
     gates: BTreeMap<Arc<str>, Gate>,
-    admissions: HashMap<Arc<str>, Admission>,
+    admissions: BTreeMap<Arc<str>, Admission>,
     steps: Vec<GateStep>,
     passes: Vec<Pass>,
-    reserved: HashMap<MessageId, Place>,
+    reserved: BTreeMap<MessageId, Place>,
 }
 
 impl Taking {
@@ -594,7 +596,7 @@ impl Taking {
     }
 
     /// The gates that take a step, and when they are to be looked at again; `None`: as it is.
-    fn stepped(&self) -> HashMap<Arc<str>, Option<Timestamp>> {
+    fn stepped(&self) -> BTreeMap<Arc<str>, Option<Timestamp>> {
         self.steps.iter().map(|step| (Arc::clone(&step.name), step.next_at)).collect()
     }
 

@@ -1,27 +1,26 @@
-//! Fresh ids from the system's randomness.
+//! Fresh ids.
 
-use rand::RngExt as _;
-
+use crate::chance::Chance;
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::outcome::Ids;
 use crate::domain::time::Timestamp;
 use crate::store::NodeId;
 
 /// Makes ids.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct FreshIds;
+#[derive(Clone, Debug)]
+pub struct FreshIds(pub Chance);
 
 impl Ids for FreshIds {
     fn message(&mut self, now: Timestamp) -> MessageId {
-        MessageId::generate(now, rand::rng().random())
+        MessageId::generate(now, self.0.random())
     }
 
     fn dead_letter(&mut self, now: Timestamp) -> DeadLetterId {
-        DeadLetterId::generate(now, rand::rng().random())
+        DeadLetterId::generate(now, self.0.random())
     }
 }
 
 /// A number for this start of the process.
-pub(super) fn incarnation() -> NodeId {
-    NodeId(rand::rng().random_range(1..i64::MAX))
+pub(super) fn incarnation(chance: &Chance) -> NodeId {
+    NodeId(chance.number(1..i64::MAX))
 }

@@ -9,9 +9,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{Shared, cancelling, recent};
@@ -27,7 +28,7 @@ const BATCH: usize = 256;
 /// Bytes of messages in one batch, likewise.
 const BATCH_BYTES: usize = 16 << 20;
 /// Helpers for each writer.
-pub const HELPERS: usize = 3;
+pub(super) const HELPERS: usize = 3;
 /// How long what waits waits for a batch that is being written: longer ones wait for the database, or have much to write.
 const PATIENCE: Duration = Duration::from_millis(1);
 /// How long what waits waits for a batch whose answers the next one is to wait for: something is wrong then.
@@ -147,6 +148,7 @@ async fn run(shared: Arc<Shared>, backlog: Arc<Backlog>) {
         let batch = {
             let mut waiting = backlog.waiting.lock().await;
             let first = tokio::select! {
+                biased;
                 first = waiting.recv() => first,
                 () = shared.stopping.cancelled() => return,
             };
@@ -162,6 +164,7 @@ async fn run(shared: Arc<Shared>, backlog: Arc<Backlog>) {
 async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
     loop {
         tokio::select! {
+            biased;
             () = backlog.hurry.notified() => {}
             () = shared.stopping.cancelled() => return,
         }

@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rand::RngExt as _;
-
+use crate::chance::Chance;
 use crate::domain::signature::{self, SigningKey};
 use crate::store::{Result, SigningKeyPair, StoredKeys};
 
@@ -56,13 +55,13 @@ impl Prepared {
 }
 
 /// A new pair, for a store that has none.
-pub fn fresh_pair() -> StoredKeys {
-    StoredKeys { pair: SigningKeyPair { current: fresh(), next: fresh() }, configured: None }
+pub fn fresh_pair(chance: &Chance) -> StoredKeys {
+    StoredKeys { pair: SigningKeyPair { current: fresh(chance), next: fresh(chance) }, configured: None }
 }
 
 /// A new signing key, as text.
-pub fn fresh() -> String {
-    signature::generate_key(rand::rng().random())
+pub fn fresh(chance: &Chance) -> String {
+    signature::generate_key(chance.random())
 }
 
 #[cfg(test)]

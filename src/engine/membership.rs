@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{HEARTBEAT, NODE_TTL, Shared, boot_ms, cancelling, ids, recent};
-use crate::clock::{Jumps, pause, since_boot};
+use tokio::time::Instant;
+
+use super::{HEARTBEAT, NODE_TTL, Shared, cancelling, ids, millis, recent};
+use crate::clock::{Jumps, pause};
 use crate::store::Result;
 
 /// How often silent nodes are looked for, which with the time to live and the sweep is well below 20 s; and what others have
@@ -28,18 +30,19 @@ pub(super) async fn beat(shared: Arc<Shared>) {
             tracing::warn!(error = &error as &dyn std::error::Error, "the heartbeat failed");
         }
         tokio::select! {
-            () = pause(HEARTBEAT) => {}
+            biased;
             () = shared.stopping.cancelled() => return,
+            () = pause(HEARTBEAT) => {}
         }
     }
 }
 
 async fn beat_once(shared: &Arc<Shared>) -> Result<()> {
-    let (asked, asked_ms) = (since_boot(), boot_ms());
+    let asked = shared.clock.since_boot();
     match shared.store.heartbeat(shared.node()).await? {
         Some(now) => {
-            shared.clock.observe(now, since_boot().saturating_sub(asked));
-            shared.renewed(asked_ms);
+            shared.clock.observe(now, shared.clock.since_boot().saturating_sub(asked));
+            shared.renewed(millis(asked));
             Ok(())
         }
         None => rejoin(shared).await,
@@ -58,10 +61,11 @@ pub(super) async fn run(shared: Arc<Shared>) {
         reconcile(&shared).await;
         looks = looks.wrapping_add(1);
         tokio::select! {
+            biased;
+            () = shared.stopping.cancelled() => return,
             () = pause(if shared.store.is_shared() || shared.is_unsure() { LOOK } else { RECONCILE }) => {}
             // Many doubts at once are settled by one look.
             () = async { shared.reconcile.notified().await; pause(SETTLE).await } => {}
-            () = shared.stopping.cancelled() => return,
         }
     }
 }
@@ -83,15 +87,16 @@ pub(super) async fn watch_clock(shared: Arc<Shared>) {
             shared.schedules.notify_one();
         }
         tokio::select! {
-            () = pause(CLOCK_LOOK) => {}
+            biased;
             () = shared.stopping.cancelled() => return,
+            () = pause(CLOCK_LOOK) => {}
         }
     }
 }
 
 /// Another node may have rotated the keys.
 async fn read_keys(shared: &Shared) -> Result<()> {
-    let fresh = super::keys::fresh_pair();
+    let fresh = super::keys::fresh_pair(&shared.chance);
     let stored = shared.store.signing_keys(&fresh, shared.clock.now());
     shared.keys.follow(async { Ok(stored.await?.pair) }).await?;
     Ok(())
@@ -106,9 +111,10 @@ pub(super) async fn follow(shared: Arc<Shared>) {
         let mut heard = std::pin::pin!(shared.store.changed_elsewhere());
         let result = loop {
             tokio::select! {
+                biased;
+                () = shared.stopping.cancelled() => return,
                 heard = heard.as_mut() => break heard,
                 () = pause(LOOK) => look_for_cancels(&shared).await,
-                () = shared.stopping.cancelled() => return,
             }
         };
         if std::mem::replace(&mut moves, shared.store.moves()) != moves {
@@ -139,8 +145,8 @@ async fn look_for_cancels(shared: &Arc<Shared>) {
 /// The others have taken over: what is here is theirs now. A new incarnation begins with nothing; what steps under way
 /// still lease in the old one's name is fenced off, and freed by reconciling.
 async fn rejoin(shared: &Arc<Shared>) -> Result<()> {
-    let node = ids::incarnation();
-    let asked_ms = boot_ms();
+    let node = ids::incarnation(&shared.chance);
+    let asked_ms = shared.boot_ms();
     shared.store.rejoin(node, &shared.settings.node_name).await?;
     shared.set_node(node);
     let (dropped, last) = shared.dispatcher.fence();

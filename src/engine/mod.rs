@@ -14,14 +14,16 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::{Clock, since_boot};
+use crate::chance::Chance;
+use crate::clock::{Clock, pause};
 use crate::domain::gate::{is_gated, queue_gate};
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
-use crate::egress::client::Client;
+use crate::egress::Destinations;
 use crate::failure::Failure;
 use crate::store::{Cancellation, Delivery, Lease, NodeId, Result, Retention, Store};
+use crate::tasks::Tasks;
 
 pub mod attempt;
 mod cancelling;
@@ -86,12 +88,30 @@ pub struct LlmAccess {
     pub authorization: HeaderValue,
 }
 
+/// Connections to Postgres that steps of this engine use at once: for each set of writers those of accepts, with their
+/// helpers, and one of outcomes; and two for claims.
+pub(crate) fn hot_connections(writers: usize) -> usize {
+    writers.saturating_mul(ingest::HELPERS + 2).saturating_add(2)
+}
+
+/// What the engine is given of the world outside of it, so that a simulation can give it another one.
+#[derive(Clone)]
+pub struct World {
+    /// The machine's clock; where the store has one of its own, the engine follows that from here.
+    pub clock: Clock,
+    pub chance: Chance,
+    pub destinations: Arc<dyn Destinations>,
+    pub tasks: Tasks,
+}
+
 /// What the engine's tasks share.
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: Clock,
-    pub(crate) client: Client,
+    pub(crate) chance: Chance,
+    pub(crate) destinations: Arc<dyn Destinations>,
+    tasks: Tasks,
     pub(crate) keys: Keys,
     pub(crate) dispatcher: Dispatcher,
     /// This process's incarnation; a new one when others have taken over the old one's deliveries.
@@ -118,8 +138,6 @@ pub(crate) struct Shared {
     draining: CancellationToken,
     /// Everything ends.
     stopping: CancellationToken,
-    /// A task of the engine or of the store panicked.
-    failure: Failure,
 }
 
 impl Shared {
@@ -144,12 +162,12 @@ impl Shared {
     /// Whether the leases can be trusted: the others have not begun to take them over.
     pub(crate) fn leases_hold(&self) -> bool {
         !self.store.is_shared()
-            || boot_ms().saturating_sub(self.renewed_ms.load(Ordering::Acquire)) < millis(LEASE_TRUST)
+            || self.boot_ms().saturating_sub(self.renewed_ms.load(Ordering::Acquire)) < millis(LEASE_TRUST)
     }
 
     /// Whether the store may have leased something to us that we don't know of.
     fn is_unsure(&self) -> bool {
-        boot_ms() < self.unsure_until_ms.load(Ordering::Acquire)
+        self.boot_ms() < self.unsure_until_ms.load(Ordering::Acquire)
     }
 
     /// Takes note that a step may or may not have leased something to us.
@@ -174,7 +192,11 @@ impl Shared {
     }
 
     fn stay_unsure(&self) {
-        self.unsure_until_ms.fetch_max(boot_ms() + millis(UNSURE), Ordering::AcqRel);
+        self.unsure_until_ms.fetch_max(self.boot_ms() + millis(UNSURE), Ordering::AcqRel);
+    }
+
+    fn boot_ms(&self) -> u64 {
+        millis(self.clock.since_boot())
     }
 }
 
@@ -196,8 +218,9 @@ impl Backoff {
     /// Waits, unless the engine takes no more work. Nothing that is told meanwhile shortens it.
     async fn wait(&mut self, shared: &Shared) {
         tokio::select! {
-            () = crate::clock::pause(self.0) => {}
+            biased;
             () = shared.draining.cancelled() => {}
+            () = pause(self.0) => {}
         }
         self.0 = (self.0 * 2).min(Self::LONGEST);
     }
@@ -206,10 +229,6 @@ impl Backoff {
 /// Which deliveries these are, and by which leases they are held.
 fn held(deliveries: &[Delivery]) -> Vec<(MessageId, Lease)> {
     deliveries.iter().map(|delivery| (delivery.message.id.clone(), delivery.lease)).collect()
-}
-
-fn boot_ms() -> u64 {
-    millis(since_boot())
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -224,7 +243,7 @@ fn spawn(
     name: &'static str,
     task: impl Future<Output = ()> + Send + 'static,
 ) {
-    tasks.spawn(shared.failure.guard(name, task));
+    shared.tasks.spawn(name, tasks.track_future(task));
 }
 
 /// The running engine.
@@ -236,30 +255,25 @@ pub struct Engine {
 
 impl Engine {
     /// Registers the node and starts the tasks.
-    pub async fn start(
-        settings: Settings,
-        store: Arc<dyn Store>,
-        client: Client,
-        keys: Keys,
-    ) -> Result<Self> {
-        let clock = if store.is_shared() {
-            let asked = since_boot();
+    pub async fn start(settings: Settings, store: Arc<dyn Store>, keys: Keys, world: World) -> Result<Self> {
+        let World { mut clock, chance, destinations, tasks: running } = world;
+        if store.is_shared() {
+            let asked = clock.since_boot();
             let now = store.now().await?;
-            Clock::following(now, since_boot().saturating_sub(asked))
-        } else {
-            Clock::System
-        };
-        let node = ids::incarnation();
-        let asked_ms = boot_ms();
+            clock = clock.following(now, clock.since_boot().saturating_sub(asked));
+        }
+        let node = ids::incarnation(&chance);
+        let asked_ms = millis(clock.since_boot());
         store.register(node, &settings.node_name).await?;
         let (finisher, jobs) = mpsc::channel(OUTCOMES);
-        let failure = store.failure();
         let shared = Arc::new(Shared {
             dispatcher: Dispatcher::new(&settings),
             settings,
             store,
             clock,
-            client,
+            chance,
+            destinations,
+            tasks: running,
             keys,
             node: AtomicI64::new(node.0),
             renewed_ms: AtomicU64::new(asked_ms),
@@ -276,7 +290,6 @@ impl Engine {
             lack: attempt::Lack::default(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
-            failure,
         });
         let tasks = TaskTracker::new();
         let ingest = ingest::Ingest::start(&shared, &tasks);
@@ -302,6 +315,16 @@ impl Engine {
         self.shared.clock.now()
     }
 
+    /// The source of chance.
+    pub fn chance(&self) -> &Chance {
+        &self.shared.chance
+    }
+
+    /// Makes ids.
+    pub fn ids(&self) -> ids::FreshIds {
+        ids::FreshIds(self.shared.chance.clone())
+    }
+
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.shared.store
@@ -315,7 +338,7 @@ impl Engine {
     /// Whether this node accepts messages and delivers them; if not, why, in words.
     pub async fn readiness(&self) -> Result<(), String> {
         let shared = &self.shared;
-        if shared.failure.is_set() {
+        if shared.tasks.failure().is_set() {
             return Err("a task of the server has failed".to_owned());
         }
         if shared.draining.is_cancelled() {
@@ -373,7 +396,7 @@ impl Engine {
                 return Ok(());
             }
             // Others come first.
-            crate::clock::pause(Duration::from_millis(5)).await;
+            pause(Duration::from_millis(5)).await;
         }
     }
 
@@ -414,7 +437,7 @@ impl Engine {
 
     /// What is set when a task panics that the server can't do without.
     pub fn failure(&self) -> Failure {
-        self.shared.failure.clone()
+        self.shared.tasks.failure().clone()
     }
 
     /// Starts nothing more, and gives back what has not started, for other nodes to take at once.

@@ -6,7 +6,9 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Backoff, Shared};
 use crate::store::{Accept, Ended, Repeat, Result};

@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::{Backoff, Shared, cancelling};
+use crate::clock::{pause, pause_until};
 use crate::domain::time::Timestamp;
 use crate::store::{Delivery, Lease, Result};
 
@@ -73,9 +75,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
             Ok(Round::Full(wait)) => {
                 tokio::select! {
-                    () = shared.dispatcher.room.notified() => {}
-                    () = crate::clock::pause(wait) => {}
+                    biased;
                     () = shared.draining.cancelled() => return,
+                    () = shared.dispatcher.room.notified() => {}
+                    () = pause(wait) => {}
                 }
                 continue;
             }
@@ -93,20 +96,22 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         };
         tokio::select! {
-            () = sleep_until_due(&shared, wait) => {}
+            biased;
             () = shared.draining.cancelled() => return,
+            () = sleep_until_due(&shared, wait) => {}
         }
     }
 }
 
 /// Waits, but no longer than until something that was told meanwhile is due.
 async fn sleep_until_due(shared: &Shared, wait: Duration) {
-    let deadline = tokio::time::Instant::now() + wait;
+    let deadline = Instant::now() + wait;
     loop {
         let told = Timestamp::from_millis(shared.refill.due_ms.load(Ordering::Acquire));
-        let until = tokio::time::Instant::now() + told.since(shared.clock.now()).min(wait);
+        let until = Instant::now() + told.since(shared.clock.now()).min(wait);
         tokio::select! {
-            () = tokio::time::sleep_until(until.min(deadline)) => return,
+            biased;
+            () = pause_until(until.min(deadline)) => return,
             () = shared.refill.wake.notified() => {}
         }
     }

@@ -16,8 +16,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
     loop {
         let wait = if after.is_empty() { WALK } else { BATCH };
         tokio::select! {
-            () = pause(wait) => {}
+            biased;
             () = shared.draining.cancelled() => return,
+            () = pause(wait) => {}
         }
         let step = shared.store.prune(shared.settings.retention, shared.clock.now(), &after);
         match step.await {

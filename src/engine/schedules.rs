@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::seq::SliceRandom as _;
-
 use super::ids::FreshIds;
 use super::{Backoff, Shared};
 use crate::clock::pause;
@@ -31,9 +29,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Ok(wait) => {
                 backoff.reset();
                 tokio::select! {
+                    biased;
+                    () = shared.draining.cancelled() => return,
                     () = pause(wait) => {}
                     () = shared.schedules.notified() => {}
-                    () = shared.draining.cancelled() => return,
                 }
             }
             Err(error) => {
@@ -58,7 +57,7 @@ async fn run_due(shared: &Shared) -> Result<Duration> {
     }
     let mut due = shared.store.due_schedules(next.now, BATCH, BATCH_BYTES).await?;
     // Other nodes have read the same ones; in another order they seldom try the same at the same time.
-    due.shuffle(&mut rand::rng());
+    shared.chance.shuffle(&mut due);
     let mut result = Ok(Duration::ZERO);
     for schedule in &due {
         if shared.draining.is_cancelled() {
@@ -81,7 +80,7 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
         Some(name) => shared.store.url_group(name).await?,
         None => None,
     };
-    let mut run = plan(schedule, group.as_ref(), now);
+    let mut run = plan(schedule, group.as_ref(), now, &mut FreshIds(shared.chance.clone()));
     let mut fired = shared.store.fire(&run).await;
     if let Err(error @ StoreError::TooManyQueues(_)) = &fired {
         run.outcome = Err(error.to_string());
@@ -100,10 +99,10 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
 }
 
 /// The run of a schedule whose slot has come.
-fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp) -> Run {
+fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp, ids: &mut FreshIds) -> Run {
     let (next_at, outcome) = match Cron::parse(&schedule.cron) {
         Ok(cron) => {
-            let accepts = accepts(schedule, group, now).map_err(|error| error.to_string());
+            let accepts = accepts(schedule, group, now, ids).map_err(|error| error.to_string());
             (cron.next_after(now).unwrap_or(Timestamp::MAX), accepts)
         }
         // The version that accepted it knew more.
@@ -117,6 +116,7 @@ fn accepts(
     schedule: &Schedule,
     group: Option<&UrlGroup>,
     now: Timestamp,
+    ids: &mut FreshIds,
 ) -> Result<Vec<Accept>, DestinationError> {
     let mut template = schedule.template.clone();
     if let Some(group) = group {
@@ -125,7 +125,7 @@ fn accepts(
     let due_at = now.after(schedule.delay.unwrap_or_default());
     let accept = |target: Target| {
         let lane = Arc::from(validate_url(&target.url)?.to_string());
-        let message = template.message(FreshIds.message(now), target, now, due_at);
+        let message = template.message(ids.message(now), target, now, due_at);
         Ok(Accept { message: Arc::new(message), lane, lease: None, deduplication: None })
     };
     targets(parse_literal(&schedule.destination)?, group)?.into_iter().map(accept).collect()
@@ -136,6 +136,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::chance::Chance;
     use crate::domain::id::ScheduleId;
     use crate::domain::message::{Headers, Method, Options};
     use crate::domain::template::Template;
@@ -162,11 +163,15 @@ mod tests {
         }
     }
 
+    fn planned(schedule: &Schedule, now: Timestamp) -> Run {
+        plan(schedule, None, now, &mut FreshIds(Chance::seeded(1)))
+    }
+
     #[test]
     fn a_run_makes_the_message_of_its_template() {
         let schedule = schedule("https://Example.com/a?b");
         let now = Timestamp::from_millis(SLOT + 3);
-        let run = plan(&schedule, None, now);
+        let run = planned(&schedule, now);
         assert_eq!((run.generation, run.slot), (3, schedule.next_at));
         assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
         let [accept] = &run.outcome.unwrap()[..] else { panic!("one message") };
@@ -181,7 +186,7 @@ mod tests {
     #[test]
     fn a_delay_counts_from_the_run() {
         let schedule = Schedule { delay: Some(Duration::from_secs(90)), ..schedule("http://e.com") };
-        let run = plan(&schedule, None, Timestamp::from_millis(SLOT + 3));
+        let run = planned(&schedule, Timestamp::from_millis(SLOT + 3));
         let message = &run.outcome.unwrap()[0].message;
         assert_eq!(message.due_at, Timestamp::from_millis(SLOT + 90_003));
         assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
@@ -189,7 +194,7 @@ mod tests {
 
     #[test]
     fn missed_slots_are_run_once() {
-        let run = plan(&schedule("http://e.com"), None, Timestamp::from_millis(SLOT + 600_000));
+        let run = planned(&schedule("http://e.com"), Timestamp::from_millis(SLOT + 600_000));
         assert_eq!(run.outcome.unwrap().len(), 1);
         assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 660_000));
     }
@@ -202,11 +207,11 @@ mod tests {
             ("api/llm", "api/llm is not available: no language model is configured"),
             ("ftp://e.com", "invalid destination url: endpoint has invalid scheme, add http:// or https://"),
         ] {
-            let run = plan(&schedule(destination), None, now);
+            let run = planned(&schedule(destination), now);
             assert_eq!(run.outcome.unwrap_err(), expected);
             assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
         }
-        let run = plan(&Schedule { cron: "@fortnightly".to_owned(), ..schedule("http://e.com") }, None, now);
+        let run = planned(&Schedule { cron: "@fortnightly".to_owned(), ..schedule("http://e.com") }, now);
         assert!(run.outcome.unwrap_err().starts_with("invalid cron: unknown word"));
         assert_eq!(run.next_at, Timestamp::MAX);
     }

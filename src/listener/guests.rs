@@ -7,9 +7,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::LEAST;
@@ -213,6 +214,7 @@ impl Guest {
             }
         };
         tokio::select! {
+            biased;
             () = idle => {}
             () = self.leave.cancelled() => {}
         }
@@ -294,6 +296,7 @@ impl Watch {
                 return false;
             }
             tokio::select! {
+                biased;
                 _ = &mut self.is_over => return true,
                 () = pause(left.min(GRACE)) => {}
             }

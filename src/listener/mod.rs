@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -13,7 +13,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -103,7 +103,7 @@ async fn accept(
     loop {
         let next = async { (guests.lobby().await, socket.accept().await) };
         let (lobby, accepted) = tokio::select! {
-            next = next => next,
+            biased;
             _ = look.tick(), if guests.crowded() => {
                 if guests.make_room() > 0 && crowds.due() {
                     tracing::warn!(
@@ -113,6 +113,7 @@ async fn accept(
                 }
                 continue;
             }
+            next = next => next,
             () = stopping.cancelled() => return,
         };
         let Some(lobby) = lobby else { return };
@@ -165,6 +166,7 @@ async fn attend(
     stopping: CancellationToken,
 ) {
     tokio::select! {
+        biased;
         () = serve(stream, desk, settings, stopping) => {}
         () = entry.wait_for_place() => {}
     }
@@ -177,6 +179,7 @@ macro_rules! run {
         let connection = $connection;
         tokio::pin!(connection);
         tokio::select! {
+            biased;
             result = connection.as_mut() => result,
             () = $stopping.cancelled() => {
                 connection.as_mut().graceful_shutdown();
@@ -185,6 +188,7 @@ macro_rules! run {
             () = $guest.leaves($settings.idle_timeout) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
+                    biased;
                     result = connection.as_mut() => result,
                     () = $guest.farewell($farewell) => Ok(()),
                 }
@@ -200,6 +204,7 @@ async fn serve(stream: TcpStream, desk: Desk, settings: Settings, stopping: Canc
     }
     let guest = Arc::clone(&desk.guest);
     let opened = tokio::select! {
+        biased;
         opened = ClientStream::open(stream, settings.stall_timeout) => opened,
         () = guest.leaves(settings.idle_timeout) => return,
         () = stopping.cancelled() => return,

@@ -50,6 +50,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
                 std::future::pending::<()>().await;
             };
             let sent = tokio::select! {
+                biased;
                 sent = over => sent,
                 () = ends => true,
             };

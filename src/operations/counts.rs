@@ -1,6 +1,8 @@
 //! How many there are, before something is done to all of them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Operations, Result};
 use crate::store::{DeadLetterFilter, Order, UnfinishedFilter};

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{OperationError, Operations, Result};
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::outcome::Ids as _;
 use crate::domain::publish::Overrides;
-use crate::engine::ids::FreshIds;
 use crate::store::{Accept, DeadLetter, DeadLetterFilter, LetterPage, LetterPlace, Missing, Order};
 
 /// Dead letters in one transaction.
@@ -165,7 +166,7 @@ impl Operations {
     fn replacement(&self, letter: DeadLetter, overrides: &Overrides) -> Result<Accept> {
         let now = self.now();
         let mut message = letter.message;
-        message.id = FreshIds.message(now);
+        message.id = self.engine.ids().message(now);
         overrides.clone().apply(&mut message, now);
         let origin = self.check_destination(&message.url)?;
         self.check_callbacks(&message.options)?;

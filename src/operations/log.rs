@@ -1,7 +1,9 @@
 //! The log.
 
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Operations, Result};
 use crate::domain::id::MessageId;

@@ -16,7 +16,6 @@ use crate::domain::publish::Publish;
 use crate::domain::template::{Target, Template};
 use crate::domain::time::Timestamp;
 use crate::domain::url_group::UrlGroup;
-use crate::engine::ids::FreshIds;
 use crate::engine::ingest::NewMessage;
 use crate::store::{self, Accepted};
 
@@ -223,7 +222,7 @@ impl Operations {
         due_at: Timestamp,
         key: Option<String>,
     ) -> NewMessage {
-        let id = FreshIds.message(created_at);
+        let id = self.engine.ids().message(created_at);
         let expires_at = created_at.after(self.settings.deduplication_window);
         NewMessage {
             message: Arc::new(template.into_message(id, recipient.target, created_at, due_at)),

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rand::RngExt as _;
 
 use super::publish::Groups;
 use super::{OperationError, Operations, Result};
@@ -74,7 +73,7 @@ impl Operations {
         let now = self.now();
         let id = match publish.schedule_id {
             Some(name) => ScheduleId::new(name),
-            None => ScheduleId::generate(now, rand::rng().random()),
+            None => ScheduleId::generate(now, self.engine.chance().random()),
         };
         let mut template = Template::new(
             publish.method,
@@ -89,7 +88,7 @@ impl Operations {
         template.schedule_id = Some(id.as_str().to_owned());
         let schedule = Schedule {
             id: id.clone(),
-            generation: rand::rng().random(),
+            generation: self.engine.chance().random(),
             cron: text,
             destination,
             template,

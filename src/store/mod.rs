@@ -21,6 +21,7 @@ pub mod listing;
 pub(crate) mod pace;
 pub mod quota;
 pub mod schedules;
+#[expect(clippy::disallowed_methods, reason = "a real database takes real time, and is not simulated")]
 pub mod sql;
 pub mod standing;
 pub mod url_groups;

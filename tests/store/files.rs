@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use homing::clock::Clock;
 use homing::domain::id::MessageId;
 use homing::store::sql::{self, SqlStore};
 use homing::store::{Accept, Accepted, Gates as _, Lease, Repeat, Store as _, StoreError};
@@ -73,14 +74,14 @@ impl Files {
 }
 
 async fn open(path: &Path) -> Result<SqlStore, StoreError> {
-    let store = SqlStore::connect(&sql::Options {
+    let options = sql::Options {
         database: sql::Database::Sqlite(path.to_owned()),
         connections: 8,
         hot_connections: 8,
         max_queues: Some(MAX_QUEUES),
         vacuum_after: VACUUM_AFTER,
-    })
-    .await?;
+    };
+    let store = SqlStore::connect(&options, Clock::system()).await?;
     store.migrate().await?;
     Ok(store)
 }

@@ -16,6 +16,9 @@ use crate::support::{
 
 const WAITING: i64 = 2000;
 const TAKEN: i64 = 20;
+/// Entries that may be read at most. A step that walks over all that waits reads `WAITING` entries each time. What is gone
+/// is read as well until no snapshot in the cluster can see it, which other tests' connections delay: some thousands.
+const MOST: i64 = TAKEN * WAITING / 4;
 
 /// Entries of the indices on deliveries and messages that the database has read so far, and rows where it went without an
 /// index. Its processes tell it when they end.
@@ -100,7 +103,7 @@ async fn a_vacuum_of_an_empty_table_makes_no_step_slow() {
     assert_eq!(vacuums(&mut connection).await, 1, "the statistics are still those");
     connection.close().await.unwrap();
     database.remove().await;
-    assert!(read < TAKEN * WAITING / 10, "{read} entries for {TAKEN} of each step, with {WAITING} waiting");
+    assert!(read < MOST, "{read} entries for {TAKEN} of each step, with {WAITING} waiting");
 }
 
 #[tokio::test]
@@ -179,8 +182,7 @@ async fn a_long_queue(parallelism: u32) {
     store.close().await;
     let read = entries_read(&database).await - before;
     database.remove().await;
-    // Entries of what is gone are among them, a few for each message.
-    assert!(read < TAKEN * WAITING / 10, "{read} entries for {TAKEN} messages, with {WAITING} waiting");
+    assert!(read < MOST, "{read} entries for {TAKEN} messages, with {WAITING} waiting");
 }
 
 #[tokio::test]
@@ -206,5 +208,5 @@ async fn a_long_lane_costs_a_look_no_more_than_a_short_one() {
     store.close().await;
     let read = entries_read(&database).await;
     database.remove().await;
-    assert!(read < TAKEN * WAITING / 10, "{read} entries for {TAKEN} looks, with {WAITING} waiting");
+    assert!(read < MOST, "{read} entries for {TAKEN} looks, with {WAITING} waiting");
 }

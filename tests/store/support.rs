@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use homing::clock::Clock;
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::{Headers, Message, Method, Options};
 use homing::domain::outcome::{Attempt, FailureClass, Finish, Next, Outcome, Response};
@@ -89,7 +90,7 @@ async fn connect(database: sql::Database) -> SqlStore {
         max_queues: Some(MAX_QUEUES),
         vacuum_after: VACUUM_AFTER,
     };
-    let store = SqlStore::connect(&options).await.unwrap();
+    let store = SqlStore::connect(&options, Clock::system()).await.unwrap();
     store.migrate().await.unwrap();
     store
 }

@@ -6,7 +6,7 @@
 //! was due when the look was made, and no more than that is kept. (A delayed message that was stored only after it was
 //! due may have a place among these. It waits for the next look, behind messages that were accepted before it.)
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,13 +35,13 @@ pub(super) struct Seen {
     now: Timestamp,
     answered: Duration,
     /// Messages that went since and have their slots.
-    went: HashSet<MessageId>,
+    went: BTreeSet<MessageId>,
 }
 
 impl Seen {
     /// `None`: nothing can be kept of it.
     pub(super) fn new(look: GateLook, now: Timestamp, answered: Duration) -> Option<Self> {
-        is_queue(&look.name).then(|| Self { look, now, answered, went: HashSet::new() })
+        is_queue(&look.name).then(|| Self { look, now, answered, went: BTreeSet::new() })
     }
 
     pub(super) fn name(&self) -> &Arc<str> {
@@ -68,7 +68,7 @@ impl Seen {
     /// What is left of it after these went, by their places in the list; `None` unless someone can go without another
     /// look as soon as a slot is free.
     pub(super) fn after(mut self, taken: &[usize]) -> Option<Self> {
-        let taken: HashSet<usize> = taken.iter().copied().collect();
+        let taken: BTreeSet<usize> = taken.iter().copied().collect();
         let mut rest = Vec::with_capacity(BEHIND as usize);
         for (index, one) in std::mem::take(&mut self.look.waiting).into_iter().enumerate() {
             if taken.contains(&index) {
@@ -113,7 +113,7 @@ impl Seen {
 
 /// What is kept, by the queues' gates.
 #[derive(Default)]
-pub(super) struct Ahead(HashMap<Arc<str>, Seen>);
+pub(super) struct Ahead(BTreeMap<Arc<str>, Seen>);
 
 impl Ahead {
     pub(super) fn keep(&mut self, seen: Seen) {
@@ -129,8 +129,8 @@ impl Ahead {
 
     /// Takes out what is known of the queues in which these slots became free, if someone can go; the other queues have
     /// to be looked at.
-    pub(super) fn freed(&mut self, all: Vec<Freed>) -> (Vec<Seen>, HashSet<Arc<str>>) {
-        let mut queues = HashSet::new();
+    pub(super) fn freed(&mut self, all: Vec<Freed>) -> (Vec<Seen>, BTreeSet<Arc<str>>) {
+        let mut queues = BTreeSet::new();
         for freed in all {
             if !self.0.get_mut(&freed.queue).is_some_and(|seen| seen.free(&freed)) {
                 self.0.remove(&freed.queue);

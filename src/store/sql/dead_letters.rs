@@ -274,6 +274,7 @@ pub(super) async fn replace(
     replacements: &[(DeadLetterId, Accept)],
     missing: Missing,
     max_queues: Option<u32>,
+    now: Timestamp,
 ) -> Result<Vec<bool>> {
     let ids: Vec<&str> = replacements.iter().map(|(id, _)| id.as_str()).collect();
     let found = lock(tx, &ids).await?;
@@ -284,7 +285,7 @@ pub(super) async fn replace(
     let replaced: Vec<bool> = ids.iter().map(|id| found.contains(*id)).collect();
     let accepts = replacements.iter().zip(&replaced).filter(|(_, replaced)| **replaced);
     let accepts: Vec<Accept> = accepts.map(|((_, accept), _)| accept.clone()).collect();
-    deliveries::insert(tx, &accepts, max_queues).await?;
+    deliveries::insert(tx, &accepts, max_queues, now).await?;
     Ok(replaced)
 }
 

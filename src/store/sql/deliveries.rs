@@ -31,14 +31,20 @@ pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
     DueLanes { lanes, after }
 }
 
-/// Stores messages that wait; all of one transaction at once, so that their gates are locked in order.
-pub(super) async fn insert(tx: &mut Tx, accepts: &[Accept], max_queues: Option<u32>) -> Result<()> {
+/// Stores messages that wait; all of one transaction at once, so that their gates are locked in order. It is `now` by
+/// SQLite's clock; Postgres asks its own.
+pub(super) async fn insert(
+    tx: &mut Tx,
+    accepts: &[Accept],
+    max_queues: Option<u32>,
+    now: Timestamp,
+) -> Result<()> {
     let (nobody, first) = (NodeId(0), Repeat::First);
     match tx {
         Tx::Postgres(tx) => hot_postgres::accept(&mut *tx, nobody, accepts, first, max_queues).await?,
         Tx::Sqlite(tx) => {
             let accepts: Vec<&Accept> = accepts.iter().collect();
-            hot_sqlite::accept(&mut *tx, nobody, &accepts, first, max_queues).await?
+            hot_sqlite::accept(&mut *tx, nobody, &accepts, first, max_queues, now).await?
         }
     };
     Ok(())

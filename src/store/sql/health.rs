@@ -8,7 +8,6 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rand::RngExt as _;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, SqliteConnection};
 use tokio::sync::Notify;
@@ -16,9 +15,11 @@ use tokio::task::AbortHandle;
 
 use super::writer::Writer;
 use super::{Backend, hot_postgres, hot_sqlite, within};
-use crate::clock::{pause, system_now};
+use crate::chance::Chance;
+use crate::clock::{Clock, pause};
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
+use crate::domain::time::Timestamp;
 use crate::failure::Failure;
 use crate::store::{Accept, NodeId, Repeat, Result, StoreError};
 
@@ -48,9 +49,13 @@ struct Trouble {
 
 impl Health {
     /// Starts the task that tries to write while there is trouble.
-    pub(super) fn start(to: Backend<PgConnectOptions, Arc<Writer>>, failure: &Failure) -> Arc<Self> {
+    pub(super) fn start(
+        to: Backend<PgConnectOptions, Arc<Writer>>,
+        clock: &Clock,
+        failure: &Failure,
+    ) -> Arc<Self> {
         let health = Arc::new(Self { task: OnceLock::new(), last: Mutex::new(None), bell: Notify::new() });
-        let task = failure.spawn("trying to write", run(Arc::clone(&health), to));
+        let task = failure.spawn("trying to write", run(Arc::clone(&health), to, clock.clone()));
         health.task.get_or_init(|| task.abort_handle());
         health
     }
@@ -104,13 +109,13 @@ impl Health {
     }
 }
 
-async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, Arc<Writer>>) {
+async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, Arc<Writer>>, clock: Clock) {
     loop {
         health.bell.notified().await;
         while let Some(at) = { health.last().map(|trouble| trouble.at) } {
             pause(REST.saturating_sub(at.elapsed())).await;
             let began = Instant::now();
-            match try_to_write(&to).await {
+            match try_to_write(&to, clock.now()).await {
                 Ok(()) => health.wrote(began),
                 Err(error) => health.note(error.trouble().unwrap_or("it refuses to store messages")),
             }
@@ -118,12 +123,12 @@ async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, Arc<Writer>>) {
     }
 }
 
-async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>) -> Result<()> {
+async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>, now: Timestamp) -> Result<()> {
     match to {
         Backend::Postgres(options) => {
             within(LIMIT, async {
                 let mut connection = options.connect().await?;
-                on_postgres(&mut connection).await?;
+                on_postgres(&mut connection, now).await?;
                 connection.close().await?;
                 Ok(())
             })
@@ -131,7 +136,7 @@ async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>) -> Result<()>
         }
         Backend::Sqlite(writer) => {
             let mut tx = writer.begin().await?;
-            on_sqlite(&mut tx).await?;
+            on_sqlite(&mut tx, now).await?;
             tx.commit().await?;
             Ok(())
         }
@@ -139,9 +144,9 @@ async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>) -> Result<()>
 }
 
 /// Nobody else sees the message: it goes in the transaction that it came in.
-async fn on_postgres(connection: &mut PgConnection) -> Result<()> {
+async fn on_postgres(connection: &mut PgConnection, now: Timestamp) -> Result<()> {
     let mut tx = connection.begin().await?;
-    let accept = message();
+    let accept = message(now);
     hot_postgres::accept(&mut tx, NodeId(0), std::slice::from_ref(&accept), Repeat::First, None).await?;
     for sql in REMOVE {
         sqlx::query(sql).bind(accept.message.id.as_str()).execute(&mut *tx).await?;
@@ -150,9 +155,9 @@ async fn on_postgres(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-async fn on_sqlite(connection: &mut SqliteConnection) -> Result<()> {
-    let accept = message();
-    hot_sqlite::accept(connection, NodeId(0), &[&accept], Repeat::First, None).await?;
+async fn on_sqlite(connection: &mut SqliteConnection, now: Timestamp) -> Result<()> {
+    let accept = message(now);
+    hot_sqlite::accept(connection, NodeId(0), &[&accept], Repeat::First, None, now).await?;
     for sql in REMOVE {
         sqlx::query(sql).bind(accept.message.id.as_str()).execute(&mut *connection).await?;
     }
@@ -162,11 +167,10 @@ async fn on_sqlite(connection: &mut SqliteConnection) -> Result<()> {
 const REMOVE: [&str; 2] =
     ["DELETE FROM deliveries WHERE message_id = $1", "DELETE FROM messages WHERE id = $1"];
 
-fn message() -> Accept {
-    let now = system_now();
-    let mut body = vec![0; SIZE];
-    rand::rng().fill(&mut body[..]);
-    let id = MessageId::generate(now, rand::rng().random());
-    let message = Message::plain(id, now, "http://localhost/", body.into());
+fn message(now: Timestamp) -> Accept {
+    let chance = Chance::system();
+    let body: [[u8; 32]; SIZE / 32] = std::array::from_fn(|_| chance.random());
+    let id = MessageId::generate(now, chance.random());
+    let message = Message::plain(id, now, "http://localhost/", body.concat().into());
     Accept { message: Arc::new(message), lane: super::lane("probe"), lease: None, deduplication: None }
 }

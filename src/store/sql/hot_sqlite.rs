@@ -18,14 +18,15 @@ use tokio::task::JoinHandle;
 use super::attempts::AttemptColumns;
 use super::codec::json;
 use super::deliveries::set_aside;
-use super::gates::entry::{Conn, Entry, enter};
+use super::gates::entry::{AtTime, Conn, Entry, enter};
 use super::messages::{ClaimedRow, add_delivery, add_message, message_columns};
 use super::writer::Writer;
-use crate::clock::system_now;
+use crate::clock::Clock;
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Next;
+use crate::domain::time::Timestamp;
 use crate::failure::Failure;
 use crate::store::pace::{self, Pace};
 use crate::store::{
@@ -64,10 +65,12 @@ impl GroupCommit {
         writer: Arc<Writer>,
         written: Arc<Notify>,
         max_queues: Option<u32>,
+        clock: &Clock,
         failure: &Failure,
     ) -> Self {
         let (steps, waiting) = mpsc::channel(WAITING);
-        let task = failure.spawn("writing to SQLite", run(writer, waiting, written, max_queues));
+        let task =
+            failure.spawn("writing to SQLite", run(writer, waiting, written, max_queues, clock.clone()));
         Self { steps, task: std::sync::Mutex::new(Some(task)) }
     }
 
@@ -112,6 +115,7 @@ async fn run(
     mut waiting: mpsc::Receiver<Step>,
     written: Arc<Notify>,
     max_queues: Option<u32>,
+    clock: Clock,
 ) {
     let mut group = Vec::with_capacity(GROUP);
     let mut connection = Kept { writer, kept: None };
@@ -138,7 +142,7 @@ async fn run(
         let began = Instant::now();
         // Accepts next to each other are stored as one.
         group.sort_by_key(is_finish);
-        match connection.store(&group, max_queues).await {
+        match connection.store(&group, max_queues, &clock).await {
             Ok(results) => {
                 for (step, result) in group.drain(..).zip(results) {
                     answer(step, Ok(result));
@@ -156,7 +160,7 @@ async fn run(
                     if let Step::Accept { repeat, .. } = &mut step {
                         *repeat = Repeat::Again;
                     }
-                    match connection.store(std::slice::from_ref(&step), max_queues).await {
+                    match connection.store(std::slice::from_ref(&step), max_queues, &clock).await {
                         Ok(mut results) => match results.pop() {
                             Some(result) => answer(step, Ok(result)),
                             None => answer_error(step, gone()),
@@ -201,13 +205,13 @@ struct Kept {
 }
 
 impl Kept {
-    async fn store(&mut self, group: &[Step], max_queues: Option<u32>) -> Result<Vec<Done>> {
+    async fn store(&mut self, group: &[Step], max_queues: Option<u32>, clock: &Clock) -> Result<Vec<Done>> {
         let mut connection = match self.kept.take() {
             Some(connection) => connection,
             None => self.writer.keep().await?,
         };
         // After a failure the pool looks at it before anybody has it again.
-        let results = transaction(&mut connection, group, max_queues).await?;
+        let results = transaction(&mut connection, group, max_queues, clock).await?;
         self.kept = (!self.writer.is_asked_for()).then_some(connection);
         Ok(results)
     }
@@ -217,6 +221,7 @@ async fn transaction(
     connection: &mut SqliteConnection,
     group: &[Step],
     max_queues: Option<u32>,
+    clock: &Clock,
 ) -> Result<Vec<Done>> {
     if let [Step::Accept { node, batch, repeat: Repeat::First, .. }] = group
         && let [accept] = &batch[..]
@@ -227,6 +232,7 @@ async fn transaction(
         return Ok(vec![Done::Accept(vec![Accepted::Stored])]);
     }
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let now = clock.now();
     let mut results = Vec::with_capacity(group.len());
     let mut bytes = 0;
     let as_one = group.chunk_by(|one, next| {
@@ -240,12 +246,13 @@ async fn transaction(
             [Step::Accept { node, repeat, .. }, ..] => {
                 let batches: Vec<&[Accept]> = alike.iter().filter_map(accepts).collect();
                 let batch: Vec<&Accept> = batches.iter().copied().flatten().collect();
-                let mut accepted = accept(&mut tx, *node, &batch, *repeat, max_queues).await?.into_iter();
+                let mut accepted =
+                    accept(&mut tx, *node, &batch, *repeat, max_queues, now).await?.into_iter();
                 let own = |batch: &&[Accept]| Done::Accept(accepted.by_ref().take(batch.len()).collect());
                 results.extend(batches.iter().map(own));
             }
             [Step::Finish { node, batch, .. }, ..] => {
-                results.push(Done::Finish(finish(&mut tx, *node, batch).await?));
+                results.push(Done::Finish(finish(&mut tx, *node, batch, now).await?));
             }
             [] => {}
         }
@@ -359,6 +366,7 @@ pub(super) async fn accept(
     batch: &[&Accept],
     repeat: Repeat,
     max_queues: Option<u32>,
+    now: Timestamp,
 ) -> Result<Vec<Accepted>> {
     // The delivery of a message that is there already may be finished: it must not come back. Nor must it touch its gates
     // and its key, which others may have changed or removed since.
@@ -377,7 +385,8 @@ pub(super) async fn accept(
     }
     let missing: Vec<(&&Accept, &Accepted)> =
         batch.iter().zip(&results).filter(|(accept, _)| is_missing(accept)).collect();
-    let entries = enter_all(conn, missing.iter().map(|(accept, _)| &*accept.message), max_queues).await?;
+    let entries =
+        enter_all(conn, missing.iter().map(|(accept, _)| &*accept.message), max_queues, now).await?;
     let rows: Vec<Row<'_>> = missing
         .iter()
         .enumerate()
@@ -444,12 +453,13 @@ async fn enter_all<'a>(
     conn: &mut SqliteConnection,
     messages: impl Iterator<Item = &'a Message>,
     max_queues: Option<u32>,
+    now: Timestamp,
 ) -> Result<Vec<Option<Entry>>> {
     let messages: Vec<&Message> = messages.collect();
     if !messages.iter().any(|message| is_gated(message)) {
         return Ok(Vec::new());
     }
-    enter(&mut Conn::Sqlite(conn), &messages, max_queues).await
+    enter(&mut Conn::Sqlite(AtTime { conn, now }), &messages, max_queues).await
 }
 
 async fn insert_messages(conn: &mut SqliteConnection, node: NodeId, rows: &[Row<'_>]) -> Result<()> {
@@ -479,13 +489,18 @@ async fn insert_messages(conn: &mut SqliteConnection, node: NodeId, rows: &[Row<
 }
 
 /// The lanes of what is due first, and of some lanes after `after`.
-pub(super) async fn due_lanes(readers: &SqlitePool, limit: usize, after: &str) -> Result<DueLanes> {
+pub(super) async fn due_lanes(
+    readers: &SqlitePool,
+    limit: usize,
+    after: &str,
+    now: Timestamp,
+) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let first: Vec<String> = sqlx::query_scalar(
         "SELECT lane FROM deliveries WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at <= $1 \
          ORDER BY due_at LIMIT $2",
     )
-    .bind(system_now().as_millis())
+    .bind(now.as_millis())
     .bind(limit)
     .fetch_all(readers)
     .await?;
@@ -507,8 +522,9 @@ pub(super) async fn claim(
     lease: Lease,
     wants: &[Want],
     max_bytes: usize,
+    now: Timestamp,
 ) -> Result<Vec<Delivery>> {
-    let now = system_now().as_millis();
+    let now = now.as_millis();
     let mut tx = writer.begin().await?;
     let mut picked: Vec<(i64, String, i64)> = Vec::new();
     for want in wants {
@@ -570,10 +586,15 @@ pub(super) async fn claim(
 }
 
 /// Stores the ends of attempts: removes or changes the deliveries whose lease holds, then writes what follows for these.
-async fn finish(conn: &mut SqliteConnection, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+async fn finish(
+    conn: &mut SqliteConnection,
+    node: NodeId,
+    batch: &[Ended],
+    now: Timestamp,
+) -> Result<Vec<Applied>> {
     let callbacks = batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message);
     // They are in no queue.
-    let entries = enter_all(conn, callbacks, None).await?;
+    let entries = enter_all(conn, callbacks, None, now).await?;
     let mut applied: HashSet<String> = HashSet::with_capacity(batch.len());
     let of = |wanted: fn(&Next) -> bool| -> Vec<&Ended> {
         batch.iter().filter(|ended| wanted(&ended.finish.next)).collect()

@@ -22,6 +22,7 @@ use super::{
     Gates as _, Lease, LetterPage, LetterPlace, LogCursor, LogFilter, LogPage, Missing, NextDue, NodeId,
     Order, Repeat, Result, Retention, SigningKeyPair, Store, StoreError, StoredKeys, Want,
 };
+use crate::clock::Clock;
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
@@ -182,15 +183,17 @@ struct SqlitePools {
 pub struct SqlStore {
     backend: Backend<PostgresPools, SqlitePools>,
     max_queues: Option<u32>,
+    /// SQLite's time is this one; Postgres has its own.
+    clock: Clock,
     failure: Failure,
 }
 
 impl SqlStore {
-    /// Connects without touching the schema.
-    pub async fn connect(options: &Options) -> Result<Self> {
+    /// Connects without touching the schema. SQLite goes by `clock`, Postgres by its own.
+    pub async fn connect(options: &Options, clock: Clock) -> Result<Self> {
         let failure = Failure::default();
-        let backend = open::connect(options, &failure).await?;
-        Ok(Self { backend, max_queues: options.max_queues, failure })
+        let backend = open::connect(options, &clock, &failure).await?;
+        Ok(Self { backend, max_queues: options.max_queues, clock, failure })
     }
 
     /// Brings the schema up to date, under a lock where several nodes may try at once.
@@ -296,7 +299,7 @@ impl Store for SqlStore {
     async fn now(&self) -> Result<Timestamp> {
         match &self.backend {
             Backend::Postgres(pools) => within(DEADLINE, hot_postgres::now(&pools.rest)).await,
-            Backend::Sqlite(_) => Ok(crate::clock::system_now()),
+            Backend::Sqlite(_) => Ok(self.clock.now()),
         }
     }
 
@@ -307,7 +310,7 @@ impl Store for SqlStore {
             nodes::free_namesakes(&mut tx, name).await?;
             // One that was taken over may have stored leases after that; nobody would look for them.
             nodes::free_orphans(&mut tx, node).await?;
-            nodes::insert(&mut tx, node, name).await?;
+            nodes::insert(&mut tx, node, name, self.clock.now()).await?;
             self.commit(tx).await
         })
         .await?;
@@ -317,7 +320,7 @@ impl Store for SqlStore {
     async fn rejoin(&self, node: NodeId, name: &str) -> Result<()> {
         within(DEADLINE, async {
             let mut tx = self.begin().await?;
-            nodes::insert(&mut tx, node, name).await?;
+            nodes::insert(&mut tx, node, name, self.clock.now()).await?;
             self.commit(tx).await
         })
         .await
@@ -330,7 +333,7 @@ impl Store for SqlStore {
                 pools.health.watch(beat).await
             }
             // The file is locked: nobody can have taken over.
-            Backend::Sqlite(_) => Ok(Some(crate::clock::system_now())),
+            Backend::Sqlite(_) => Ok(Some(self.clock.now())),
         }
     }
 
@@ -419,7 +422,9 @@ impl Store for SqlStore {
                 let result = tokio::time::timeout(DEADLINE, step).await;
                 hot_postgres::give_back(conn, DEADLINE, result)
             }
-            Backend::Sqlite(pools) => hot_sqlite::due_lanes(&pools.readers, limit, after).await,
+            Backend::Sqlite(pools) => {
+                hot_sqlite::due_lanes(&pools.readers, limit, after, self.clock.now()).await
+            }
         }
     }
 
@@ -442,7 +447,7 @@ impl Store for SqlStore {
                 pools.health.watch(claim).await
             }
             Backend::Sqlite(pools) => {
-                let claim = hot_sqlite::claim(&pools.writer, node, lease, wants, max_bytes);
+                let claim = hot_sqlite::claim(&pools.writer, node, lease, wants, max_bytes, self.clock.now());
                 pools.health.watch(claim).await
             }
         }
@@ -601,7 +606,9 @@ impl Store for SqlStore {
             let mut replaced = Vec::with_capacity(replacements.len());
             for part in parts {
                 let mut tx = self.begin().await?;
-                replaced.extend(dead_letters::replace(&mut tx, part, missing, self.max_queues).await?);
+                replaced.extend(
+                    dead_letters::replace(&mut tx, part, missing, self.max_queues, self.clock.now()).await?,
+                );
                 self.commit(tx).await?;
             }
             Ok(replaced)
@@ -684,6 +691,7 @@ impl Store for SqlStore {
         // Nothing was received when the connection was lost and made anew. What was said meanwhile was heard by nobody, so
         // it counts as a change. A listener that can't connect, or leads to a former primary, is not put back.
         tokio::select! {
+            biased;
             heard = listener.try_recv() => {
                 let _change = heard?;
                 *place = Some((listener, ticket));

@@ -16,9 +16,9 @@ macro_rules! now_ms {
 }
 pub(super) use now_ms;
 
-/// The stamp is the statement's own time where others compare it: what happened before in the transaction, or in the
-/// process, may have taken long.
-pub(super) async fn insert(tx: &mut Tx, node: NodeId, name: &str) -> Result<()> {
+/// The stamp is the statement's own time where others compare it, and `now` where there are no others: what happened
+/// before in the transaction, or in the process, may have taken long.
+pub(super) async fn insert(tx: &mut Tx, node: NodeId, name: &str, now: Timestamp) -> Result<()> {
     match tx {
         Tx::Postgres(tx) => {
             sqlx::query(concat!(
@@ -36,8 +36,7 @@ pub(super) async fn insert(tx: &mut Tx, node: NodeId, name: &str) -> Result<()> 
         Tx::Sqlite(tx) => {
             let sql =
                 "INSERT INTO nodes (incarnation, name, started_at, heartbeat_at) VALUES ($1, $2, $3, $3)";
-            let now = crate::clock::system_now().as_millis();
-            sqlx::query(sql).bind(node.0).bind(name).bind(now).execute(&mut **tx).await?;
+            sqlx::query(sql).bind(node.0).bind(name).bind(now.as_millis()).execute(&mut **tx).await?;
         }
     }
     Ok(())

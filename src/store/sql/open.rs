@@ -24,6 +24,7 @@ use super::primary::Primary;
 use super::query::READ_LIMIT;
 use super::writer::Writer;
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
+use crate::clock::Clock;
 use crate::failure::Failure;
 use crate::store::{Result, StoreError};
 
@@ -37,15 +38,16 @@ const WATCH_CLIENT: &str = "SELECT set_config(name, '500ms', false) FROM pg_sett
 
 pub(super) async fn connect(
     options: &Options,
+    clock: &Clock,
     failure: &Failure,
 ) -> Result<Backend<PostgresPools, SqlitePools>> {
     match &options.database {
-        Database::Sqlite(path) => sqlite(path, options, failure).await.map(Backend::Sqlite),
-        Database::Postgres(url) => postgres(url, options, failure).await.map(Backend::Postgres),
+        Database::Sqlite(path) => sqlite(path, options, clock, failure).await.map(Backend::Sqlite),
+        Database::Postgres(url) => postgres(url, options, clock, failure).await.map(Backend::Postgres),
     }
 }
 
-async fn postgres(url: &str, options: &Options, failure: &Failure) -> Result<PostgresPools> {
+async fn postgres(url: &str, options: &Options, clock: &Clock, failure: &Failure) -> Result<PostgresPools> {
     let base = PgConnectOptions::from_str(url)
         .map_err(|error| StoreError::Open { reason: format!("the Postgres URL can't be read: {error}") })?
         .application_name("homing");
@@ -106,7 +108,7 @@ async fn postgres(url: &str, options: &Options, failure: &Failure) -> Result<Pos
     let probe = rest.clone().options([("statement_timeout", "2s"), ("lock_timeout", "2s")]);
     Ok(PostgresPools {
         hot: current(pool(None)).max_connections(options.hot_connections).connect_with(hot).await?,
-        health: Health::start(Backend::Postgres(probe), failure),
+        health: Health::start(Backend::Postgres(probe), clock, failure),
         looks: primary.start(unlimited.clone(), failure),
         heartbeat: clean().max_connections(1).connect_with(rest.clone()).await?,
         rest: clean().max_connections(short).connect_with(rest).await?,
@@ -120,7 +122,7 @@ async fn postgres(url: &str, options: &Options, failure: &Failure) -> Result<Pos
     })
 }
 
-async fn sqlite(path: &Path, options: &Options, failure: &Failure) -> Result<SqlitePools> {
+async fn sqlite(path: &Path, options: &Options, clock: &Clock, failure: &Failure) -> Result<SqlitePools> {
     let max_queues = options.max_queues;
     let open = |reason: String| StoreError::Open { reason };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -191,8 +193,9 @@ async fn sqlite(path: &Path, options: &Options, failure: &Failure) -> Result<Sql
     let writer = Arc::new(Writer::new(writer));
     let checkup = Checkup::start(unchecked, options, Arc::clone(&writer), path.clone(), failure);
     let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path, failure);
-    let group = hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues, failure);
-    let health = Health::start(Backend::Sqlite(Arc::clone(&writer)), failure);
+    let group =
+        hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues, clock, failure);
+    let health = Health::start(Backend::Sqlite(Arc::clone(&writer)), clock, failure);
     Ok(SqlitePools {
         writer,
         group,

@@ -323,6 +323,7 @@ async fn run(primary: Arc<Primary>, options: PgConnectOptions) {
         }
         let rest = if primary.trouble().is_some() { REST_IN_TROUBLE } else { REST };
         tokio::select! {
+            biased;
             () = pause(rest) => {}
             () = primary.wanted.notified() => {}
         }

@@ -369,7 +369,7 @@ impl Schedules for SqlStore {
                 return Ok(false);
             }
             if let Ok(accepts) = &run.outcome {
-                deliveries::insert(&mut tx, accepts, self.max_queues).await?;
+                deliveries::insert(&mut tx, accepts, self.max_queues, self.clock.now()).await?;
             }
             self.commit(tx).await?;
             Ok(true)

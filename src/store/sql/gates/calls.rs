@@ -22,7 +22,9 @@ impl Gates for SqlStore {
                 let result = tokio::time::timeout(DEADLINE, step).await;
                 hot_postgres::give_back(conn, DEADLINE, result)
             }
-            Backend::Sqlite(pools) => claim_sqlite::look(&pools.readers, names, count).await,
+            Backend::Sqlite(pools) => {
+                claim_sqlite::look(&pools.readers, names, count, self.clock.now()).await
+            }
         }
     }
 
@@ -55,12 +57,12 @@ impl Gates for SqlStore {
                 let result = tokio::time::timeout(DEADLINE, step).await;
                 hot_postgres::give_back(conn, DEADLINE, result)
             }
-            Backend::Sqlite(pools) => super::rest_sqlite(&pools.writer, gates).await,
+            Backend::Sqlite(pools) => super::rest_sqlite(&pools.writer, gates, &self.clock).await,
         }
     }
 
     async fn due_gates(&self, limit: usize) -> Result<DueGates> {
-        within(DEADLINE, super::due(&self.readers(), limit)).await
+        within(DEADLINE, super::due(&self.readers(), limit, self.clock.now())).await
     }
 
     async fn wake_gates(&self) -> Result<()> {
@@ -72,7 +74,7 @@ impl Gates for SqlStore {
                 hot_postgres::give_back(conn, DEADLINE, result)?;
             }
             Backend::Sqlite(pools) => {
-                let now = crate::clock::system_now();
+                let now = self.clock.now();
                 let mut tx = pools.writer.begin().await?;
                 rewind(&mut tx, now).await?;
                 sqlx::query(super::WAKE_SQLITE).bind(now.as_millis()).execute(&mut *tx).await?;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use sqlx::{SqliteConnection, SqlitePool};
 
 use super::GateRow;
-use crate::clock::system_now;
 use crate::domain::gate::{Waiting, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
@@ -25,8 +24,8 @@ pub(in crate::store::sql) async fn look(
     readers: &SqlitePool,
     names: &[Arc<str>],
     count: usize,
+    now: Timestamp,
 ) -> Result<Looks> {
-    let now = system_now();
     // All of it as one moment sees it.
     let mut tx = readers.begin().await?;
     let wanted: HashSet<&str> = names.iter().map(|name| &**name).collect();

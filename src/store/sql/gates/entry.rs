@@ -2,6 +2,7 @@
 //! them, and takes the message's place.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -18,7 +19,27 @@ use crate::store::sql::nodes::now_ms;
 use crate::store::{Result, StoreError};
 
 /// A connection inside a transaction.
-pub(in crate::store::sql) type Conn<'a> = Backend<&'a mut PgConnection, &'a mut SqliteConnection>;
+pub(in crate::store::sql) type Conn<'a> = Backend<&'a mut PgConnection, AtTime<'a>>;
+
+/// SQLite's connection, and what time it is, which it doesn't tell.
+pub(in crate::store::sql) struct AtTime<'a> {
+    pub(in crate::store::sql) conn: &'a mut SqliteConnection,
+    pub(in crate::store::sql) now: Timestamp,
+}
+
+impl Deref for AtTime<'_> {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        self.conn
+    }
+}
+
+impl DerefMut for AtTime<'_> {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        self.conn
+    }
+}
 
 /// Where a delivery waits: the columns of its row.
 pub(in crate::store::sql) struct Entry {
@@ -197,7 +218,7 @@ async fn known(conn: &mut Conn<'_>, wanted: &BTreeMap<Arc<str>, Wanted<'_>>) -> 
             let names: Vec<&str> = wanted.keys().map(|name| &**name).collect();
             Ok(sqlx::query_as(select_known!("$2", "name IN (SELECT value FROM json_each($1))"))
                 .bind(json(&names))
-                .bind(crate::clock::system_now().as_millis())
+                .bind(conn.now.as_millis())
                 .fetch_all(&mut **conn)
                 .await?)
         }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use sqlx::{Connection as _, PgConnection, PgPool, SqlitePool};
 
-use self::entry::{Conn, has_room};
+use self::entry::{AtTime, Conn, has_room};
 use super::deliveries::{cancel_time, on_cancelled_again, record};
 use super::nodes::now_ms;
 use super::writer::Writer;
 use super::{Backend, Tx, codec};
+use crate::clock::Clock;
 use crate::domain::gate::{Control, FlowChange, Gate, Limits, Rate, bare_name, flow_gate, queue_gate};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
@@ -137,13 +138,17 @@ macro_rules! due_gates {
     };
 }
 
-/// The gates that are due, and when the next one is.
-pub(super) async fn due(pools: &Backend<&PgPool, &SqlitePool>, limit: usize) -> Result<DueGates> {
+/// The gates that are due, and when the next one is; `now` by SQLite's clock, Postgres asks its own.
+pub(super) async fn due(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    limit: usize,
+    now: Timestamp,
+) -> Result<DueGates> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows: Vec<DueRow> = match pools {
         Backend::Postgres(pool) => sqlx::query_as(due_gates!(now_ms!())).bind(limit).fetch_all(*pool).await?,
         Backend::Sqlite(pool) => {
-            let now = crate::clock::system_now().as_millis();
+            let now = now.as_millis();
             sqlx::query_as(due_gates!("$2")).bind(limit).bind(now).fetch_all(*pool).await?
         }
     };
@@ -232,9 +237,13 @@ pub(super) async fn rest_postgres(conn: &mut PgConnection, gates: &[(Arc<str>, T
 }
 
 /// Lets gates rest, but for those that are in use. Nobody else writes meanwhile.
-pub(super) async fn rest_sqlite(writer: &Writer, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
+pub(super) async fn rest_sqlite(
+    writer: &Writer,
+    gates: &[(Arc<str>, Timestamp)],
+    clock: &Clock,
+) -> Result<()> {
     let mut tx = writer.begin().await?;
-    let now = crate::clock::system_now();
+    let now = clock.now();
     let gates: Vec<(&str, i64)> = gates.iter().map(|(name, until)| (&**name, until.as_millis())).collect();
     sqlx::query(concat!(
         "UPDATE gates SET next_at = ",
@@ -261,7 +270,7 @@ pub(super) async fn upsert_queue(
     now: Timestamp,
 ) -> Result<bool> {
     if let Some(max) = max
-        && !may_make(tx, name, max).await?
+        && !may_make(tx, name, max, now).await?
     {
         return Ok(false);
     }
@@ -283,10 +292,10 @@ pub(super) async fn upsert_queue(
     Ok(true)
 }
 
-async fn may_make(tx: &mut Tx, name: &str, max: u32) -> Result<bool> {
+async fn may_make(tx: &mut Tx, name: &str, max: u32, now: Timestamp) -> Result<bool> {
     let mut conn = match tx {
         Tx::Postgres(tx) => Conn::Postgres(&mut **tx),
-        Tx::Sqlite(tx) => Conn::Sqlite(&mut **tx),
+        Tx::Sqlite(tx) => Conn::Sqlite(AtTime { conn: tx, now }),
     };
     has_room(&mut conn, &[&queue_gate(name)], max).await
 }

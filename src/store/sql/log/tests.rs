@@ -1,6 +1,7 @@
 //! Windows are an optimisation: whatever their size, a walk finds the same.
 
 use super::*;
+use crate::clock::Clock;
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::DeadLetterId;
 use crate::domain::message::{Headers, Method, Options};
@@ -46,7 +47,7 @@ async fn filled(folder: &tempfile::TempDir) -> SqlStore {
         max_queues: None,
         vacuum_after: VACUUM_AFTER,
     };
-    let store = SqlStore::connect(&options).await.expect("it opens");
+    let store = SqlStore::connect(&options, Clock::system()).await.expect("it opens");
     store.migrate().await.expect("its schema");
     let messages: Vec<Arc<Message>> = (0..60).map(message).collect();
     let accept = |message: &Arc<Message>| Accept {
