@@ -107,7 +107,7 @@ pub(crate) async fn url_groups_are_listed_in_pages(world: World) {
         assert_eq!(store.url_group("b").await.unwrap().as_ref(), Some(&groups[2]));
     }
     // A page has one at least, and few where they are large.
-    for (bytes, expected) in [(1, 1), (5_001, 2), (11_000, 3)] {
+    for (bytes, expected) in [(1, 1), (6_000, 2), (11_000, 3)] {
         let page = store.url_groups(Some("A"), 100, bytes).await.unwrap();
         assert_eq!((page.items.len(), page.more), (expected, expected < 3), "{bytes} bytes");
     }
@@ -134,13 +134,18 @@ pub(crate) async fn a_message_tells_where_it_stands(world: World) {
     assert_eq!((ahead.waiting, ahead.first, ahead.holders), (1, Some(id(1)), vec![id(0)]));
     let first = standing(0).await;
     let holder = first.holder.expect("it is held");
-    assert_eq!((holder.node, holder.name), (NODE, None));
+    assert_eq!((holder.node, holder.name.as_deref()), (NODE, Some("node-1")));
     assert_eq!((first.has_slot, first.ahead), (true, None));
-    store.register(NODE, "one").await.unwrap();
     let plain = world.message();
     world.accept(&[leased(plain.clone(), "a", 7)]).await;
-    let holder = store.standing(&plain.id).await.unwrap().and_then(|standing| standing.holder);
-    assert_eq!(holder.map(|holder| holder.name), Some(Some("one".to_owned())));
+    let plain_standing = store.standing(&plain.id).await.unwrap().expect("it is leased");
+    assert_eq!((plain_standing.gate, plain_standing.ahead), (None, None));
+    // Its node signs off, and whoever asks later finds nobody.
+    store.deregister(NODE).await.unwrap();
+    let freed = store.standing(&plain.id).await.unwrap().expect("it waits again");
+    assert_eq!(freed.holder, None);
+    store.register(NODE, "node-1").await.unwrap();
+    assert_eq!(ids(&world.claim("a", 7).await), [plain.id.clone()]);
     let held = Held { id: plain.id.clone(), lease: Lease(7), retried: 0, slot: None };
     world.finish(held.delivered()).await;
     assert_eq!(store.standing(&plain.id).await.unwrap(), None);

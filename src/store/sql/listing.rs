@@ -26,7 +26,7 @@ fn page<T>(mut items: Vec<T>, count: usize) -> Page<T> {
 impl Listing for SqlStore {
     async fn queues(&self, after: Option<&str>, count: usize) -> Result<Page<Queue>> {
         within(LIST_DEADLINE, async {
-            let pools = self.lists();
+            let pools = self.readers();
             let mut query = Query::new(&pools);
             query
                 .sql(
@@ -60,7 +60,7 @@ impl Listing for SqlStore {
         now: Timestamp,
     ) -> Result<Page<FlowKey>> {
         within(LIST_DEADLINE, async {
-            let pools = self.lists();
+            let pools = self.readers();
             let mut query = Query::new(&pools);
             query
                 .sql("WITH page AS (SELECT name, ")
@@ -94,7 +94,7 @@ impl Listing for SqlStore {
         max_bytes: usize,
     ) -> Result<Page<UrlGroup>> {
         within(LIST_DEADLINE, async {
-            let pools = self.lists();
+            let pools = self.readers();
             let mut query = Query::new(&pools);
             query
                 .sql(
