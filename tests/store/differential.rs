@@ -10,6 +10,7 @@ use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::Message;
 use homing::store::gates::{GateLook, GateStep, Gates as _, Looks, Pass};
 use homing::store::schedules::Schedule;
+use homing::store::standing::Standing;
 use homing::store::{
     Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, Missing, NodeId, Order,
     Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
@@ -483,6 +484,12 @@ impl Run {
         same!(self, |store| {
             (store.flow_keys("a", None, 2, now).await.unwrap(), store.flow_key(KEYS[0], now).await.unwrap())
         });
+        for id in self.messages.iter().rev().take(4) {
+            same!(self, |store| {
+                let standing = store.standing(id).await.unwrap();
+                standing.map(|standing| Standing { now, ..standing })
+            });
+        }
     }
 
     /// One that was leased lately, by whomever; it may be finished or taken over meanwhile.
