@@ -104,7 +104,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
     })?;
     let settings = engine_settings(config, address)?;
     let tasks = Tasks::new(store.failure());
-    let world = World { clock, chance, destinations: Arc::new(client), tasks };
+    let world = World { clock, chance, destinations: Arc::new(client), tasks, observer: None };
     let engine = Arc::new(Engine::start(settings, Arc::clone(&store), keys, world).await?);
     let operations = Operations::new(operations_settings(config), policy, Arc::clone(&engine));
     let api = Api::new(api_settings(config)?, tokens, Arc::new(operations));

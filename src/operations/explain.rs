@@ -7,7 +7,7 @@ use crate::domain::gate::{Gate, Limits, Refusal, Starts, bare_name, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::gates::FlowKey;
-use crate::store::standing::{Ahead, Holder, Standing};
+use crate::store::situation::{Ahead, Holder, Situation};
 use crate::store::{LogEntry, LogFilter, Order, State};
 
 /// Bytes of the last response that may be read for its status.
@@ -105,23 +105,25 @@ pub enum Reason {
 impl Operations {
     /// Explains why a message waits at this moment, or how it ended.
     pub async fn explain(&self, id: &MessageId) -> Result<Explanation> {
-        let Some(standing) = self.store().standing(id).await? else { return self.explain_finished(id).await };
+        let Some(situation) = self.store().situation(id).await? else {
+            return self.explain_finished(id).await;
+        };
         let mut reasons = Vec::new();
-        if standing.cancel_requested {
+        if situation.cancel_requested {
             reasons.push(Reason::CancelRequested);
         }
-        if standing.retried > 0 {
-            reasons.push(self.explain_retry(id, standing.retried).await?);
+        if situation.retried > 0 {
+            reasons.push(self.explain_retry(id, situation.retried).await?);
         }
-        let phase = if let Some(holder) = &standing.holder {
+        let phase = if let Some(holder) = &situation.holder {
             reasons.push(self.explain_held(id, holder));
             Phase::InFlight
         } else {
-            self.explain_waiting(&standing, &mut reasons).await?;
+            self.explain_waiting(&situation, &mut reasons).await?;
             Phase::Waiting
         };
-        let due_at = Some(standing.due_at);
-        Ok(Explanation { id: id.clone(), now: standing.now, phase, due_at, reasons })
+        let due_at = Some(situation.due_at);
+        Ok(Explanation { id: id.clone(), now: situation.now, phase, due_at, reasons })
     }
 
     async fn explain_finished(&self, id: &MessageId) -> Result<Explanation> {
@@ -156,21 +158,21 @@ impl Operations {
         Reason::Attempted
     }
 
-    async fn explain_waiting(&self, standing: &Standing, reasons: &mut Vec<Reason>) -> Result<()> {
-        let (due_at, now) = (standing.due_at, standing.now);
+    async fn explain_waiting(&self, situation: &Situation, reasons: &mut Vec<Reason>) -> Result<()> {
+        let (due_at, now) = (situation.due_at, situation.now);
         let before = reasons.len();
         if due_at > now {
-            reasons.push(match standing.retried {
+            reasons.push(match situation.retried {
                 0 => Reason::Delayed { until: due_at },
                 _ => Reason::Backoff { until: due_at },
             });
         }
-        if let Some(gate) = standing.gate.as_deref().filter(|gate| is_queue(gate)) {
+        if let Some(gate) = situation.gate.as_deref().filter(|gate| is_queue(gate)) {
             let queue = self.store().queue(bare_name(gate)).await?;
             let settings = queue.map(|queue| (queue.parallelism, queue.paused));
-            queue_reasons(bare_name(gate), settings, standing, reasons);
+            queue_reasons(bare_name(gate), settings, situation, reasons);
         }
-        if let Some(gate) = &standing.flow
+        if let Some(gate) = &situation.flow
             && let Some(key) = self.store().flow_key(bare_name(gate), now).await?
         {
             reasons.extend(key_reason(&key, now));
@@ -186,7 +188,7 @@ impl Operations {
 fn queue_reasons(
     queue: &str,
     settings: Option<(u32, bool)>,
-    Standing { now, due_at, ahead, .. }: &Standing,
+    Situation { now, due_at, ahead, .. }: &Situation,
     reasons: &mut Vec<Reason>,
 ) {
     let Some((parallelism, paused)) = settings else { return };
@@ -300,8 +302,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_760_000_000_000);
 
-    fn standing(ahead: Option<Ahead>) -> Standing {
-        Standing {
+    fn situation(ahead: Option<Ahead>) -> Situation {
+        Situation {
             now: NOW,
             due_at: NOW,
             retried: 0,
@@ -323,7 +325,7 @@ mod tests {
     #[track_caller]
     fn check_queue(parallelism: u32, paused: bool, ahead: Option<Ahead>, expected: &[&str]) {
         let mut reasons = Vec::new();
-        queue_reasons("orders", Some((parallelism, paused)), &standing(ahead), &mut reasons);
+        queue_reasons("orders", Some((parallelism, paused)), &situation(ahead), &mut reasons);
         let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
         assert_eq!(reasons, expected);
     }

@@ -10,7 +10,7 @@ use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::Message;
 use homing::store::gates::{GateLook, GateStep, Gates as _, Looks, Pass};
 use homing::store::schedules::Schedule;
-use homing::store::standing::Standing;
+use homing::store::situation::Situation;
 use homing::store::{
     Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, Missing, NodeId, Order,
     Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
@@ -486,8 +486,8 @@ impl Run {
         });
         for id in self.messages.iter().rev().take(4) {
             same!(self, |store| {
-                let standing = store.standing(id).await.unwrap();
-                standing.map(|standing| Standing { now, ..standing })
+                let situation = store.situation(id).await.unwrap();
+                situation.map(|situation| Situation { now, ..situation })
             });
         }
     }

@@ -120,8 +120,8 @@ pub(crate) async fn a_message_tells_where_it_stands(world: World) {
     let messages: Vec<Message> = (0..4).map(|_| queued(world.message(), "q")).collect();
     accept(&world, messages.iter().cloned()).await;
     let id = |number: usize| messages[number].id.clone();
-    let standing = async |number: usize| store.standing(&id(number)).await.unwrap().expect("it waits");
-    let third = standing(2).await;
+    let situation = async |number: usize| store.situation(&id(number)).await.unwrap().expect("it waits");
+    let third = situation(2).await;
     assert_eq!(
         (third.gate.as_deref(), third.flow, third.holder, third.has_slot),
         (Some("q:q"), None, None, false)
@@ -130,25 +130,25 @@ pub(crate) async fn a_message_tells_where_it_stands(world: World) {
     let ahead = third.ahead.expect("it waits at a gate");
     assert_eq!((ahead.waiting, ahead.first, ahead.holders), (2, Some(id(0)), vec![]));
     assert_eq!(ids(&take(&**store, NODE, "q:q", 1).await), [id(0)]);
-    let ahead = standing(2).await.ahead.expect("it waits at a gate");
+    let ahead = situation(2).await.ahead.expect("it waits at a gate");
     assert_eq!((ahead.waiting, ahead.first, ahead.holders), (1, Some(id(1)), vec![id(0)]));
-    let first = standing(0).await;
+    let first = situation(0).await;
     let holder = first.holder.expect("it is held");
     assert_eq!((holder.node, holder.name.as_deref()), (NODE, Some("node-1")));
     assert_eq!((first.has_slot, first.ahead), (true, None));
     let plain = world.message();
     world.accept(&[leased(plain.clone(), "a", 7)]).await;
-    let plain_standing = store.standing(&plain.id).await.unwrap().expect("it is leased");
-    assert_eq!((plain_standing.gate, plain_standing.ahead), (None, None));
+    let plain_situation = store.situation(&plain.id).await.unwrap().expect("it is leased");
+    assert_eq!((plain_situation.gate, plain_situation.ahead), (None, None));
     // Its node signs off, and whoever asks later finds nobody.
     store.deregister(NODE).await.unwrap();
-    let freed = store.standing(&plain.id).await.unwrap().expect("it waits again");
+    let freed = store.situation(&plain.id).await.unwrap().expect("it waits again");
     assert_eq!(freed.holder, None);
     store.register(NODE, "node-1").await.unwrap();
     assert_eq!(world.claim_one("a", 7).await.message.id, plain.id);
     let held = Held { id: plain.id.clone(), lease: Lease(7), retried: 0, slot: None };
     world.finish(held.delivered()).await;
-    assert_eq!(store.standing(&plain.id).await.unwrap(), None);
+    assert_eq!(store.situation(&plain.id).await.unwrap(), None);
     store.cancel(&id(3), time(START)).await.unwrap();
-    assert_eq!(store.standing(&id(3)).await.unwrap(), None);
+    assert_eq!(store.situation(&id(3)).await.unwrap(), None);
 }

@@ -25,7 +25,7 @@ use homing::store::{
 mod gates;
 mod listing;
 mod schedules;
-mod standing;
+mod situation;
 
 use self::gates::{AtGate, GateState};
 

@@ -1,11 +1,13 @@
 //! The table `attempts`: one row per attempt that has ended.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::codec;
-use crate::domain::outcome::{Finish, Next};
-use crate::domain::time::Timestamp;
-use crate::store::Ended;
+use super::columns::Column;
+use crate::domain::outcome::Next;
+use crate::store::{Accept, Ended};
 
 /// Where a batch names a message for the second time. The statements tell ends apart by their message, so they must see
 /// each once: a node that lost a lease and took the message again may report two ends, of which one lease holds.
@@ -25,49 +27,80 @@ pub(super) fn due_again(ended: &Ended) -> Option<i64> {
     unleased.map(|(message, _)| message.due_at.as_millis()).chain(retry).min()
 }
 
-/// The columns of an ended attempt, but for its message's id.
-pub(super) struct AttemptColumns<'a> {
-    pub(super) retried: i64,
-    pub(super) started_at: i64,
-    pub(super) ended_at: i64,
-    pub(super) result: &'static str,
-    pub(super) status: i64,
-    pub(super) error: Option<&'a str>,
-    pub(super) next_due_at: Option<i64>,
-    pub(super) headers: Option<String>,
-    pub(super) body: Option<&'a [u8]>,
-    /// All headers and the whole body, for the dead letter that the attempt left.
-    pub(super) letter_headers: Option<String>,
-    pub(super) letter_body: Option<&'a [u8]>,
+type EndedColumn<'a> = Column<'a, &'a Ended>;
+
+/// The list of the columns of `attempts`.
+pub(super) fn columns<'a>() -> Vec<EndedColumn<'a>> {
+    type Own<'a> = EndedColumn<'a>;
+    vec![
+        Own::text("message_id", |ended| Some(ended.id.as_str().into())),
+        Own::number("retried", |ended| Some(i64::from(ended.finish.attempt.retried))),
+        Own::number("started_at", |ended| Some(ended.finish.attempt.started_at.as_millis())),
+        Own::number("ended_at", |ended| Some(ended.finish.attempt.ended_at.as_millis())),
+        Own::text("result", |ended| Some(result(&ended.finish.next).into())),
+        Own::number("status", |ended| Some(status(ended))),
+        Own::text("error", |ended| ended.finish.error.as_deref().map(Cow::from)),
+        Own::number("next_due_at", |ended| match ended.finish.next {
+            Next::Retry { due_at } => Some(due_at.as_millis()),
+            _ => None,
+        }),
+        Own::text("response_headers", |ended| {
+            codec::write_headers(&ended.finish.attempt.logged_headers()).map(Cow::from)
+        }),
+        Own::bytes("response_body", |ended| some(ended.finish.attempt.logged_body())),
+    ]
 }
 
-impl<'a> AttemptColumns<'a> {
-    pub(super) fn new(finish: &'a Finish) -> Self {
-        let response = finish.attempt.response();
-        let failed = matches!(finish.next, Next::Failed { .. });
-        let (result, next_due_at) = match &finish.next {
-            Next::Delivered => ("delivered", None),
-            Next::Retry { due_at } => ("retry", Some(due_at)),
-            Next::Failed { .. } => ("failed", None),
-            Next::Cancelled => ("cancelled", None),
-        };
-        Self {
-            retried: i64::from(finish.attempt.retried),
-            started_at: finish.attempt.started_at.as_millis(),
-            ended_at: finish.attempt.ended_at.as_millis(),
-            result,
-            status: response.map_or(0, |response| i64::from(response.status)),
-            error: finish.error.as_deref(),
-            next_due_at: next_due_at.copied().map(Timestamp::as_millis),
-            headers: codec::write_headers(&finish.attempt.logged_headers()),
-            body: Some(finish.attempt.logged_body()).filter(|body| !body.is_empty()),
-            letter_headers: response
-                .filter(|_| failed)
-                .and_then(|response| codec::write_headers(&response.headers)),
-            letter_body: response
-                .filter(|_| failed)
-                .map(|response| &response.body[..])
-                .filter(|body| !body.is_empty()),
-        }
+/// The list of the columns of `dead_letters`, for an attempt that left one: with all headers and the whole body.
+pub(super) fn letter<'a>() -> Vec<EndedColumn<'a>> {
+    type Own<'a> = EndedColumn<'a>;
+    vec![
+        Own::text("id", |ended| match &ended.finish.next {
+            Next::Failed { dead_letter } => Some(dead_letter.as_str().into()),
+            _ => None,
+        }),
+        Own::text("message_id", |ended| Some(ended.id.as_str().into())),
+        Own::number("created_at", |ended| Some(ended.finish.attempt.ended_at.as_millis())),
+        Own::number("status", |ended| Some(status(ended))),
+        Own::text("error", |ended| ended.finish.error.as_deref().map(Cow::from)),
+        Own::text("response_headers", |ended| {
+            codec::write_headers(&ended.finish.attempt.response()?.headers).map(Cow::from)
+        }),
+        Own::bytes("response_body", |ended| some(&ended.finish.attempt.response()?.body)),
+    ]
+}
+
+/// The state that an attempt leaves its message in, as it is stored.
+const fn result(next: &Next) -> &'static str {
+    match next {
+        Next::Delivered => "delivered",
+        Next::Retry { .. } => "retry",
+        Next::Failed { .. } => "failed",
+        Next::Cancelled => "cancelled",
     }
+}
+
+fn status(ended: &Ended) -> i64 {
+    ended.finish.attempt.response().map_or(0, |response| i64::from(response.status))
+}
+
+fn some(body: &[u8]) -> Option<&[u8]> {
+    Some(body).filter(|body| !body.is_empty())
+}
+
+/// The ends that leave a dead letter.
+pub(super) fn with_letter<'a>(
+    batch: impl Iterator<Item = &'a Ended> + Clone,
+) -> impl Iterator<Item = &'a Ended> + Clone {
+    batch.filter(|ended| matches!(ended.finish.next, Next::Failed { .. }))
+}
+
+/// The callback messages of an end, as they are accepted.
+pub(super) fn callbacks(ended: &Ended) -> impl Iterator<Item = Accept> {
+    ended.finish.callbacks.iter().zip(&ended.callbacks).map(|(message, (lane, lease))| Accept {
+        message: Arc::clone(message),
+        lane: Arc::clone(lane),
+        lease: *lease,
+        deduplication: None,
+    })
 }

@@ -27,10 +27,16 @@ pub(super) fn write_headers(headers: &Headers) -> Option<String> {
 }
 
 pub(super) fn read_headers(text: Option<&str>, table: &'static str, id: &str) -> Result<Headers> {
-    let Some(text) = text else { return Ok(Headers::new()) };
+    parse_headers(text).ok_or_else(|| StoreError::Corrupt { table, column: "headers", id: id.to_owned() })
+}
+
+/// Headers as [`write_headers`] has written them; `None` for anything else.
+pub(super) fn parse_headers(text: Option<&str>) -> Option<Headers> {
+    let Some(text) = text else { return Some(Headers::new()) };
     let mut json = serde_json::Deserializer::from_str(text);
-    let headers = fields::deserialize(&mut json).and_then(|headers| json.end().map(|()| headers));
-    headers.map_err(|_| StoreError::Corrupt { table, column: "headers", id: id.to_owned() })
+    let headers = fields::deserialize(&mut json).ok()?;
+    json.end().ok()?;
+    Some(headers)
 }
 
 /// Header fields as JSON `[[name, value], …]`. A value that is not UTF-8 is written as the Latin-1 text that it is
@@ -105,13 +111,10 @@ pub(super) fn write_options(options: &Options) -> Option<String> {
     (*options != Options::default()).then(|| json(&OptionsRow::from(options)))
 }
 
-pub(super) fn read_options(text: Option<&str>, table: &'static str, id: &str) -> Result<Options> {
-    match text {
-        None => Ok(Options::default()),
-        Some(text) => serde_json::from_str::<OptionsRow>(text)
-            .map(Options::from)
-            .map_err(|_| StoreError::Corrupt { table, column: "options", id: id.to_owned() }),
-    }
+/// Options as [`write_options`] has written them; `None` for anything else.
+pub(super) fn parse_options(text: Option<&str>) -> Option<Options> {
+    let Some(text) = text else { return Some(Options::default()) };
+    serde_json::from_str::<OptionsRow>(text).ok().map(Options::from)
 }
 
 /// The starts that a rate counts, as JSON `[[first, last, count], …]`; `None` for none.
@@ -278,14 +281,14 @@ mod tests {
             ("X-C".to_owned(), Vec::new()),
         ]);
         let text = write_headers(&headers).unwrap();
-        assert_eq!(read_headers(Some(&text), "messages", "id").unwrap(), headers);
+        assert_eq!(parse_headers(Some(&text)).unwrap(), headers);
         assert_eq!(write_headers(&Headers::new()), None);
-        assert_eq!(read_headers(None, "messages", "id").unwrap(), Headers::new());
+        assert_eq!(parse_headers(None).unwrap(), Headers::new());
     }
 
     #[test]
     fn stored_headers_are_read() {
-        let read = |text| read_headers(Some(text), "messages", "id").ok().map(|headers| headers.0);
+        let read = |text| parse_headers(Some(text)).map(|headers| headers.0);
         let field = |value: &[u8]| Some(vec![("X-A".to_owned(), value.to_vec())]);
         assert_eq!(read(r#"[["X-A","J\u00f6rg"]]"#), field("J\u{f6}rg".as_bytes()));
         assert_eq!(read(r#"[["X-A","J\u00f6rg","latin1"]]"#), field(b"J\xf6rg"));
@@ -332,8 +335,8 @@ mod tests {
             api: Some("llm".into()),
         };
         let text = write_options(&options).unwrap();
-        assert_eq!(read_options(Some(&text), "messages", "id").unwrap(), options);
+        assert_eq!(parse_options(Some(&text)).unwrap(), options);
         assert_eq!(write_options(&Options::default()), None);
-        assert!(read_options(Some("{"), "messages", "id").is_err());
+        assert!(parse_options(Some("{")).is_none());
     }
 }

@@ -6,20 +6,21 @@
 //! stay prepared and skip the rows that are not there; and what a statement tells comes as one row.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::{AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::attempts::AttemptColumns;
+use super::attempts::{self, callbacks, letter, with_letter};
 use super::codec::json;
+use super::columns::{Column, add_row, arguments, names};
 use super::deliveries::set_aside;
 use super::gates::entry::{AtTime, Conn, Entry, enter};
-use super::messages::{ClaimedRow, add_delivery, add_message, message_columns};
+use super::messages::{self, ClaimedRow, LEASED, New, SELECTED, delivery};
 use super::writer::Writer;
 use crate::clock::Clock;
 use crate::domain::gate::is_gated;
@@ -30,8 +31,7 @@ use crate::domain::time::Timestamp;
 use crate::failure::Failure;
 use crate::store::pace::{self, Pace};
 use crate::store::{
-    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, Slot, StoreError,
-    Want,
+    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
 };
 
 /// Steps that may wait for the writer; beyond, callers wait to hand theirs over.
@@ -223,14 +223,6 @@ async fn transaction(
     max_queues: Option<u32>,
     clock: &Clock,
 ) -> Result<Vec<Done>> {
-    if let [Step::Accept { node, batch, repeat: Repeat::First, .. }] = group
-        && let [accept] = &batch[..]
-        && accept.deduplication.is_none()
-        && !is_gated(&accept.message)
-    {
-        accept_one(connection, *node, accept).await?;
-        return Ok(vec![Done::Accept(vec![Accepted::Stored])]);
-    }
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let now = clock.now();
     let mut results = Vec::with_capacity(group.len());
@@ -295,68 +287,46 @@ fn size(step: &Step) -> usize {
     accepts(step).into_iter().flatten().map(|accept| accept.message.size()).sum()
 }
 
-/// What makes storing one message a single statement, and so a single way to SQLite's thread and back instead of four:
-/// a view that the writer's connection has for itself, and that puts what is inserted into both tables. A migration that
-/// makes one of them anew has to drop it before.
-pub(super) const ACCEPTED: &str = "\
-    CREATE TEMP VIEW accepted AS \
-        SELECT m.*, d.lane, d.size, d.claims, d.node, d.lease FROM messages m JOIN deliveries d ON d.message_id = m.id; \
-    CREATE TEMP TRIGGER accept INSTEAD OF INSERT ON accepted BEGIN \
-        INSERT INTO messages VALUES (NEW.id, NEW.created_at, NEW.due_at, NEW.method, NEW.url, NEW.headers, NEW.body, \
-            NEW.body_sha256, NEW.max_retries, NEW.caller_ip, NEW.labels, NEW.queue, NEW.url_group, NEW.endpoint, \
-            NEW.schedule_id, NEW.flow_key, NEW.source_id, NEW.options); \
-        INSERT INTO deliveries (message_id, lane, due_at, size, retried, claims, node, lease) \
-        VALUES (NEW.id, NEW.lane, NEW.due_at, NEW.size, 0, NEW.claims, NEW.node, NEW.lease); \
-    END";
+/// Statements that insert rows into a table, for each of the numbers of rows in [`ROWS`].
+type Inserts = [String; ROWS.len()];
 
-/// Stores one message that is new and waits at no gate.
-async fn accept_one(connection: &mut SqliteConnection, node: NodeId, accept: &Accept) -> Result<()> {
-    let sql = "INSERT INTO accepted VALUES \
-               (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
-    let mut arguments = SqliteArguments::default();
-    let add = |arguments: &mut SqliteArguments| {
-        add_message!(&mut *arguments, &accept.message)?;
-        add_delivery!(&mut *arguments, node, accept)
-    };
-    add(&mut arguments).map_err(sqlx::Error::Encode)?;
-    sqlx::query_with(sql, arguments).execute(connection).await?;
-    Ok(())
+fn inserts<R>(table: &str, columns: &[Column<'_, R>]) -> Inserts {
+    let names = names(columns, "");
+    let row = format!("(?{})", ", ?".repeat(columns.len() - 1));
+    ROWS.map(|room| {
+        let rows = vec![row.as_str(); room].join(", ");
+        format!("INSERT INTO {table} ({names}) SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL")
+    })
 }
 
-/// Inserts rows by the smallest statements that hold them. The first column is never null, and so tells a row from room
-/// that is left.
-async fn insert_rows<T>(
+/// Which of the inserting statements holds so many rows.
+fn room(rows: usize) -> usize {
+    ROWS.iter().position(|&room| room >= rows).unwrap_or(ROWS.len() - 1)
+}
+
+/// Inserts messages and their deliveries.
+async fn insert_new(conn: &mut SqliteConnection, rows: &[New<'_>]) -> Result<()> {
+    static MESSAGES: LazyLock<Inserts> = LazyLock::new(|| inserts("messages", &messages::written()));
+    static DELIVERIES: LazyLock<Inserts> = LazyLock::new(|| inserts("deliveries", &delivery()));
+    let accepted: Vec<&Message> = rows.iter().map(|row| &*row.accept.message).collect();
+    insert_rows(conn, &MESSAGES, &messages::written(), &accepted).await?;
+    insert_rows(conn, &DELIVERIES, &delivery(), rows).await
+}
+
+/// Inserts rows by the smallest of a table's statements that holds them. Values that are missing at the end are NULL.
+async fn insert_rows<'a, R: Copy>(
     conn: &mut SqliteConnection,
-    into: &str,
-    columns: usize,
-    rows: &[T],
-    add: impl Fn(&mut SqliteArguments, &T) -> Result<(), sqlx::error::BoxDynError>,
+    statements: &'static Inserts,
+    columns: &[Column<'a, R>],
+    rows: &[R],
 ) -> Result<()> {
-    let largest = ROWS[ROWS.len() - 1];
-    for rows in rows.chunks(largest) {
-        let room = ROWS.into_iter().find(|&room| room >= rows.len()).unwrap_or(largest);
-        let row = format!("(?{})", ", ?".repeat(columns - 1));
-        let sql = format!(
-            "INSERT INTO {into} SELECT * FROM (VALUES {}) WHERE column1 IS NOT NULL",
-            vec![row.as_str(); room].join(", ")
-        );
-        let mut arguments = SqliteArguments::default();
-        for row in rows {
-            add(&mut arguments, row).map_err(sqlx::Error::Encode)?;
-        }
-        for _ in 0..(room - rows.len()) * columns {
-            arguments.add(None::<i64>).map_err(sqlx::Error::Encode)?;
-        }
-        sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *conn).await?;
+    for rows in rows.chunks(ROWS[ROWS.len() - 1]) {
+        let arguments = arguments(|arguments: &mut SqliteArguments| {
+            rows.iter().try_for_each(|row| add_row(arguments, columns, *row))
+        })?;
+        sqlx::query_with(statements[room(rows.len())].as_str(), arguments).execute(&mut *conn).await?;
     }
     Ok(())
-}
-
-/// The columns of a delivery that waits at no gate.
-macro_rules! plain_columns {
-    () => {
-        "message_id, due_at, retried, lane, size, claims, node, lease"
-    };
 }
 
 /// Stores messages and their deliveries.
@@ -387,19 +357,18 @@ pub(super) async fn accept(
         batch.iter().zip(&results).filter(|(accept, _)| is_missing(accept)).collect();
     let entries =
         enter_all(conn, missing.iter().map(|(accept, _)| &*accept.message), max_queues, now).await?;
-    let rows: Vec<Row<'_>> = missing
+    let rows: Vec<New<'_>> = missing
         .iter()
         .enumerate()
         .filter(|(_, (_, result))| **result == Accepted::Stored)
-        .map(|(index, (accept, _))| Row {
-            message: &accept.message,
-            lane: &accept.lane,
-            lease: accept.lease,
+        .map(|(index, (accept, _))| New {
+            accept,
+            node,
             entry: entries.get(index).and_then(Option::as_ref),
             slot: None,
         })
         .collect();
-    insert_messages(conn, node, &rows).await?;
+    insert_new(conn, &rows).await?;
     Ok(results)
 }
 
@@ -439,15 +408,6 @@ async fn present(conn: &mut SqliteConnection, batch: &[&Accept]) -> Result<HashS
     Ok(found.into_iter().collect())
 }
 
-/// A message to insert with its delivery.
-struct Row<'a> {
-    message: &'a Message,
-    lane: &'a str,
-    lease: Option<Lease>,
-    entry: Option<&'a Entry>,
-    slot: Option<&'a Slot>,
-}
-
 /// Lets messages in: an entry for each, or nothing if none waits at a gate.
 async fn enter_all<'a>(
     conn: &mut SqliteConnection,
@@ -460,32 +420,6 @@ async fn enter_all<'a>(
         return Ok(Vec::new());
     }
     enter(&mut Conn::Sqlite(AtTime { conn, now }), &messages, max_queues).await
-}
-
-async fn insert_messages(conn: &mut SqliteConnection, node: NodeId, rows: &[Row<'_>]) -> Result<()> {
-    insert_rows(conn, "messages", 18, rows, |arguments, row| add_message!(arguments, row.message)).await?;
-    let add = |arguments: &mut SqliteArguments, row: &Row<'_>| {
-        arguments.add(row.message.id.as_str())?;
-        arguments.add(row.message.due_at.as_millis())?;
-        arguments.add(0_i64)?;
-        add_delivery!(&mut *arguments, node, row)
-    };
-    let (gated, plain): (Vec<&Row<'_>>, Vec<&Row<'_>>) =
-        rows.iter().partition(|row| row.entry.is_some() || row.slot.is_some());
-    insert_rows(conn, concat!("deliveries (", plain_columns!(), ")"), 8, &plain, |arguments, row| {
-        add(arguments, row)
-    })
-    .await?;
-    let columns = concat!("deliveries (", plain_columns!(), ", gate, flow, place, slot, holder)");
-    insert_rows(conn, columns, 13, &gated, |arguments, row| {
-        add(arguments, row)?;
-        arguments.add(row.entry.map(|entry| &*entry.gate))?;
-        arguments.add(row.entry.and_then(|entry| entry.flow.as_deref()))?;
-        arguments.add(row.entry.map(|entry| entry.place))?;
-        arguments.add(row.slot.map(|slot| &*slot.queue))?;
-        arguments.add(row.slot.map(|slot| slot.holder.as_str()))
-    })
-    .await
 }
 
 /// The lanes of what is due first, and of some lanes after `after`.
@@ -563,16 +497,15 @@ pub(super) async fn claim(
     .bind(ids.as_str())
     .execute(&mut *tx)
     .await?;
-    let rows: Vec<ClaimedRow> = sqlx::query_as(concat!(
-        "SELECT d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
-                d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder, NULL AS flow_gate, ",
-        message_columns!(),
-        " FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.value \
-          JOIN messages m ON m.id = d.message_id"
-    ))
-    .bind(ids.as_str())
-    .fetch_all(&mut *tx)
-    .await?;
+    static CLAIMED: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "SELECT {LEASED}, {} FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.value \
+             JOIN messages m ON m.id = d.message_id",
+            *SELECTED
+        )
+    });
+    let rows: Vec<ClaimedRow> =
+        sqlx::query_as(CLAIMED.as_str()).bind(ids.as_str()).fetch_all(&mut *tx).await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
     for id in unreadable {
         sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = $2"))
@@ -592,9 +525,11 @@ async fn finish(
     batch: &[Ended],
     now: Timestamp,
 ) -> Result<Vec<Applied>> {
-    let callbacks = batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message);
-    // They are in no queue.
-    let entries = enter_all(conn, callbacks, None, now).await?;
+    static ATTEMPTS: LazyLock<Inserts> = LazyLock::new(|| inserts("attempts", &attempts::columns()));
+    static LETTERS: LazyLock<Inserts> = LazyLock::new(|| inserts("dead_letters", &letter()));
+    let messages = batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message);
+    // Callbacks are in no queue.
+    let entries = enter_all(conn, messages, None, now).await?;
     let mut applied: HashSet<String> = HashSet::with_capacity(batch.len());
     let of = |wanted: fn(&Next) -> bool| -> Vec<&Ended> {
         batch.iter().filter(|ended| wanted(&ended.finish.next)).collect()
@@ -610,19 +545,9 @@ async fn finish(
             applied.insert(ended.id.as_str().to_owned());
         }
     }
-    let mut callbacks: Vec<Row<'_>> = Vec::new();
-    let mut entries = entries.iter();
-    for ended in batch {
-        for (message, (lane, lease)) in ended.finish.callbacks.iter().zip(&ended.callbacks) {
-            let entry = entries.next().and_then(Option::as_ref);
-            if applied.contains(ended.id.as_str()) {
-                callbacks.push(Row { message, lane, lease: *lease, entry, slot: ended.slot.as_ref() });
-            }
-        }
-    }
     let ended: Vec<&Ended> = batch.iter().filter(|ended| applied.contains(ended.id.as_str())).collect();
-    insert_attempts(conn, &ended).await?;
-    insert_dead_letters(conn, &ended).await?;
+    insert_rows(conn, &ATTEMPTS, &attempts::columns(), &ended).await?;
+    insert_rows(conn, &LETTERS, &letter(), &with_letter(ended.iter().copied()).collect::<Vec<_>>()).await?;
     for ended in ended.iter().filter(|ended| matches!(ended.finish.next, Next::Cancelled)) {
         sqlx::query("UPDATE cancellations SET cancelled_at = MAX(requested_at, $1) WHERE message_id = $2")
             .bind(ended.finish.attempt.ended_at.as_millis())
@@ -630,7 +555,18 @@ async fn finish(
             .execute(&mut *conn)
             .await?;
     }
-    insert_messages(conn, node, &callbacks).await?;
+    let callbacks: Vec<(&Ended, Accept)> =
+        batch.iter().flat_map(|ended| callbacks(ended).map(move |accept| (ended, accept))).collect();
+    let rows: Vec<New<'_>> = callbacks
+        .iter()
+        .enumerate()
+        .filter(|(_, (ended, _))| applied.contains(ended.id.as_str()))
+        .map(|(index, (ended, accept))| {
+            let entry = entries.get(index).and_then(Option::as_ref);
+            New { accept, node, entry, slot: ended.slot.as_ref() }
+        })
+        .collect();
+    insert_new(conn, &rows).await?;
     Ok(batch
         .iter()
         .map(|ended| if applied.contains(ended.id.as_str()) { Applied::Yes } else { Applied::No })
@@ -683,39 +619,4 @@ async fn retry(conn: &mut SqliteConnection, node: NodeId, ended: &Ended) -> Resu
     .execute(conn)
     .await?;
     Ok(changed.rows_affected() == 1)
-}
-
-async fn insert_attempts(conn: &mut SqliteConnection, ended: &[&Ended]) -> Result<()> {
-    insert_rows(conn, "attempts", 10, ended, |arguments, ended| {
-        let row = AttemptColumns::new(&ended.finish);
-        arguments.add(ended.id.as_str())?;
-        arguments.add(row.retried)?;
-        arguments.add(row.started_at)?;
-        arguments.add(row.ended_at)?;
-        arguments.add(row.result)?;
-        arguments.add(row.status)?;
-        arguments.add(row.error)?;
-        arguments.add(row.next_due_at)?;
-        arguments.add(row.headers)?;
-        arguments.add(row.body)
-    })
-    .await
-}
-
-async fn insert_dead_letters(conn: &mut SqliteConnection, ended: &[&Ended]) -> Result<()> {
-    for ended in ended {
-        let Next::Failed { dead_letter } = &ended.finish.next else { continue };
-        let row = AttemptColumns::new(&ended.finish);
-        sqlx::query("INSERT INTO dead_letters VALUES ($1, $2, $3, $4, $5, $6, $7)")
-            .bind(dead_letter.as_str())
-            .bind(ended.id.as_str())
-            .bind(row.ended_at)
-            .bind(row.status)
-            .bind(row.error)
-            .bind(row.letter_headers)
-            .bind(row.letter_body)
-            .execute(&mut *conn)
-            .await?;
-    }
-    Ok(())
 }

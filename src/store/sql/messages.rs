@@ -1,72 +1,162 @@
-//! The table `messages`: written once, read by id.
+//! The columns of `messages` and of a new row of `deliveries`, and how messages are read.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{FromRow, PgPool, SqlitePool};
 
+use super::columns::{Column, Fields, Stored, names, put, read, skip};
+use super::gates::entry::Entry;
 use super::query::{Query, wanted};
 use super::{Backend, codec};
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::message::{Message, Method};
 use crate::domain::time::Timestamp;
-use crate::store::{Delivery, Lease, Result, Slot, StoreError};
+use crate::store::{Accept, Delivery, Lease, NodeId, Result, Slot, StoreError};
+
+type MessageColumn<'a> = Stored<'a, &'a Message, Message>;
+type DeliveryColumn<'a> = Column<'a, New<'a>>;
+
+/// A message to insert with its delivery.
+#[derive(Clone, Copy)]
+pub(super) struct New<'a> {
+    pub(super) accept: &'a Accept,
+    /// Whose lease the delivery has, where it is stored leased.
+    pub(super) node: NodeId,
+    /// Where the delivery waits, unless only its lane limits it.
+    pub(super) entry: Option<&'a Entry>,
+    /// The slot that a callback's delivery shares with its source.
+    pub(super) slot: Option<&'a Slot>,
+}
+
+/// The list of the columns of `messages`. A new one is a line here and a migration for each engine.
+fn columns<'a>() -> Vec<MessageColumn<'a>> {
+    type Own<'a> = MessageColumn<'a>;
+    vec![
+        Own::text("id", |m| text(m.id.as_str()), |m, id| put(&mut m.id, id.map(MessageId::new))),
+        Own::number("created_at", |m| time(m.created_at), |m, ms| put(&mut m.created_at, at(ms))),
+        Own::number("due_at", |m| time(m.due_at), |m, ms| put(&mut m.due_at, at(ms))),
+        Own::text("method", |m| text(m.method.as_str()), |m, name| put(&mut m.method, Method::parse(&name?))),
+        Own::text("url", |m| text(&m.url), |m, url| put(&mut m.url, url)),
+        Own::text(
+            "headers",
+            |m| codec::write_headers(&m.headers).map(Cow::from),
+            |m, json| put(&mut m.headers, codec::parse_headers(json.as_deref())),
+        ),
+        Own::bytes("body", |m| Some(&m.body), |m, body| put(&mut m.body, body.map(Bytes::from))),
+        Own::bytes(
+            "body_sha256",
+            |m| Some(&m.body_sha256),
+            |m, hash| put(&mut m.body_sha256, hash?.try_into().ok()),
+        ),
+        Own::number(
+            "max_retries",
+            |m| Some(i64::from(m.max_retries)),
+            |m, number| put(&mut m.max_retries, number?.try_into().ok()),
+        ),
+        Own::text("caller_ip", |m| option(&m.caller_ip), |m, ip| put(&mut m.caller_ip, Some(ip))),
+        Own::text(
+            "labels",
+            |m| write_labels(&m.labels).map(Cow::from),
+            |m, labels| put(&mut m.labels, Some(read_labels(labels.as_deref()))),
+        ),
+        Own::text("queue", |m| option(&m.queue), |m, queue| put(&mut m.queue, Some(queue))),
+        Own::text("url_group", |m| option(&m.url_group), |m, name| put(&mut m.url_group, Some(name))),
+        Own::text("endpoint", |m| option(&m.endpoint), |m, name| put(&mut m.endpoint, Some(name))),
+        Own::text("schedule_id", |m| option(&m.schedule_id), |m, id| put(&mut m.schedule_id, Some(id))),
+        Own::text("flow_key", |m| m.options.flow_control.as_ref().map(|flow| flow.key.as_str().into()), skip),
+        Own::text(
+            "source_id",
+            |m| m.source_id.as_ref().map(|id| id.as_str().into()),
+            |m, id| put(&mut m.source_id, Some(id.map(MessageId::new))),
+        ),
+        Own::text(
+            "options",
+            |m| codec::write_options(&m.options).map(Cow::from),
+            |m, json| put(&mut m.options, codec::parse_options(json.as_deref())),
+        ),
+    ]
+}
+
+/// The list of the columns of `deliveries` that a new row sets; the others have defaults.
+pub(super) fn delivery<'a>() -> Vec<DeliveryColumn<'a>> {
+    type Own<'a> = DeliveryColumn<'a>;
+    vec![
+        Own::text("message_id", |new| text(new.accept.message.id.as_str())),
+        Own::text("lane", |new| text(&new.accept.lane)),
+        Own::number("due_at", |new| time(new.accept.message.due_at)),
+        Own::number("size", |new| Some(i64::try_from(new.accept.message.size()).unwrap_or(i64::MAX))),
+        Own::number("retried", |_| Some(0)),
+        Own::number("claims", |new| Some(i64::from(new.accept.lease.is_some()))),
+        Own::number("node", |new| Some(new.accept.lease.map_or(0, |_| new.node.0))),
+        Own::number("lease", |new| Some(new.accept.lease.map_or(0, |lease| lease.0))),
+        Own::text("gate", |new| new.entry.map(|entry| Cow::from(&*entry.gate))),
+        Own::text("flow", |new| new.entry.and_then(|entry| entry.flow.as_deref()).map(Cow::from)),
+        Own::number("place", |new| new.entry.map(|entry| entry.place)),
+        Own::text("slot", |new| new.slot.map(|slot| Cow::from(&*slot.queue))),
+        Own::text("holder", |new| new.slot.map(|slot| slot.holder.as_str().into())),
+    ]
+}
+
+fn text(value: &str) -> Option<Cow<'_, str>> {
+    Some(value.into())
+}
+
+fn option(value: &Option<String>) -> Option<Cow<'_, str>> {
+    value.as_deref().map(Cow::from)
+}
+
+fn time(value: Timestamp) -> Option<i64> {
+    Some(value.as_millis())
+}
+
+fn at(ms: Option<i64>) -> Option<Timestamp> {
+    ms.map(Timestamp::from_millis)
+}
+
+/// The columns of `messages` for a statement that writes them.
+pub(super) fn written<'a>() -> Vec<Column<'a, &'a Message>> {
+    columns().into_iter().map(|stored| stored.column).collect()
+}
 
 /// The columns of [`MessageRow`], for a table alias `m`.
-macro_rules! message_columns {
-    () => {
-        "m.id, m.created_at, m.due_at, m.method, m.url, m.headers, m.body, m.body_sha256, m.max_retries, \
-         m.caller_ip, m.labels, m.queue, m.url_group, m.endpoint, m.schedule_id, m.source_id, m.options"
-    };
-}
-pub(super) use message_columns;
+pub(super) static SELECTED: LazyLock<String> = LazyLock::new(|| names(&written(), "m."));
 
-/// One row as it is stored.
-#[derive(sqlx::FromRow)]
+/// A message as far as it could be read.
 pub(super) struct MessageRow {
-    pub(super) id: String,
-    created_at: i64,
-    due_at: i64,
-    method: String,
-    url: String,
-    headers: Option<String>,
-    body: Vec<u8>,
-    body_sha256: Vec<u8>,
-    max_retries: i64,
-    caller_ip: Option<String>,
-    labels: Option<String>,
-    queue: Option<String>,
-    url_group: Option<String>,
-    endpoint: Option<String>,
-    schedule_id: Option<String>,
-    source_id: Option<String>,
-    options: Option<String>,
+    message: Message,
+    /// The first column whose value can't be what it should.
+    corrupt: Option<&'static str>,
+}
+
+impl<'r, R: Fields> FromRow<'r, R> for MessageRow {
+    fn from_row(row: &'r R) -> sqlx::Result<Self> {
+        static COLUMNS: LazyLock<Vec<MessageColumn<'static>>> = LazyLock::new(columns);
+        static EMPTY: LazyLock<Message> =
+            LazyLock::new(|| Message::plain(MessageId::new(""), Timestamp::default(), "", Bytes::new()));
+        let mut message = EMPTY.clone();
+        let corrupt = read(&COLUMNS, row, &mut message)?;
+        Ok(Self { message, corrupt })
+    }
 }
 
 impl MessageRow {
+    pub(super) fn id(&self) -> &str {
+        self.message.id.as_str()
+    }
+
     pub(super) fn into_message(self) -> Result<Message> {
-        let corrupt = |column| StoreError::Corrupt { table: "messages", column, id: self.id.clone() };
-        Ok(Message {
-            created_at: Timestamp::from_millis(self.created_at),
-            due_at: Timestamp::from_millis(self.due_at),
-            method: Method::parse(&self.method).ok_or_else(|| corrupt("method"))?,
-            headers: codec::read_headers(self.headers.as_deref(), "messages", &self.id)?,
-            body_sha256: self.body_sha256.as_slice().try_into().map_err(|_| corrupt("body_sha256"))?,
-            max_retries: u32::try_from(self.max_retries).map_err(|_| corrupt("max_retries"))?,
-            labels: self.labels.as_deref().map(read_labels).unwrap_or_default(),
-            options: codec::read_options(self.options.as_deref(), "messages", &self.id)?,
-            id: MessageId::new(self.id),
-            url: self.url,
-            body: Bytes::from(self.body),
-            caller_ip: self.caller_ip,
-            queue: self.queue,
-            url_group: self.url_group,
-            endpoint: self.endpoint,
-            schedule_id: self.schedule_id,
-            source_id: self.source_id.map(MessageId::new),
-        })
+        match self.corrupt {
+            None => Ok(self.message),
+            Some(column) => Err(StoreError::Corrupt {
+                table: "messages",
+                column,
+                id: self.message.id.as_str().to_owned(),
+            }),
+        }
     }
 }
 
@@ -75,56 +165,15 @@ pub(super) fn write_labels(labels: &[String]) -> Option<String> {
     (!labels.is_empty()).then(|| labels.join(","))
 }
 
-pub(super) fn read_labels(text: &str) -> Vec<String> {
-    text.split(',').map(str::to_owned).collect()
+pub(super) fn read_labels(text: Option<&str>) -> Vec<String> {
+    text.into_iter().flat_map(|labels| labels.split(',')).map(str::to_owned).collect()
 }
-
-/// Adds a message's columns to the arguments of an insert, in the order of the table.
-macro_rules! add_message {
-    ($arguments:expr, $message:expr) => {{
-        use sqlx::Arguments as _;
-        let message: &crate::domain::message::Message = $message;
-        let arguments = $arguments;
-        arguments.add(message.id.as_str())?;
-        arguments.add(message.created_at.as_millis())?;
-        arguments.add(message.due_at.as_millis())?;
-        arguments.add(message.method.as_str())?;
-        arguments.add(message.url.as_str())?;
-        arguments.add($crate::store::sql::codec::write_headers(&message.headers))?;
-        arguments.add(&message.body[..])?;
-        arguments.add(&message.body_sha256[..])?;
-        arguments.add(i64::from(message.max_retries))?;
-        arguments.add(message.caller_ip.as_deref())?;
-        arguments.add($crate::store::sql::messages::write_labels(&message.labels))?;
-        arguments.add(message.queue.as_deref())?;
-        arguments.add(message.url_group.as_deref())?;
-        arguments.add(message.endpoint.as_deref())?;
-        arguments.add(message.schedule_id.as_deref())?;
-        arguments.add(message.options.flow_control.as_ref().map(|flow| flow.key.as_str()))?;
-        arguments.add(message.source_id.as_ref().map(crate::domain::id::MessageId::as_str))?;
-        arguments.add($crate::store::sql::codec::write_options(&message.options))
-    }};
-}
-pub(super) use add_message;
-
-/// Adds what a new message's delivery has of its own: lane, size, claims, node and lease. Nobody's where it isn't leased.
-macro_rules! add_delivery {
-    ($arguments:expr, $node:expr, $new:expr) => {{
-        use sqlx::Arguments as _;
-        let (arguments, node, new) = ($arguments, $node, $new);
-        arguments.add(&*new.lane)?;
-        arguments.add(i64::try_from(new.message.size()).unwrap_or(i64::MAX))?;
-        arguments.add(i64::from(new.lease.is_some()))?;
-        arguments.add(new.lease.map_or(0, |_| node.0))?;
-        arguments.add(new.lease.map_or(0, |lease| lease.0))
-    }};
-}
-pub(super) use add_delivery;
 
 pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -> Result<Option<Message>> {
-    let sql = concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id = $1");
+    static SQL: LazyLock<String> =
+        LazyLock::new(|| format!("SELECT {} FROM messages m WHERE m.id = $1", *SELECTED));
     let row: Option<MessageRow> = on_backend!(pools, |pool| {
-        sqlx::query_as(sql).bind(wanted(id.as_str())).fetch_optional(*pool).await?
+        sqlx::query_as(SQL.as_str()).bind(wanted(id.as_str())).fetch_optional(*pool).await?
     });
     row.map(MessageRow::into_message).transpose()
 }
@@ -132,7 +181,7 @@ pub(super) async fn get(pools: &Backend<&PgPool, &SqlitePool>, id: &MessageId) -
 /// The messages of these ids, in no order.
 pub(super) async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<Message>> {
     let mut query = Query::new(pools);
-    query.sql(concat!("SELECT ", message_columns!(), " FROM messages m WHERE m.id ")).one_of(ids);
+    query.sql("SELECT ").sql(&SELECTED).sql(" FROM messages m WHERE m.id ").one_of(ids);
     let rows: Vec<MessageRow> = query.fetch(pools).await?;
     rows.into_iter().map(MessageRow::into_message).collect()
 }
@@ -163,8 +212,13 @@ pub(super) async fn matching(
     Ok(rows.into_iter().filter(matches).map(|row| row.id).collect())
 }
 
+/// What a statement that leases deliveries `d` returns of them, as [`ClaimedRow`] reads it.
+pub(super) const LEASED: &str = "d.message_id, d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
+    d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder, \
+    CASE WHEN d.gate IS NOT NULL THEN d.flow END AS flow_gate";
+
 /// A leased delivery with its message.
-#[derive(sqlx::FromRow)]
+#[derive(FromRow)]
 pub(super) struct ClaimedRow {
     lane: String,
     attempt_due_at: i64,
@@ -180,16 +234,16 @@ pub(super) struct ClaimedRow {
 
 impl ClaimedRow {
     pub(super) fn id(&self) -> &str {
-        &self.message.id
+        self.message.id()
     }
 
     /// The deliveries in the order of their due times, and the ids of those whose messages can't be read.
     pub(super) fn into_deliveries(mut rows: Vec<Self>, lease: Lease) -> (Vec<Delivery>, Vec<String>) {
-        rows.sort_by(|a, b| (a.attempt_due_at, &a.message.id).cmp(&(b.attempt_due_at, &b.message.id)));
+        rows.sort_by(|a, b| (a.attempt_due_at, a.id()).cmp(&(b.attempt_due_at, b.id())));
         let mut deliveries = Vec::with_capacity(rows.len());
         let mut unreadable = Vec::new();
         for row in rows {
-            let id = row.message.id.clone();
+            let id = row.id().to_owned();
             match row.message.into_message() {
                 Ok(message) => deliveries.push(Delivery {
                     lane: super::lane(&row.lane),

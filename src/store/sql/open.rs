@@ -158,12 +158,6 @@ async fn sqlite(path: &Path, options: &Options, clock: &Clock, failure: &Failure
         .acquire_timeout(Duration::from_secs(30))
         // A commit that fails may end the transaction without the driver's knowing: such a connection begins none again.
         .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
-        .after_connect(|connection, _| {
-            Box::pin(async move {
-                sqlx::raw_sql(hot_sqlite::ACCEPTED).execute(connection).await?;
-                Ok(())
-            })
-        })
         .connect_with(options.clone())
         .await
         .map_err(|error| damage::opening(path, error))?;

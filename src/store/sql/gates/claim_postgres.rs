@@ -4,7 +4,7 @@
 //! `CASE` is one that no index may serve: the plan is made when nothing waits, and must not walk all that does later.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use sqlx::PgConnection;
 
@@ -14,7 +14,8 @@ use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
 use crate::store::sql::deliveries::set_aside_unreadable;
-use crate::store::sql::messages::{ClaimedRow, message_columns};
+use crate::store::sql::hot_postgres::SELECT_TAKEN;
+use crate::store::sql::messages::{ClaimedRow, LEASED};
 use crate::store::sql::nodes::now_ms;
 use crate::store::{Delivery, Lease, NodeId, Result};
 
@@ -122,82 +123,60 @@ pub(in crate::store::sql) async fn look(
 }
 
 /// A queue's slot goes with its message.
-macro_rules! take_slot {
-    () => {
-        "slot = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.gate ELSE d.slot END, \
-         holder = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.message_id ELSE d.holder END"
-    };
-}
-
-macro_rules! taken_columns {
-    () => {
-        "d.message_id, d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
-         d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder, d.flow"
-    };
-}
-
-macro_rules! select_taken {
-    () => {
-        concat!(
-            "SELECT t.lane, t.attempt_due_at, t.retried, t.claims, t.cancel_requested, t.slot, t.holder, \
-                    t.flow AS flow_gate, ",
-            message_columns!(),
-            " FROM taken t JOIN messages m ON m.id = ANY (ARRAY[t.message_id])"
-        )
-    };
-}
+const TAKE_SLOT: &str = "slot = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.gate ELSE d.slot END, \
+    holder = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.message_id ELSE d.holder END";
 
 /// First the gates, in the order of their names, and only then deliveries, none of which is waited for: whoever holds one
 /// may want a gate. Of those that go in order, none goes past one that could not be had.
-const PASS: &str = concat!(
-    "WITH changed AS ( \
-         UPDATE gates g SET version = g.version + 1, starts = s.starts, next_at = COALESCE(s.next_at, g.next_at), \
-             used_at = $12 \
-         FROM (SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[]) \
-                   AS s (name, version, starts, next_at) ORDER BY name) AS s \
-         WHERE g.name = s.name AND g.version = s.version \
-         RETURNING g.name), \
-     wanted AS MATERIALIZED ( \
-         SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::bigint[], $9::boolean[]) \
-             AS p (id, gate, flow, number, in_order) \
-         WHERE CASE WHEN gate IN (SELECT name FROM changed) THEN TRUE END \
-           AND CASE WHEN flow IS NULL THEN TRUE WHEN flow IN (SELECT name FROM changed) THEN TRUE END), \
-     locked AS MATERIALIZED ( \
-         SELECT w.id, w.gate, w.number, w.in_order FROM wanted w JOIN deliveries d ON d.message_id = ANY (ARRAY[w.id]) \
-         WHERE CASE WHEN d.node = 0 AND d.gate = w.gate THEN TRUE END FOR UPDATE OF d SKIP LOCKED), \
-     passing AS MATERIALIZED ( \
-         SELECT id FROM ( \
-             SELECT id, number, in_order, ROW_NUMBER() OVER (PARTITION BY gate, in_order ORDER BY number) AS have \
-             FROM locked) AS l \
-         WHERE NOT in_order OR number = have), \
-     taken AS ( \
-         UPDATE deliveries d SET node = $10, lease = $11, claims = claims + 1, due_at = $12, ",
-    take_slot!(),
-    " FROM passing WHERE d.message_id = ANY (ARRAY[passing.id]) RETURNING ",
-    taken_columns!(),
-    ") ",
-    select_taken!()
-);
+static PASS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH changed AS ( \
+             UPDATE gates g SET version = g.version + 1, starts = s.starts, \
+                 next_at = COALESCE(s.next_at, g.next_at), used_at = $12 \
+             FROM (SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[]) \
+                       AS s (name, version, starts, next_at) ORDER BY name) AS s \
+             WHERE g.name = s.name AND g.version = s.version \
+             RETURNING g.name), \
+         wanted AS MATERIALIZED ( \
+             SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::bigint[], $9::boolean[]) \
+                 AS p (id, gate, flow, number, in_order) \
+             WHERE CASE WHEN gate IN (SELECT name FROM changed) THEN TRUE END \
+               AND CASE WHEN flow IS NULL THEN TRUE WHEN flow IN (SELECT name FROM changed) THEN TRUE END), \
+         locked AS MATERIALIZED ( \
+             SELECT w.id, w.gate, w.number, w.in_order \
+             FROM wanted w JOIN deliveries d ON d.message_id = ANY (ARRAY[w.id]) \
+             WHERE CASE WHEN d.node = 0 AND d.gate = w.gate THEN TRUE END FOR UPDATE OF d SKIP LOCKED), \
+         passing AS MATERIALIZED ( \
+             SELECT id FROM ( \
+                 SELECT id, number, in_order, ROW_NUMBER() OVER (PARTITION BY gate, in_order ORDER BY number) AS have \
+                 FROM locked) AS l \
+             WHERE NOT in_order OR number = have), \
+         taken AS ( \
+             UPDATE deliveries d SET node = $10, lease = $11, claims = claims + 1, due_at = $12, {TAKE_SLOT} \
+             FROM passing WHERE d.message_id = ANY (ARRAY[passing.id]) RETURNING {LEASED}) \
+         {}",
+        *SELECT_TAKEN
+    )
+});
 
-/// The same for one delivery at one gate, as a queue of parallelism 1 needs it for each message: setting the other plan up
+/// [`PASS`] for one delivery at one gate, as a queue of parallelism 1 needs it for each message: setting the other plan up
 /// takes longer than running it.
-const PASS_ONE: &str = concat!(
-    "WITH changed AS MATERIALIZED ( \
-         UPDATE gates SET version = version + 1, starts = $3, next_at = COALESCE($4, next_at), used_at = $8 \
-         WHERE name = $1 AND version = $2 RETURNING name), \
-     locked AS MATERIALIZED ( \
-         SELECT message_id AS id FROM deliveries \
-         WHERE message_id = $5 AND CASE WHEN node = 0 AND gate = $1 THEN EXISTS (SELECT 1 FROM changed) END \
-         FOR UPDATE SKIP LOCKED), \
-     taken AS ( \
-         UPDATE deliveries d SET node = $6, lease = $7, claims = claims + 1, due_at = $8, ",
-    take_slot!(),
-    " WHERE d.message_id = $5 AND EXISTS (SELECT 1 FROM locked) RETURNING ",
-    taken_columns!(),
-    ") ",
-    select_taken!(),
-    " WHERE m.id = $5"
-);
+static PASS_ONE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH changed AS MATERIALIZED ( \
+             UPDATE gates SET version = version + 1, starts = $3, next_at = COALESCE($4, next_at), used_at = $8 \
+             WHERE name = $1 AND version = $2 RETURNING name), \
+         locked AS MATERIALIZED ( \
+             SELECT message_id AS id FROM deliveries \
+             WHERE message_id = $5 AND CASE WHEN node = 0 AND gate = $1 THEN EXISTS (SELECT 1 FROM changed) END \
+             FOR UPDATE SKIP LOCKED), \
+         taken AS ( \
+             UPDATE deliveries d SET node = $6, lease = $7, claims = claims + 1, due_at = $8, {TAKE_SLOT} \
+             WHERE d.message_id = $5 AND EXISTS (SELECT 1 FROM locked) RETURNING {LEASED}) \
+         {} WHERE m.id = $5",
+        *SELECT_TAKEN
+    )
+});
 
 /// Takes deliveries from gates that are as they were seen.
 pub(in crate::store::sql) async fn pass(
@@ -210,14 +189,14 @@ pub(in crate::store::sql) async fn pass(
 ) -> Result<Vec<Delivery>> {
     let query = match (steps, passes) {
         ([step], [one]) if one.flow.as_ref().is_none_or(|flow| *flow == step.name) => {
-            sqlx::query_as(PASS_ONE)
+            sqlx::query_as(PASS_ONE.as_str())
                 .bind(&*step.name)
                 .bind(step.version)
                 .bind(codec::write_starts(&step.starts))
                 .bind(step.next_at.map(Timestamp::as_millis))
                 .bind(one.id.as_str())
         }
-        _ => sqlx::query_as(PASS)
+        _ => sqlx::query_as(PASS.as_str())
             .bind(steps.iter().map(|step| &*step.name).collect::<Vec<&str>>())
             .bind(steps.iter().map(|step| step.version).collect::<Vec<i64>>())
             .bind(steps.iter().map(|step| codec::write_starts(&step.starts)).collect::<Vec<_>>())

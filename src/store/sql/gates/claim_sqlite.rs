@@ -1,7 +1,7 @@
 //! Looking at gates and taking deliveries from them, on SQLite. Beside [`super::claim_postgres`], step for step.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use sqlx::{SqliteConnection, SqlitePool};
 
@@ -12,7 +12,7 @@ use crate::domain::time::Timestamp;
 use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
 use crate::store::sql::codec::{self, json};
 use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
-use crate::store::sql::messages::{ClaimedRow, message_columns};
+use crate::store::sql::messages::{ClaimedRow, SELECTED};
 use crate::store::sql::writer::Writer;
 use crate::store::{Delivery, Lease, NodeId, Result};
 
@@ -140,20 +140,20 @@ pub(in crate::store::sql) async fn pass(
     let wanted: Vec<(&str, &str)> =
         passes.iter().filter(is_open).map(|pass| (pass.id.as_str(), &*pass.gate)).collect();
     // As they are once they are taken.
-    let rows: Vec<ClaimedRow> = sqlx::query_as(concat!(
-        "SELECT d.lane, $2 AS attempt_due_at, d.retried, d.claims + 1 AS claims, \
-                d.cancel_requested_at IS NOT NULL AS cancel_requested, d.flow AS flow_gate, \
-                CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.gate ELSE d.slot END AS slot, \
-                CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.message_id ELSE d.holder END AS holder, ",
-        message_columns!(),
-        " FROM (SELECT value ->> 0 AS id, value ->> 1 AS gate FROM json_each($1)) AS p \
-          CROSS JOIN deliveries d ON d.message_id = p.id AND d.node = 0 AND d.gate = p.gate \
-          CROSS JOIN messages m ON m.id = p.id"
-    ))
-    .bind(json(&wanted))
-    .bind(now.as_millis())
-    .fetch_all(&mut *tx)
-    .await?;
+    static TAKEN: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "SELECT d.lane, $2 AS attempt_due_at, d.retried, d.claims + 1 AS claims, \
+                    d.cancel_requested_at IS NOT NULL AS cancel_requested, d.flow AS flow_gate, \
+                    CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.gate ELSE d.slot END AS slot, \
+                    CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.message_id ELSE d.holder END AS holder, {} \
+             FROM (SELECT value ->> 0 AS id, value ->> 1 AS gate FROM json_each($1)) AS p \
+             CROSS JOIN deliveries d ON d.message_id = p.id AND d.node = 0 AND d.gate = p.gate \
+             CROSS JOIN messages m ON m.id = p.id",
+            *SELECTED
+        )
+    });
+    let rows: Vec<ClaimedRow> =
+        sqlx::query_as(TAKEN.as_str()).bind(json(&wanted)).bind(now.as_millis()).fetch_all(&mut *tx).await?;
     let there: HashSet<&str> = rows.iter().map(ClaimedRow::id).collect();
     let mut stopped: HashSet<&str> = HashSet::new();
     let mut taken: HashSet<&str> = HashSet::with_capacity(passes.len());

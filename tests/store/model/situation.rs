@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use homing::domain::id::MessageId;
 use homing::store::Result;
-use homing::store::standing::{AHEAD, Ahead, Holder, Standing, Standings};
+use homing::store::situation::{AHEAD, Ahead, Holder, Situation, Situations};
 
 use super::Model;
 
 #[async_trait]
-impl Standings for Model {
-    async fn standing(&self, id: &MessageId) -> Result<Option<Standing>> {
+impl Situations for Model {
+    async fn situation(&self, id: &MessageId) -> Result<Option<Situation>> {
         let mut state = self.state();
         let now = state.tick();
         let Some(delivery) = state.deliveries.get(id) else { return Ok(None) };
@@ -29,7 +29,7 @@ impl Standings for Model {
                 holders: holders.into_iter().take(AHEAD).collect(),
             }
         });
-        Ok(Some(Standing {
+        Ok(Some(Situation {
             now,
             due_at: delivery.due_at,
             retried: delivery.retried,

@@ -8,7 +8,7 @@ use super::query::Query;
 use super::{Backend, DEADLINE, SqlStore, within};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::standing::{AHEAD, Ahead, Holder, Standing, Standings};
+use crate::store::situation::{AHEAD, Ahead, Holder, Situation, Situations};
 use crate::store::{NodeId, Result, Store as _};
 
 #[derive(sqlx::FromRow)]
@@ -25,8 +25,8 @@ struct Row {
 }
 
 #[async_trait]
-impl Standings for SqlStore {
-    async fn standing(&self, id: &MessageId) -> Result<Option<Standing>> {
+impl Situations for SqlStore {
+    async fn situation(&self, id: &MessageId) -> Result<Option<Situation>> {
         within(DEADLINE, async {
             let now = self.now().await?;
             let pools = self.readers();
@@ -46,7 +46,7 @@ impl Standings for SqlStore {
                 }
                 _ => None,
             };
-            Ok(Some(Standing {
+            Ok(Some(Situation {
                 now,
                 due_at: Timestamp::from_millis(row.due_at),
                 retried: u32::try_from(row.retried).unwrap_or(u32::MAX),

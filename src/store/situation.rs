@@ -13,7 +13,7 @@ pub const AHEAD: usize = 1000;
 
 /// An unfinished message's delivery, as one moment saw it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Standing {
+pub struct Situation {
     /// That moment, by the store's clock.
     pub now: Timestamp,
     pub due_at: Timestamp,
@@ -53,7 +53,7 @@ pub struct Ahead {
 }
 
 #[async_trait]
-pub trait Standings {
+pub trait Situations {
     /// Where a message stands; `None`: there is none, or it is finished.
-    async fn standing(&self, id: &MessageId) -> Result<Option<Standing>>;
+    async fn situation(&self, id: &MessageId) -> Result<Option<Situation>>;
 }
