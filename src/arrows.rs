@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may import, beside itself. No two import each other.
-const ARROWS: [(&str, &[&str]); 14] = [
-    ("api", &["chance", "domain", "egress", "engine", "store"]),
+const ARROWS: [(&str, &[&str]); 15] = [
+    ("api", &["domain", "operations", "store"]),
     ("chance", &[]),
     ("clock", &["domain"]),
     ("config", &["domain", "egress"]),
@@ -17,6 +17,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("failure", &[]),
     ("listener", &["api", "clock", "failure"]),
     ("logging", &[]),
+    ("operations", &["domain", "egress", "engine", "store"]),
     (
         "server",
         &[
@@ -30,6 +31,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "engine",
             "failure",
             "listener",
+            "operations",
             "store",
             "tasks",
         ],

@@ -71,8 +71,8 @@ mod tests {
         ("logging.rs", 1),
         // An answer with status 500.
         ("api/mod.rs", 1),
-        ("api/schedules.rs", 1),
-        ("api/url_groups.rs", 1),
+        ("operations/publish.rs", 1),
+        ("operations/schedules.rs", 1),
         // The end of one connection, or of a request on it.
         ("listener/mod.rs", 1),
         ("listener/streams.rs", 2),

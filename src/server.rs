@@ -24,6 +24,7 @@ use crate::egress::client::{self, Client};
 use crate::engine::keys::{self, Keys};
 use crate::engine::{self, Engine, LlmAccess, World};
 use crate::listener::{self, Listener};
+use crate::operations::{self, Operations};
 use crate::store::sql::{self, SqlStore};
 use crate::store::url_groups::UrlGroupLimits;
 use crate::store::{Retention, SigningKeyPair, Store, StoredKeys};
@@ -105,7 +106,8 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
     let tasks = Tasks::new(store.failure());
     let world = World { clock, chance, destinations: Arc::new(client), tasks, observer: None };
     let engine = Arc::new(Engine::start(settings, Arc::clone(&store), keys, world).await?);
-    let api = Api::new(api_settings(config)?, tokens, policy, Arc::clone(&engine));
+    let operations = Operations::new(operations_settings(config), policy, Arc::clone(&engine));
+    let api = Api::new(api_settings(config)?, tokens, Arc::new(operations));
     let settings = listener::Settings {
         max_connections: config.max_connections,
         idle_timeout: config.idle_timeout.get(),
@@ -243,15 +245,21 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         },
         max_message: config.max_message_size.get(),
         max_batch: config.max_batch_size.get(),
-        max_body_memory: config.max_inflight_request_bytes.get(),
         body_timeout: config.body_timeout.get(),
         stall_timeout: config.stall_timeout.get(),
         max_answer_memory: config.max_inflight_response_bytes.get(),
         trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,
+        max_requests_per_second: config.max_requests_per_second,
+    })
+}
+
+fn operations_settings(config: &Config) -> operations::Settings {
+    operations::Settings {
+        max_batch: config.max_batch_size.get(),
+        max_request_memory: config.max_inflight_request_bytes.get(),
         deduplication_window: config.dedup_window.get(),
         max_schedules: config.max_schedules,
         max_messages_per_day: config.max_messages_per_day,
-        max_requests_per_second: config.max_requests_per_second,
         llm_url: config.llm_endpoint(),
         url_groups: UrlGroupLimits {
             groups: config.max_url_groups,
@@ -259,7 +267,8 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         },
         max_queues: config.max_queues,
         max_queue_parallelism: config.max_queue_parallelism,
-    })
+        max_flow_control_key: config.max_flow_control_key,
+    }
 }
 
 /// Tells on stdout where the server is, where its data is, and, at the first start, how to use it.

@@ -12,13 +12,16 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::body::kib;
+use super::PIECE_BYTES;
 use super::error::ApiError;
+use super::wire::Shown;
+use crate::operations::{self, memory::kib};
 
 /// Answers up to this size take no share: there are at most as many as connections, and few more on HTTP/2.
 const SMALL: usize = 8 << 10;
@@ -56,7 +59,7 @@ impl Share {
 }
 
 impl AnswerMemory {
-    /// So many bytes.
+    /// Memory of that many bytes.
     pub(super) fn new(bytes: usize) -> Self {
         let size = kib(bytes);
         let free = Arc::new(Semaphore::new(size as usize));
@@ -76,7 +79,7 @@ impl AnswerMemory {
         body: &(impl Serialize + Sync),
     ) -> Result<Response, ApiError> {
         match Measured::of(body)? {
-            Measured::Small(bytes) => Ok(response(status, bytes.into())),
+            Measured::Small(bytes) => Ok(response(status, bytes)),
             Measured::Large(length) => json(status, body, length, self.share(length).await?),
         }
     }
@@ -105,11 +108,49 @@ impl AnswerMemory {
             Ok((measured, body))
         });
         let (length, body) = match measured.await? {
-            (Measured::Small(bytes), _) => return Ok(response(status, bytes.into())),
+            (Measured::Small(bytes), _) => return Ok(response(status, bytes)),
             (Measured::Large(length), body) => (length, body),
         };
         let share = self.share(length).await?;
         beside(move || json(status, &body, length, share)).await
+    }
+
+    /// A list that the contract has as one array, read by pages of `count` items after one that `read` names. The whole of it
+    /// is sent page by page, with one share, as one of them is in memory at a time.
+    pub(super) async fn array<T, R>(
+        &self,
+        part: Part,
+        count: usize,
+        read: impl Fn(Option<String>, usize) -> R + Send + Sync + 'static,
+    ) -> Result<Response, ApiError>
+    where
+        T: Shown + Send + Sync + 'static,
+        R: Future<Output = operations::Result<(Vec<T>, Option<String>)>> + Send,
+    {
+        if let Part::Page { after, count } = part {
+            let (items, _) = read(after, count).await?;
+            return self.list(StatusCode::OK, None, Each(items)).await;
+        }
+        let (items, next) = read(None, count).await?;
+        let first = piece(None, &items, next.as_ref()).map_err(|error| unwritable(&error))?;
+        let size = if next.is_some() { first.len().max(PIECE_BYTES) } else { first.len() };
+        let share = self.share(size).await?;
+        if next.is_none() {
+            return Ok(response(StatusCode::OK, share.hold(first)));
+        }
+        let (read, share) = (Arc::new(read), Arc::new(share));
+        let others = stream::try_unfold(next, move |after| {
+            let (read, share) = (Arc::clone(&read), Arc::clone(&share));
+            async move {
+                let _held = share;
+                let Some(after) = after else { return Ok(None) };
+                let (items, next) = read(Some(after.clone()), count).await.inspect_err(|error| {
+                    tracing::warn!(error = error as &dyn std::error::Error, "a list breaks off");
+                })?;
+                Ok::<_, axum::BoxError>(Some((piece(Some(&after), &items, next.as_ref())?, next)))
+            }
+        });
+        Ok(response(StatusCode::OK, Body::from_stream(stream::iter([Ok(first)]).chain(others))))
     }
 
     /// A share for an answer of that size. What is larger than all of the memory takes all of it.
@@ -160,10 +201,31 @@ async fn beside<T: Send + 'static>(
 }
 
 fn write(to: impl Write, body: &impl Serialize) -> Result<(), ApiError> {
-    serde_json::to_writer(to, body).map_err(|error| {
-        tracing::error!(%error, "an answer could not be written as JSON");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
-    })
+    serde_json::to_writer(to, body).map_err(|error| unwritable(&error))
+}
+
+fn unwritable(error: &serde_json::Error) -> ApiError {
+    tracing::error!(%error, "an answer could not be written as JSON");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+}
+
+/// A piece of an array: the items after that one, of which `next` is the last one if more follow.
+fn piece<T: Shown>(
+    after: Option<&String>,
+    items: &[T],
+    next: Option<&String>,
+) -> serde_json::Result<Vec<u8>> {
+    let mut text = Vec::from(if after.is_none() { "[" } else { "" });
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 || after.is_some() {
+            text.push(b',');
+        }
+        serde_json::to_writer(&mut text, &item.shown())?;
+    }
+    if next.is_none() {
+        text.push(b']');
+    }
+    Ok(text)
 }
 
 /// A body as JSON: a small one is written already, of a larger one only the length is known.
@@ -200,12 +262,22 @@ impl Write for Start {
     }
 }
 
-/// Items, and how each is shown. Only one of them is shown at a time, since that takes several times its memory.
-pub(super) struct Each<T, F>(pub(super) Vec<T>, pub(super) F);
+/// Which part of a list that the contract has as one array.
+pub(super) enum Part {
+    All,
+    /// At most so many items after that one.
+    Page {
+        after: Option<String>,
+        count: usize,
+    },
+}
 
-impl<T, V: Serialize, F: Fn(&T) -> V> Serialize for Each<T, F> {
+/// The items of a list. Only one of them is shown at a time, since that takes several times its memory.
+pub(super) struct Each<T>(pub(super) Vec<T>);
+
+impl<T: Shown> Serialize for Each<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(&self.1))
+        serializer.collect_seq(self.0.iter().map(Shown::shown))
     }
 }
 
@@ -213,12 +285,12 @@ impl<T, V: Serialize, F: Fn(&T) -> V> Serialize for Each<T, F> {
 pub(super) struct Page<T> {
     /// Under each of them the page has the same items.
     pub(super) names: &'static [&'static str],
-    pub(super) items: T,
+    pub(super) items: Each<T>,
     /// Where the next page begins; `None` after the last one.
     pub(super) cursor: Option<String>,
 }
 
-impl<T: Serialize> Serialize for Page<T> {
+impl<T: Shown> Serialize for Page<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for name in self.names {
@@ -231,8 +303,8 @@ impl<T: Serialize> Serialize for Page<T> {
     }
 }
 
-fn response(status: StatusCode, body: Bytes) -> Response {
-    let mut response = Response::new(Body::from(body));
+fn response(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
@@ -255,6 +327,13 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
+
+    /// An item of that size.
+    impl Shown for usize {
+        fn shown(&self) -> impl Serialize {
+            "x".repeat(*self)
+        }
+    }
 
     async fn text(response: Response) -> String {
         String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
@@ -307,7 +386,7 @@ mod tests {
         let all = memory.share(64 << 10).await.unwrap();
         let page = |length: usize| Page {
             names: &["logs", "events"],
-            items: Each(vec![length, 1], |length: &usize| "x".repeat(*length)),
+            items: Each(vec![length, 1]),
             cursor: Some("1-2".to_owned()),
         };
         let turn = memory.turn().await.unwrap();

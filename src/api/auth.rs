@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq as _;
 use super::error::ApiError;
 use super::routes::Access;
 
-/// What a token may do.
+/// The permission that a token gives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
     ReadWrite,
@@ -55,7 +55,7 @@ impl Tokens {
         };
         match (self.role(&token), access) {
             (None, _) => Err(ApiError::unauthorized("invalid token")),
-            (Some(Role::ReadOnly), Access::Full) => Err(ApiError::new(
+            (Some(Role::ReadOnly), Access::Full | Access::Publish) => Err(ApiError::new(
                 http::StatusCode::FORBIDDEN,
                 "this token is read-only: it may not change anything, nor read the signing keys",
             )),

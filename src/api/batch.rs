@@ -8,19 +8,19 @@ use std::fmt;
 use axum::response::Response;
 use bytes::Bytes;
 use http::StatusCode;
-use http::request::Parts;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::body::Upload;
 use super::error::{ApiError, json_problem};
 use super::headers::{self, Kind, MAX_FIELDS};
-use super::publish::{MAX_MESSAGES, Messages, Published, Shape};
-use super::url_groups::Groups;
+use super::publish::Published;
+use super::routes::Call;
 use super::{Api, answers};
 use crate::domain::destination;
 use crate::domain::excerpt::Excerpt;
+use crate::domain::id::Name;
+use crate::operations::publish::{Groups, MAX_MESSAGES, Messages, Shape};
 
 /// Items that are checked before other tasks have their turn.
 const AT_A_TIME: usize = 256;
@@ -34,14 +34,14 @@ enum Answer<'a> {
 }
 
 impl Api {
-    pub(super) async fn batch(&self, parts: &Parts, upload: &mut Upload) -> Result<Response, ApiError> {
-        let mut received = self.read_body(upload, self.settings.max_batch, "the batch").await?;
+    pub(super) async fn batch(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let mut received = self.read_body(call.upload, self.settings.max_batch, "the batch").await?;
         let body = std::mem::take(&mut received.body);
         let Items(items) = serde_json::from_slice(&body)
             .map_err(|error| ApiError::bad_request(format!("invalid batch: {}", json_problem(&error))))?;
-        let mut messages = self.messages(parts, body.len());
+        let mut messages = self.operations.messages(self.caller_ip(call.parts), body.len());
         let mut shapes = Vec::with_capacity(items.len());
-        let mut groups = Groups::new();
+        let mut groups = Groups::default();
         for (index, item) in items.into_iter().enumerate() {
             let item = serde_json::from_str(item.get()).map_err(|error| {
                 ApiError::bad_request(format!("invalid batch: item {index}: {}", json_problem(&error)))
@@ -55,7 +55,7 @@ impl Api {
         // The messages have taken its place, and its share of the memory.
         drop(body);
         let (size, share) = self.share_for(&messages).await?;
-        let stored = self.store(messages).await?;
+        let stored = self.operations.publish(messages).await?;
         let mut answers = stored.iter().map(Published::new);
         let answers = shapes.into_iter().map(|shape| match shape {
             Shape::One => Answer::One(answers.next()),
@@ -75,16 +75,16 @@ impl Api {
         let limits = &self.settings.headers;
         let mut publish = headers::parse(Kind::BatchItem, fields, &[], limits, messages.created_at())?;
         if !item.queue.is_empty() {
-            let name = headers::read_name(&item.queue)
+            let name = Name::read(&item.queue)
                 .map_err(|problem| ApiError::bad_request(format!("invalid queue: {problem}")))?;
-            publish.queue = Some(name);
+            publish.queue = Some(name.into_string());
         }
-        let draft = self.draft(destination, publish, groups).await?;
+        let draft = self.operations.draft(destination, publish, groups).await?;
         if item.body.len() > self.settings.max_message {
             return Err(ApiError::too_large("the message", self.settings.max_message));
         }
         // A copy, if it isn't one already: a body that shared the request's memory would keep all of that in use.
-        self.add(messages, draft, Bytes::from(item.body.into_owned()))
+        Ok(self.operations.add(messages, draft, Bytes::from(item.body.into_owned()))?)
     }
 }
 

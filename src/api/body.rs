@@ -1,6 +1,5 @@
 //! Reading request bodies: to a limit, in time, within the memory for all of them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,18 +8,16 @@ use http::header::{CONTENT_LENGTH, EXPECT};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::error::ApiError;
 use super::{Api, LEAST};
+use crate::operations::memory::Share;
 
 /// Bodies up to this size are read without asking: there is one per connection or stream, and they must not queue behind
 /// those that take a share of the memory.
 const SMALL: usize = 64 << 10;
-/// How long a larger body waits for its share.
-const SHARE_WAIT: Duration = Duration::from_secs(10);
-/// What is read and thrown away of a body that nobody wanted.
+/// Bytes that are read and thrown away of a body that nobody wanted.
 const DISCARD: usize = 64 << 20;
 /// The time for that.
 const DISCARD_TIME: Duration = Duration::from_secs(10);
@@ -28,13 +25,13 @@ const DISCARD_TIME: Duration = Duration::from_secs(10);
 /// A body, and its share of the memory for bodies until it is dropped.
 pub(super) struct Received {
     pub(super) body: Bytes,
-    _memory: Option<OwnedSemaphorePermit>,
+    _memory: Option<Share>,
 }
 
 /// A request's body, as far as it has not been read.
 pub(super) struct Upload {
     body: Body,
-    /// What `Content-Length` says.
+    /// The length that `Content-Length` names.
     announced: Option<usize>,
     /// The client sends nothing before it is asked to (`Expect: 100-continue`); reading asks.
     held_back: bool,
@@ -90,29 +87,19 @@ fn late() -> ApiError {
     ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")
 }
 
-/// 503.
-fn crowded() -> ApiError {
-    ApiError::unavailable("too many large requests at once")
-}
-
-/// Permits for that many bytes.
-pub(super) fn kib(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(1 << 28)
-}
-
 impl Api {
     /// Reads a body of at most `limit` bytes; `what` names it in the error.
     pub(super) async fn read_body(
         &self,
         upload: &mut Upload,
         limit: usize,
-        what: &str,
+        what: &'static str,
     ) -> Result<Received, ApiError> {
         if upload.announced.is_some_and(|length| length > limit) {
             return Err(ApiError::too_large(what, limit));
         }
         let memory = match upload.announced {
-            Some(length) if length > SMALL => Some(self.body_share(length).await?),
+            Some(length) if length > SMALL => Some(self.operations.memory().share(length).await?),
             _ => None,
         };
         let collected = self.collect(upload, limit, what, memory);
@@ -127,8 +114,8 @@ impl Api {
         &self,
         upload: &mut Upload,
         limit: usize,
-        what: &str,
-        mut memory: Option<OwnedSemaphorePermit>,
+        what: &'static str,
+        mut memory: Option<Share>,
     ) -> Result<Received, ApiError> {
         let mut whole = BytesMut::new();
         let mut first: Option<Bytes> = None;
@@ -147,7 +134,7 @@ impl Api {
             }
             // Of unknown length: as much as it may become, since two that each hold a part would wait for each other.
             if have > SMALL && memory.is_none() {
-                memory = Some(self.body_share(limit).await?);
+                memory = Some(self.operations.memory().share(limit).await?);
                 by = Instant::now() + stall;
             }
             if have - seen >= LEAST {
@@ -165,19 +152,5 @@ impl Api {
             whole.extend_from_slice(&data);
         }
         Ok(Received { body: first.unwrap_or_else(|| whole.freeze()), _memory: memory })
-    }
-
-    /// A large body's share of the memory.
-    async fn body_share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let share = Semaphore::acquire_many_owned(Arc::clone(&self.body_memory), kib(bytes));
-        tokio::time::timeout(SHARE_WAIT, share)
-            .await
-            .map_err(|_| crowded())?
-            .map_err(|_| ApiError::unavailable("the server is stopping"))
-    }
-
-    /// A further share for a request that has one, if it is free.
-    pub(super) fn body_share_now(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.body_memory).try_acquire_many_owned(kib(bytes)).map_err(|_| crowded())
     }
 }

@@ -10,6 +10,7 @@ use super::headers::HeaderError;
 use super::routes::RouteError;
 use crate::domain::destination::DestinationError;
 use crate::domain::excerpt::shorten;
+use crate::operations::OperationError;
 use crate::store::StoreError;
 
 /// An answer with status 400 or above.
@@ -92,12 +93,6 @@ impl ApiError {
         error
     }
 
-    /// 412, for more than the operator allows of something.
-    pub fn quota(name: &str, limit: impl Display) -> Self {
-        let text = format!("quota {name} exceeded, current limit: {limit}");
-        Self::new(StatusCode::PRECONDITION_FAILED, text)
-    }
-
     /// 500, for a request whose task failed.
     pub fn task_failed(error: &tokio::task::JoinError) -> Self {
         tracing::error!(%error, "a request's task failed");
@@ -123,7 +118,7 @@ impl ApiError {
     }
 }
 
-/// What a JSON parser says is wrong, at a length fit for an answer: it repeats texts of the input as they are.
+/// The problem that a JSON parser tells, at a length fit for an answer: parsers repeat texts of the input as they are.
 pub(super) fn json_problem(error: &serde_json::Error) -> String {
     shorten(&error.to_string())
 }
@@ -133,11 +128,9 @@ impl From<RouteError> for ApiError {
         match error {
             RouteError::Unknown => Self::not_found("no such endpoint"),
             RouteError::Method { allow } => {
-                let mut error = Self::new(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    format!("method not allowed here; allowed: {allow}"),
-                );
-                error.headers.push((ALLOW, HeaderValue::from_static(allow)));
+                let text = format!("method not allowed here; allowed: {allow}");
+                let mut error = Self::new(StatusCode::METHOD_NOT_ALLOWED, text);
+                error.headers.extend(HeaderValue::try_from(allow).map(|allow| (ALLOW, allow)));
                 error
             }
         }
@@ -160,10 +153,31 @@ impl From<HeaderError> for ApiError {
     }
 }
 
+impl From<OperationError> for ApiError {
+    fn from(error: OperationError) -> Self {
+        let text = error.to_string();
+        match error {
+            OperationError::Store(error) => error.into(),
+            OperationError::Destination(error) => error.into(),
+            OperationError::Invalid(_) => Self::bad_request(text),
+            OperationError::NotFound(_) => Self::not_found(text),
+            OperationError::Quota { .. } => Self::new(StatusCode::PRECONDITION_FAILED, text),
+            OperationError::DailyQuota { limit, left, reset_s, .. } => {
+                Self::rate_limited(text, RateLimit::Daily, limit, left, reset_s)
+            }
+            OperationError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text),
+            OperationError::Busy(_) => Self::unavailable(text),
+            OperationError::Part { what, source } => Self::from(*source).of(what),
+            OperationError::TaskFailed(error) => Self::task_failed(&error),
+        }
+    }
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         if let StoreError::TooManyQueues(max) = error {
-            return Self::quota("maxQueues", max);
+            let text = format!("quota maxQueues exceeded, current limit: {max}");
+            return Self::new(StatusCode::PRECONDITION_FAILED, text);
         }
         if let StoreError::TooMuch = error {
             return Self::unavailable(

@@ -8,7 +8,7 @@ use crate::domain::destination::{path_spellings, spellings};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::filter::{Host, MessageFilter};
 
-/// What the dead letters know as well.
+/// Parameters that lists of messages, dead letters and the log have in common.
 pub(super) const COMMON: [&str; 11] = [
     "url",
     "topicName",
@@ -22,7 +22,7 @@ pub(super) const COMMON: [&str; 11] = [
     "fromDate",
     "toDate",
 ];
-/// What they don't.
+/// Parameters on parts of the URL, which lists of dead letters don't have.
 pub(super) const PARTS: [&str; 2] = ["host", "path"];
 
 /// Reads them; the dates mean something else to each list.

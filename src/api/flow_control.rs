@@ -1,55 +1,60 @@
 //! `/v2/flowControl` and `/v2/globalParallelism`.
 
+use std::sync::Arc;
+
 use axum::response::Response;
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::answers::Each;
 use super::error::ApiError;
 use super::headers::{read_count, read_period};
 use super::query::Query;
-use super::{Api, json};
-use crate::domain::excerpt::Excerpt;
+use super::routes::Call;
+use super::wire::Shown as _;
+use super::{Api, LISTED, json};
 use crate::domain::gate::{FlowChange, Limits, Rate};
-use crate::domain::id::is_path_step;
-use crate::domain::time::Timestamp;
-use crate::store::gates::FlowKey;
 
 impl Api {
-    pub(super) async fn list_flow_keys(&self, query: &str) -> Result<Response, ApiError> {
-        let query = Query::parse(query);
-        query.only(&["search"])?;
-        let now = self.engine.now();
-        let keys = self.engine.store().flow_keys(query.get("search").unwrap_or_default(), now).await?;
-        let keys = Each(keys, move |key: &FlowKey| shown(key, now));
-        self.answers.list(StatusCode::OK, None, keys).await
+    pub(super) async fn list_flow_keys(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let query = Query::parse(call.query);
+        query.only(&["search", "count", "cursor"])?;
+        let (part, search) = (query.part()?, query.get("search").unwrap_or_default().to_owned());
+        let operations = Arc::clone(&self.operations);
+        let page = move |after: Option<String>, count| {
+            let (operations, search) = (Arc::clone(&operations), search.clone());
+            async move {
+                let (page, now) = operations.flow_keys(&search, after.as_deref(), count).await?;
+                let next = page.items.last().filter(|_| page.more).map(|key| key.key.clone());
+                Ok((page.items.into_iter().map(|key| (key, now)).collect(), next))
+            }
+        };
+        self.answers.array(part, LISTED, page).await
     }
 
-    pub(super) async fn get_flow_key(&self, key: &str) -> Result<Response, ApiError> {
-        self.check_key(key)?;
-        let now = self.engine.now();
-        let found = self.engine.store().flow_key(key, now).await?.ok_or_else(|| unknown(key))?;
-        json(StatusCode::OK, &shown(&found, now))
+    pub(super) async fn get_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let key = self.operations.flow_key(&call.name).await?;
+        json(StatusCode::OK, &key.shown())
     }
 
-    pub(super) async fn change_flow_key(&self, key: &str, change: &FlowChange) -> Result<Response, ApiError> {
-        self.check_key(key)?;
-        // A key that has such a name from before can still be resumed, but none is made.
-        if is_path_step(key) && matches!(change, FlowChange::Pause | FlowChange::Pin(_)) {
-            return Err(ApiError::bad_request(format!(
-                "the flow-control key {key:?} can't be used: clients and proxies resolve it as a step of a path"
-            )));
-        }
-        if !self.engine.store().change_flow_key(key, change, self.engine.now()).await? {
-            return Err(unknown(key));
-        }
-        // Queues may wait for it too.
-        self.engine.gates_changed();
+    pub(super) async fn pause_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.change_flow_key(&call.name, &FlowChange::Pause).await
+    }
+
+    pub(super) async fn resume_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.change_flow_key(&call.name, &FlowChange::Resume).await
+    }
+
+    pub(super) async fn reset_flow_rate(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.change_flow_key(&call.name, &FlowChange::ResetRate).await
+    }
+
+    async fn change_flow_key(&self, key: &str, change: &FlowChange) -> Result<Response, ApiError> {
+        self.operations.change_flow_key(key, change).await?;
         json(StatusCode::OK, &json!({}))
     }
 
-    pub(super) async fn pin_flow_key(&self, key: &str, query: &str) -> Result<Response, ApiError> {
-        let query = Query::parse(query);
+    pub(super) async fn pin_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let query = Query::parse(call.query);
         query.only(&["parallelism", "rate", "period"])?;
         let invalid = |name: &str| {
             let name = name.to_owned();
@@ -70,11 +75,11 @@ impl Api {
             return Err(ApiError::bad_request("invalid period: it belongs to a rate, which is not given"));
         }
         let rate = rate.map(|count| Rate { count, period_s: period_s.unwrap_or(1) });
-        self.change_flow_key(key, &FlowChange::Pin(Limits { parallelism, rate })).await
+        self.change_flow_key(&call.name, &FlowChange::Pin(Limits { parallelism, rate })).await
     }
 
-    pub(super) async fn unpin_flow_key(&self, key: &str, query: &str) -> Result<Response, ApiError> {
-        let query = Query::parse(query);
+    pub(super) async fn unpin_flow_key(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let query = Query::parse(call.query);
         query.only(&["parallelism", "rate"])?;
         let (parallelism, rate) = (query.flag("parallelism")?, query.flag("rate")?);
         if parallelism.is_none() && rate.is_none() {
@@ -84,46 +89,11 @@ impl Api {
         }
         let named = |flag: Option<bool>| flag.unwrap_or(false);
         let change = FlowChange::Unpin { parallelism: named(parallelism), rate: named(rate) };
-        self.change_flow_key(key, &change).await
+        self.change_flow_key(&call.name, &change).await
     }
 
     pub(super) fn get_parallelism(&self) -> Result<Response, ApiError> {
-        let (running, most) = self.engine.parallelism();
+        let (running, most) = self.operations.parallelism();
         json(StatusCode::OK, &json!({ "parallelismMax": most, "parallelismCount": running }))
     }
-
-    fn check_key(&self, key: &str) -> Result<(), ApiError> {
-        let max = self.settings.headers.max_flow_control_key;
-        if key.is_empty() {
-            Err(ApiError::bad_request("a flow-control key must be given"))
-        } else if key.len() > max {
-            Err(ApiError::bad_request(format!("the flow-control key is longer than {max} bytes")))
-        } else if key.contains(|c: char| c.is_control() && c != '\t') {
-            Err(ApiError::bad_request("the flow-control key contains a control character"))
-        } else {
-            Ok(())
-        }
-    }
-}
-
-fn shown(key: &FlowKey, now: Timestamp) -> Value {
-    let limits = key.control.limits;
-    let window_start = limits.rate.map(|rate| key.starts.window_start(rate, now).unwrap_or(now));
-    json!({
-        "flowControlKey": key.key,
-        "waitListSize": key.waiting,
-        "parallelismMax": limits.parallelism.unwrap_or(0),
-        "parallelismCount": key.in_flight,
-        "rateMax": limits.rate.map_or(0, |rate| rate.count),
-        "rateCount": limits.rate.map_or(0, |rate| key.starts.count(rate, now)),
-        "ratePeriod": limits.rate.map_or(0, |rate| rate.period_s),
-        "ratePeriodStart": window_start.map_or(0, Timestamp::as_secs),
-        "isPaused": key.control.paused,
-        "isPinnedParallelism": key.control.pinned_parallelism,
-        "isPinnedRate": key.control.pinned_rate,
-    })
-}
-
-fn unknown(key: &str) -> ApiError {
-    ApiError::not_found(format!("flow-control key {} not found", Excerpt(key)))
 }

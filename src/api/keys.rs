@@ -4,21 +4,17 @@ use axum::response::Response;
 use http::StatusCode;
 
 use super::error::ApiError;
+use super::routes::Call;
 use super::{Api, json};
-use crate::engine::keys;
 use crate::store::SigningKeyPair;
 
 impl Api {
     pub(super) fn get_keys(&self) -> Result<Response, ApiError> {
-        answer(&self.engine.keys().pair())
+        answer(&self.operations.signing_keys())
     }
 
-    pub(super) async fn rotate_keys(&self) -> Result<Response, ApiError> {
-        let fresh = keys::fresh(self.engine.chance());
-        let rotation = self.engine.store().rotate_signing_keys(&fresh, self.engine.now());
-        let pair = self.engine.keys().follow(rotation).await?;
-        tracing::warn!("the signing keys were rotated: receivers must learn of the new next key");
-        answer(&pair)
+    pub(super) async fn rotate_keys(&self, _call: Call<'_>) -> Result<Response, ApiError> {
+        answer(&self.operations.rotate_signing_keys().await?)
     }
 }
 

@@ -1,42 +1,39 @@
 //! `GET /v2/events` and `GET /v2/logs`.
 
-use std::collections::HashSet;
-use std::time::Duration;
-
 use axum::response::Response;
 use http::StatusCode;
-use serde::Serialize;
-use serde_json::json;
-use tokio::time::Instant;
 
 use super::answers::{Each, Page};
 use super::error::ApiError;
 use super::query::{Query, invalid_cursor};
-use super::{Api, PAGE_BYTES, filter, wire};
+use super::routes::Call;
+use super::{Api, filter, wire};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{LogCursor, LogEntry, LogFilter, Order, State};
-
-/// Which of the two lists.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    Events,
-    Logs,
-}
+use crate::store::{LogCursor, LogFilter, Order, State};
 
 /// Bytes of headers and bodies in one page of entries. A dead letter's text may become six times as long in JSON; here it is base64.
 const ENTRIES_BYTES: usize = 16 << 20;
 /// Messages in one page, when the entries are grouped by their messages.
 const GROUPS: usize = 10;
-/// Entries of one message that a group shows.
-const GROUP: usize = 1000;
-/// Pages of entries that are looked at for one page of groups, and how long that may take.
-const GROUP_LOOKS: usize = 20;
-const GROUP_TIME: Duration = Duration::from_secs(2);
 
 impl Api {
-    pub(super) async fn list_log(&self, query: &str, form: Form) -> Result<Response, ApiError> {
+    pub(super) async fn list_events(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.list_log(call.query, &["events"], 1000).await
+    }
+
+    pub(super) async fn list_logs(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.list_log(call.query, &["logs", "events"], 100).await
+    }
+
+    /// A page of at most `max` entries, under each of the names; or of messages.
+    async fn list_log(
+        &self,
+        query: &str,
+        names: &'static [&'static str],
+        max: usize,
+    ) -> Result<Response, ApiError> {
         let query = Query::parse(query);
         let others =
             ["messageId", "messageIds", "state", "order", "groupBy", "trimBody", "count", "cursor", "api"];
@@ -53,25 +50,19 @@ impl Api {
         let trim = query.trim_body()?;
         match query.get("groupBy") {
             None => {
-                let max = if form == Form::Events { 1000 } else { 100 };
                 let count = query.count(max, max)?;
                 let turn = self.answers.turn().await?;
-                let page =
-                    self.engine.store().log(&filter, order, cursor.as_ref(), count, ENTRIES_BYTES).await?;
-                let names: &[&str] = if form == Form::Logs { &["logs", "events"] } else { &["events"] };
-                let cursor = page.next.as_ref().map(write_cursor);
-                let page = Page { names, items: entries(page.items, trim), cursor };
+                let page = self.operations.log(&filter, order, cursor.as_ref(), count, ENTRIES_BYTES).await?;
+                let items = Each(page.items.into_iter().map(|entry| (entry, trim)).collect());
+                let page = Page { names, items, cursor: page.next.as_ref().map(write_cursor) };
                 self.answers.list(StatusCode::OK, Some(turn), page).await
             }
             Some("messageId") => {
                 let count = query.count(GROUPS, GROUPS)?;
                 let turn = self.answers.turn().await?;
-                let (groups, next) = self.log_groups(&filter, order, cursor, count).await?;
-                let items = Each(groups, move |group: &Vec<LogEntry>| {
-                    let events: Vec<_> = group.iter().map(|entry| wire::log_entry(entry, trim)).collect();
-                    json!({ "messageId": group[0].message.id.as_str(), "events": events })
-                });
-                let page = Page { names: &["messages"], items, cursor: next.as_ref().map(write_cursor) };
+                let page = self.operations.log_groups(&filter, order, cursor, count).await?;
+                let items = Each(page.groups.into_iter().map(|entries| (entries, trim)).collect());
+                let page = Page { names: &["messages"], items, cursor: page.next.as_ref().map(write_cursor) };
                 self.answers.list(StatusCode::OK, Some(turn), page).await
             }
             Some(other) => {
@@ -80,46 +71,6 @@ impl Api {
             }
         }
     }
-
-    /// The entries that match, by message, each message where its first entry is; and where to go on.
-    async fn log_groups(
-        &self,
-        filter: &LogFilter,
-        order: Order,
-        mut cursor: Option<LogCursor>,
-        count: usize,
-    ) -> Result<(Vec<Vec<LogEntry>>, Option<LogCursor>), ApiError> {
-        let store = self.engine.store();
-        let started = Instant::now();
-        let mut groups = Vec::new();
-        let mut seen = HashSet::new();
-        for _ in 0..GROUP_LOOKS {
-            let page = store.log(filter, order, cursor.as_ref(), 100, PAGE_BYTES).await?;
-            for entry in page.items {
-                if seen.insert(entry.message.id.clone()) {
-                    let only = LogFilter { messages: vec![entry.message.id.clone()], ..filter.clone() };
-                    let story = store.log(&only, order, None, GROUP, PAGE_BYTES / GROUPS).await?.items;
-                    // Otherwise an earlier page has shown it.
-                    if story.first().is_some_and(|first| first.place() == entry.place()) {
-                        if groups.len() == count {
-                            return Ok((groups, cursor));
-                        }
-                        groups.push(story);
-                    }
-                }
-                cursor = Some(entry.place());
-            }
-            cursor = page.next;
-            if cursor.is_none() || started.elapsed() >= GROUP_TIME {
-                break;
-            }
-        }
-        Ok((groups, cursor))
-    }
-}
-
-fn entries(entries: Vec<LogEntry>, trim: Option<usize>) -> impl Serialize + Send {
-    Each(entries, move |entry: &LogEntry| wire::log_entry(entry, trim))
 }
 
 fn states(text: &str) -> Result<Vec<State>, ApiError> {

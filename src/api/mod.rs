@@ -1,7 +1,7 @@
 //! The wire contract coming in: routes, authentication, the JSON of answers and errors.
 //!
-//! It works on the raw request target, since destinations stand in paths unencoded: a router that decodes or normalises
-//! would change them. It knows the engine only as the handle that accepts messages, and reads lists from the store.
+//! The API works on the raw request target, since destinations stand in paths unencoded: a router that decodes or normalises
+//! would change them. It is a face: it reads requests, has [`Operations`] do what they ask for, and writes answers.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,24 +10,25 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use http::HeaderValue;
 use http::header::CACHE_CONTROL;
 use http::request::Parts;
+use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 use serde::Serialize;
-use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 mod answers;
 pub mod auth;
 mod batch;
 mod body;
+mod burst_limit;
 mod caller;
 mod dead_letters;
 pub mod error;
 mod filter;
 mod flow_control;
 pub mod headers;
+mod homing;
 mod keys;
 mod log;
 mod messages;
@@ -35,8 +36,7 @@ mod openapi;
 mod publish;
 mod query;
 mod queues;
-mod quota;
-pub mod routes;
+mod routes;
 mod schedules;
 mod url_groups;
 #[doc(hidden)] // public for the benchmarks
@@ -45,25 +45,25 @@ pub mod wire;
 use self::answers::{AnswerMemory, Share};
 use self::auth::Tokens;
 use self::body::Upload;
+use self::burst_limit::BurstLimit;
 use self::error::ApiError;
 use self::headers::Limits;
-use self::quota::{BurstLimit, DailyQuota};
-use self::routes::{Route, route};
-use crate::domain::gate::FlowChange;
-use crate::egress::policy::Policy;
-use crate::engine::Engine;
-use crate::store::url_groups::UrlGroupLimits;
+use self::routes::{Access, Call, Found, Runs};
+use crate::operations::Operations;
 
 /// The address of the client at the other end of the connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
-/// What must arrive of a request's body, or be taken of an answer, within the time limit for it, if it doesn't end.
+/// Bytes that must arrive of a request's body, or be taken of an answer, within the time limit for them, unless it ends.
 pub(crate) const LEAST: usize = 16 << 10;
 
-/// Bytes of headers and bodies, of messages and responses, in one page of dead letters or of groups of log entries; a page ends early when it
-/// would hold more. Until it is JSON, a page takes several times as much.
+/// Bytes of headers and bodies, of messages and responses, in one page of dead letters; a page ends early when it would hold
+/// more. Until it is JSON, a page takes several times as much.
 const PAGE_BYTES: usize = 4 << 20;
+/// Items that are read at once for the list of all, where they are small; and bytes of larger ones.
+const LISTED: usize = 500;
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Bytes of large answers about what was stored in memory at once: two of the largest batches, or hundreds of usual ones,
 /// beside the memory for what is read.
@@ -77,8 +77,6 @@ pub struct Settings {
     pub max_message: usize,
     /// Bytes of a batch request's body.
     pub max_batch: usize,
-    /// Bytes of request bodies in memory at once.
-    pub max_body_memory: usize,
     /// Time for a body to arrive.
     pub body_timeout: Duration,
     /// Time in which some of a body must arrive.
@@ -87,47 +85,29 @@ pub struct Settings {
     pub max_answer_memory: usize,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// How long a deduplication key is held.
-    pub deduplication_window: Duration,
-    /// The most schedules; `None`: no limit.
-    pub max_schedules: Option<u32>,
-    /// Messages in a day; `None`: no limit.
-    pub max_messages_per_day: Option<u64>,
     /// Requests in a second other than those that publish; `None`: no limit.
     pub max_requests_per_second: Option<u64>,
-    pub url_groups: UrlGroupLimits,
-    /// Where messages to `api/llm` go; `None`: they are refused.
-    pub llm_url: Option<String>,
-    /// The most queues; `None`: no limit.
-    pub max_queues: Option<u32>,
-    /// The highest parallelism of a queue; `None`: no limit.
-    pub max_queue_parallelism: Option<u32>,
 }
 
-/// What the handlers share.
+/// The API, which all requests share.
 pub struct Api {
     settings: Settings,
     tokens: Tokens,
-    policy: Arc<Policy>,
-    engine: Arc<Engine>,
-    body_memory: Arc<Semaphore>,
+    operations: Arc<Operations>,
     /// For what is read.
     answers: AnswerMemory,
     /// For what tells that messages were stored, which must not wait for those who only read.
     receipts: AnswerMemory,
-    daily_quota: Option<DailyQuota>,
     burst_limit: Option<BurstLimit>,
 }
 
 impl Api {
-    /// The API on a running engine.
-    pub fn new(settings: Settings, tokens: Tokens, policy: Arc<Policy>, engine: Arc<Engine>) -> Self {
-        let body_memory = Arc::new(Semaphore::new(body::kib(settings.max_body_memory) as usize));
+    /// The API of these operations.
+    pub fn new(settings: Settings, tokens: Tokens, operations: Arc<Operations>) -> Self {
         let answers = AnswerMemory::new(settings.max_answer_memory);
         let receipts = AnswerMemory::new(RECEIPT_MEMORY);
-        let daily_quota = settings.max_messages_per_day.map(DailyQuota::new);
         let burst_limit = settings.max_requests_per_second.map(BurstLimit::new);
-        Self { settings, tokens, policy, engine, body_memory, answers, receipts, daily_quota, burst_limit }
+        Self { settings, tokens, operations, answers, receipts, burst_limit }
     }
 
     /// Answers a request. One handler for all paths: see [`routes`].
@@ -163,129 +143,68 @@ impl Api {
         parts: Parts,
         mut upload: Upload,
     ) -> (Result<Response, ApiError>, Option<Upload>) {
-        let route = match self.admit(&parts) {
-            Ok(route) => route,
+        let found = match self.admit(&parts) {
+            Ok(found) => found,
             Err(error) => return (Err(error), Some(upload)),
         };
-        match &route {
-            // A busy server has no worker for another task at once.
-            Route::Healthz => return (alive(), Some(upload)),
-            // What these store is stored by a task of the engine; they need none of their own.
-            Route::Publish { rest } => {
-                return (self.publish(None, rest, &parts, &mut upload).await, Some(upload));
-            }
-            Route::Enqueue { queue, rest } => {
-                return (self.publish(Some(queue), rest, &parts, &mut upload).await, Some(upload));
-            }
-            _ => {}
+        let handler = found.handler;
+        if handler.runs == Runs::InPlace {
+            return (self.call(found, &parts, &mut upload).await, Some(upload));
         }
         let api = Arc::clone(self);
-        let only_reads = route.access() == routes::Access::Read;
-        let task = tokio::spawn(async move {
-            let query = parts.uri.query().unwrap_or_default();
-            (api.call(route, query, &parts, &mut upload).await, Some(upload))
-        });
-        // A caller that hangs up must not stop a step of the database half-way. What only reads, nobody needs any more.
-        let ended = if only_reads { AbortOnDropHandle::new(task).await } else { task.await };
+        let task = tokio::spawn(async move { (api.call(found, &parts, &mut upload).await, Some(upload)) });
+        // A read ends with its caller: nobody needs it any more.
+        let ended =
+            if handler.access == Access::Read { AbortOnDropHandle::new(task).await } else { task.await };
         ended.unwrap_or_else(|error| (Err(ApiError::task_failed(&error)), None))
     }
 
-    /// What is asked for, if the caller may.
-    fn admit(&self, parts: &Parts) -> Result<Route, ApiError> {
+    /// The operation that is asked for, if the caller may.
+    fn admit(&self, parts: &Parts) -> Result<Found, ApiError> {
         let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        let query = parts.uri.query();
-        let route = route(&parts.method, target);
+        let found = routes::find(&parts.method, target);
         // Paths of the API are not told apart for those who may not use it.
-        let access = route.as_ref().map_or(routes::Access::Read, Route::access);
-        self.tokens.check(access, &parts.headers, query)?;
-        let route = route?;
-        self.count_request(&route)?;
-        Ok(route)
+        let access = found.as_ref().map_or(Access::Read, |found| found.handler.access);
+        self.tokens.check(access, &parts.headers, parts.uri.query())?;
+        let found = found?;
+        self.count_request(access)?;
+        Ok(found)
     }
 
-    async fn call(
-        &self,
-        route: Route,
-        query: &str,
-        parts: &Parts,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        match route {
-            Route::Publish { rest } => self.publish(None, &rest, parts, upload).await,
-            Route::Enqueue { queue, rest } => self.publish(Some(&queue), &rest, parts, upload).await,
-            Route::Batch => self.batch(parts, upload).await,
-            Route::GetMessage { id } => self.get_message(&id).await,
-            Route::CancelMessage { id } => self.cancel_message(&id).await,
-            Route::CancelMessages { trailing_slash } => {
-                self.cancel_messages(query, trailing_slash, upload).await
-            }
-            Route::ListDeadLetters => self.list_dead_letters(query).await,
-            Route::DeleteDeadLetters { trailing_slash } => {
-                self.delete_dead_letters(query, trailing_slash, upload).await
-            }
-            Route::GetDeadLetter { id } => self.get_dead_letter(&id).await,
-            Route::DeleteDeadLetter { id } => self.delete_dead_letter(&id).await,
-            Route::RetryDeadLetter { id } => self.retry_dead_letter(&id, query, &parts.headers).await,
-            Route::RetryDeadLetters { trailing_slash } => {
-                self.retry_dead_letters(query, trailing_slash, &parts.headers, upload).await
-            }
-            Route::ListEvents => self.list_log(query, log::Form::Events).await,
-            Route::ListLogs => self.list_log(query, log::Form::Logs).await,
-            Route::CreateSchedule { rest } => self.create_schedule(&rest, parts, upload).await,
-            Route::ListSchedules => self.list_schedules().await,
-            Route::GetSchedule { id } => self.get_schedule(&id).await,
-            Route::DeleteSchedule { id } => self.delete_schedule(&id).await,
-            Route::PauseSchedule { id } => self.pause_schedule(&id).await,
-            Route::ResumeSchedule { id } => self.resume_schedule(&id).await,
-            Route::ListUrlGroups => self.list_url_groups().await,
-            Route::GetUrlGroup { name } => self.get_url_group(&name).await,
-            Route::SetUrlGroupHeaders { name } => self.set_url_group_headers(&name, upload).await,
-            Route::DeleteUrlGroup { name } => self.delete_url_group(&name).await,
-            Route::UpsertEndpoints { name } => self.upsert_endpoints(&name, upload).await,
-            Route::RemoveEndpoints { name } => self.remove_endpoints(&name, upload).await,
-            Route::ListQueues => self.list_queues().await,
-            Route::UpsertQueue => self.upsert_queue(upload).await,
-            Route::GetQueue { name } => self.get_queue(&name).await,
-            Route::DeleteQueue { name } => self.delete_queue(&name).await,
-            Route::PauseQueue { name } => self.pause_queue(&name, true).await,
-            Route::ResumeQueue { name } => self.pause_queue(&name, false).await,
-            Route::ListFlowKeys => self.list_flow_keys(query).await,
-            Route::GetFlowKey { key } => self.get_flow_key(&key).await,
-            Route::PauseFlowKey { key } => self.change_flow_key(&key, &FlowChange::Pause).await,
-            Route::ResumeFlowKey { key } => self.change_flow_key(&key, &FlowChange::Resume).await,
-            Route::PinFlowKey { key } => self.pin_flow_key(&key, query).await,
-            Route::UnpinFlowKey { key } => self.unpin_flow_key(&key, query).await,
-            Route::ResetFlowRate { key } => self.change_flow_key(&key, &FlowChange::ResetRate).await,
-            Route::GetParallelism => self.get_parallelism(),
-            Route::GetKeys => self.get_keys(),
-            Route::RotateKeys => self.rotate_keys().await,
-            Route::Healthz => alive(),
-            Route::Readyz => self.readyz().await,
-            Route::OpenApi => Ok(openapi::document()),
-            Route::Root => json(
-                http::StatusCode::OK,
-                &serde_json::json!({ "name": "homing", "version": env!("CARGO_PKG_VERSION") }),
-            ),
-        }
+    async fn call(&self, found: Found, parts: &Parts, upload: &mut Upload) -> Result<Response, ApiError> {
+        let Found { handler, name, rest, trailing_slash } = found;
+        let query = parts.uri.query().unwrap_or_default();
+        (handler.answer)(self, Call { name, rest, trailing_slash, query, parts, upload }).await
     }
 
-    async fn readyz(&self) -> Result<Response, ApiError> {
-        let ready = self.engine.readiness().await;
+    /// The publisher's address.
+    fn caller_ip(&self, parts: &Parts) -> Option<String> {
+        let peer = parts.extensions.get::<Peer>()?;
+        Some(caller::address(peer.0, &parts.headers, &self.settings.trusted_proxies).to_string())
+    }
+
+    async fn readyz(&self, _call: Call<'_>) -> Result<Response, ApiError> {
+        let ready = self.operations.readiness().await;
         ready.map_err(|reason| ApiError::unavailable(format!("not ready: {reason}")))?;
-        json(http::StatusCode::OK, &serde_json::json!({ "status": "ready" }))
+        json(StatusCode::OK, &serde_json::json!({ "status": "ready" }))
     }
+}
+
+fn alive() -> Result<Response, ApiError> {
+    json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))
+}
+
+fn root() -> Result<Response, ApiError> {
+    json(StatusCode::OK, &serde_json::json!({ "name": "homing", "version": env!("CARGO_PKG_VERSION") }))
 }
 
 /// Whether a request asks if the server is alive or ready, which is answered whoever else is there.
 pub fn is_health_check<T>(request: &http::Request<T>) -> bool {
-    matches!(route(request.method(), request.uri().path()), Ok(Route::Healthz | Route::Readyz))
-}
-
-fn alive() -> Result<Response, ApiError> {
-    json(http::StatusCode::OK, &serde_json::json!({ "status": "alive" }))
+    let found = routes::find(request.method(), request.uri().path());
+    found.is_ok_and(|found| matches!(found.handler.id, "healthz" | "readyz"))
 }
 
 /// A small answer with a JSON body: large ones take a share of the memory, see [`answers`].
-fn json(status: http::StatusCode, body: &impl Serialize) -> Result<Response, ApiError> {
+fn json(status: StatusCode, body: &impl Serialize) -> Result<Response, ApiError> {
     answers::json(status, body, 0, Share::none())
 }

@@ -4,18 +4,22 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 
+use super::answers::Part;
 use super::error::{ApiError, json_problem};
 use super::headers::read_bool;
-use super::publish::MAX_MESSAGES;
 use crate::domain::destination::decode_param;
 use crate::domain::excerpt::Excerpt;
 use crate::domain::time::Timestamp;
+use crate::operations::publish::MAX_MESSAGES;
 use crate::store::Order;
 
 /// Parameters that a query and a body may have together; as many as the messages of one request.
 const MAX_PARAMETERS: usize = MAX_MESSAGES;
 /// Values of one filter: each row is compared with all of them.
 pub(super) const MAX_VALUES: usize = 100;
+/// Items in one page of a list that the contract has as one array; and at most.
+const PAGE: usize = 100;
+const MAX_PAGE: usize = 1000;
 /// Bytes of one filter's values together.
 const MAX_FILTER: usize = 128 << 10;
 
@@ -153,7 +157,7 @@ impl Query {
         Ok(values)
     }
 
-    /// The same as [`Self::list`] for texts that may hold commas themselves: the whole values, and their parts.
+    /// All values of a parameter whose texts may hold commas themselves: the whole values, and their parts.
     pub(super) fn texts(&self, name: &str) -> Vec<String> {
         let mut texts: Vec<String> = self.list(name).into_iter().map(str::to_owned).collect();
         let wholes = self.0.iter().filter(|(have, value)| have == name && value.contains(','));
@@ -171,6 +175,16 @@ impl Query {
                 Err(ApiError::bad_request(format!("invalid count `{text}`: allowed are 1 to {max}")))
             }
         }
+    }
+
+    /// The part of a list that the contract has as one array: with a count or a cursor, which is the last item's name, a
+    /// page of it.
+    pub(super) fn part(&self) -> Result<Part, ApiError> {
+        if !self.has("count") && !self.has("cursor") {
+            return Ok(Part::All);
+        }
+        let count = self.count(PAGE, MAX_PAGE)?;
+        Ok(Part::Page { after: self.get("cursor").map(str::to_owned), count })
     }
 
     /// `true` or `false` in any case.

@@ -1,19 +1,19 @@
 //! `/v2/queues`.
 
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
 use axum::response::Response;
 use http::StatusCode;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::answers::Each;
-use super::body::Upload;
 use super::error::{ApiError, json_problem};
-use super::headers::read_name;
-use super::{Api, json};
-use crate::domain::excerpt::Excerpt;
-use crate::domain::gate::queue_gate;
-use crate::store::StoreError;
-use crate::store::gates::Queue;
+use super::query::Query;
+use super::routes::Call;
+use super::wire::Shown as _;
+use super::{Api, LISTED, json};
+use crate::domain::id::Name;
 
 /// Higher numbers don't fit into what SDKs read them into.
 const MAX_PARALLELISM: i64 = i32::MAX as i64;
@@ -27,89 +27,61 @@ struct Upsert {
 }
 
 impl Api {
-    pub(super) async fn list_queues(&self) -> Result<Response, ApiError> {
-        let queues = self.engine.store().queues().await?;
-        self.answers.list(StatusCode::OK, None, Each(queues, shown)).await
+    pub(super) async fn list_queues(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let part = Query::parse(call.query).part()?;
+        let operations = Arc::clone(&self.operations);
+        let page = move |after: Option<String>, count| {
+            let operations = Arc::clone(&operations);
+            async move {
+                let page = operations.queues(after.as_deref(), count).await?;
+                let next = page.items.last().filter(|_| page.more).map(|queue| queue.name.clone());
+                Ok((page.items, next))
+            }
+        };
+        self.answers.array(part, LISTED, page).await
     }
 
-    pub(super) async fn get_queue(&self, name: &str) -> Result<Response, ApiError> {
-        let queue = self.engine.store().queue(name).await?.ok_or_else(|| unknown(name))?;
-        json(StatusCode::OK, &shown(&queue))
+    pub(super) async fn get_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let queue = self.operations.queue(&call.name).await?;
+        json(StatusCode::OK, &queue.shown())
     }
 
-    pub(super) async fn upsert_queue(&self, upload: &mut Upload) -> Result<Response, ApiError> {
-        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+    pub(super) async fn upsert_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let received = self.read_body(call.upload, self.settings.max_message, "the body").await?;
         let upsert: Upsert = serde_json::from_slice(&received.body).map_err(|error| {
             ApiError::bad_request(format!(
                 "the body must be JSON like {{\"queueName\":\"q\",\"parallelism\":2,\"paused\":false}}: {}",
                 json_problem(&error)
             ))
         })?;
-        let name = check_name(&upsert.queue_name)?;
-        let name = name.as_str();
-        let parallelism = upsert.parallelism.map(|wanted| self.check_parallelism(wanted)).transpose()?;
-        let (max, now) = (self.settings.max_queues, self.engine.now());
-        let store = self.engine.store();
-        if !store.upsert_queue(name, parallelism, upsert.paused, max, now).await? {
-            return Err(StoreError::TooManyQueues(max.unwrap_or_default()).into());
-        }
-        self.engine.gate_changed(queue_gate(name));
+        let name = Name::read(&upsert.queue_name)
+            .map_err(|problem| ApiError::bad_request(format!("invalid queueName: {problem}")))?;
+        let parallelism = upsert.parallelism.map(read_parallelism).transpose()?;
+        self.operations.upsert_queue(&name, parallelism, upsert.paused).await?;
         json(StatusCode::OK, &json!({}))
     }
 
-    fn check_parallelism(&self, wanted: i64) -> Result<u32, ApiError> {
-        let parallelism = u32::try_from(wanted).ok().filter(|_| (1..=MAX_PARALLELISM).contains(&wanted));
-        let parallelism = parallelism.ok_or_else(|| {
-            ApiError::bad_request(format!(
-                "invalid parallelism {wanted}: an integer from 1 to {MAX_PARALLELISM} is allowed"
-            ))
-        })?;
-        match self.settings.max_queue_parallelism {
-            Some(limit) if parallelism > limit => Err(ApiError::quota("maxQueueParallelism", limit)),
-            _ => Ok(parallelism),
-        }
-    }
-
-    pub(super) async fn delete_queue(&self, name: &str) -> Result<Response, ApiError> {
-        self.engine.remove_queue(name).await?;
+    pub(super) async fn delete_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.operations.remove_queue(&call.name).await?;
         json(StatusCode::OK, &json!({}))
     }
 
-    pub(super) async fn pause_queue(&self, name: &str, paused: bool) -> Result<Response, ApiError> {
-        if !self.engine.store().pause_queue(name, paused, self.engine.now()).await? {
-            return Err(unknown(name));
-        }
-        self.engine.gate_changed(queue_gate(name));
+    pub(super) async fn pause_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.operations.pause_queue(&call.name).await?;
         json(StatusCode::OK, &json!({}))
     }
 
-    /// Checks that a message may go to a queue, which is made when it is missing. The store looks again when it makes one;
-    /// what it refuses there has held up the others of its batch.
-    pub(super) async fn check_queue(&self, name: &str) -> Result<(), ApiError> {
-        match self.settings.max_queues {
-            Some(max) if !self.engine.store().may_use_queue(name, max).await? => {
-                Err(StoreError::TooManyQueues(max).into())
-            }
-            _ => Ok(()),
-        }
+    pub(super) async fn resume_queue(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.operations.resume_queue(&call.name).await?;
+        json(StatusCode::OK, &json!({}))
     }
 }
 
-fn check_name(name: &str) -> Result<String, ApiError> {
-    read_name(name).map_err(|problem| ApiError::bad_request(format!("invalid queueName: {problem}")))
-}
-
-fn shown(queue: &Queue) -> Value {
-    json!({
-        "name": queue.name,
-        "parallelism": queue.parallelism,
-        "createdAt": queue.created_at.as_millis(),
-        "updatedAt": queue.updated_at.as_millis(),
-        "paused": queue.paused,
-        "lag": queue.lag,
+fn read_parallelism(wanted: i64) -> Result<NonZeroU32, ApiError> {
+    let parallelism = u32::try_from(wanted).ok().filter(|_| wanted <= MAX_PARALLELISM);
+    parallelism.and_then(NonZeroU32::new).ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "invalid parallelism {wanted}: an integer from 1 to {MAX_PARALLELISM} is allowed"
+        ))
     })
-}
-
-fn unknown(name: &str) -> ApiError {
-    ApiError::not_found(format!("queue {} not found", Excerpt(name)))
 }

@@ -1,6 +1,5 @@
 //! `/v2/topics`: URL groups, by the name that the wire still has for them.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,28 +9,23 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::json;
 
-use super::answers::Each;
 use super::batch::Fields;
 use super::body::Upload;
 use super::error::{ApiError, json_problem};
-use super::{Api, headers, json, wire};
+use super::query::Query;
+use super::routes::Call;
+use super::wire::Shown as _;
+use super::{Api, LISTED, PIECE_BYTES, headers, json};
 use crate::domain::destination::{Destination, DestinationError, parse_literal};
-use crate::domain::excerpt::Excerpt;
-use crate::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
-use crate::store::url_groups::Upserted;
+use crate::domain::id::Name;
+use crate::domain::url_group::{Endpoint, EndpointKey};
 
-/// What a body with endpoints looks like.
+/// A body with endpoints, for error texts.
 const ENDPOINTS: &str = r#"{"endpoints":[{"url":"https://example.com","name":"first"}]}"#;
-/// And one with headers.
+/// A body with headers, for error texts.
 const HEADERS: &str = r#"{"headers":{"X-Name":"value","X-Other":["one","two"]}}"#;
-/// Bytes of an endpoint's name, which is sent as a header.
-const MAX_ENDPOINT_NAME: usize = 256;
-
 /// Endpoints in one request; a group can't have more.
 const MAX_ENDPOINTS: usize = 1000;
-
-/// Groups that one request has asked for.
-pub(super) type Groups = BTreeMap<String, UrlGroup>;
 
 #[derive(Deserialize)]
 struct EndpointsBody {
@@ -93,76 +87,60 @@ fn read_headers(body: &[u8]) -> serde_json::Result<Fields<'_>> {
 }
 
 impl Api {
-    pub(super) async fn list_url_groups(&self) -> Result<Response, ApiError> {
-        let groups = self.engine.store().url_groups().await?;
-        self.answers.list(StatusCode::OK, None, Each(groups, wire::url_group)).await
-    }
-
-    pub(super) async fn get_url_group(&self, name: &str) -> Result<Response, ApiError> {
-        let group = self.engine.store().url_group(name).await?;
-        let group = wire::url_group(&group.ok_or_else(|| unknown(name))?);
-        self.answers.json(StatusCode::OK, &group).await
-    }
-
-    pub(super) async fn upsert_endpoints(
-        &self,
-        name: &str,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let name = headers::read_name(name)
-            .map_err(|problem| ApiError::bad_request(format!("invalid URL group: {problem}")))?;
-        let mut endpoints = Vec::new();
-        for (index, mut given) in self.read_endpoints(upload).await?.into_iter().enumerate() {
-            let of_endpoint = |error: ApiError| error.of(format_args!("endpoint {index}"));
-            let name = given.name();
-            if let Some(name) = &name {
-                check_endpoint_name(name).map_err(of_endpoint)?;
+    pub(super) async fn list_url_groups(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let part = Query::parse(call.query).part()?;
+        let operations = Arc::clone(&self.operations);
+        let page = move |after: Option<String>, count| {
+            let operations = Arc::clone(&operations);
+            async move {
+                let page = operations.url_groups(after.as_deref(), count, PIECE_BYTES).await?;
+                let next = page.items.last().filter(|_| page.more).map(|group| group.name.clone());
+                Ok((page.items, next))
             }
-            let url = self.read_endpoint_url(&given.url.unwrap_or_default()).map_err(of_endpoint)?;
-            endpoints.push(Endpoint { name, url });
-        }
-        let limits = self.settings.url_groups;
-        let upserted =
-            self.engine.store().upsert_endpoints(&name, &endpoints, limits, self.engine.now()).await?;
-        match upserted {
-            Upserted::Stored => json(StatusCode::OK, &json!({})),
-            Upserted::TooManyGroups => {
-                Err(ApiError::quota("maxUrlGroups", limits.groups.unwrap_or_default()))
-            }
-            Upserted::TooManyEndpoints => Err(ApiError::quota("maxEndpointsPerGroup", limits.endpoints)),
-        }
-    }
-
-    /// A URL that messages may be sent to. Names are checked when they are connected to.
-    fn read_endpoint_url(&self, text: &str) -> Result<String, ApiError> {
-        let Destination::Url(url) = parse_literal(text)? else {
-            return Err(DestinationError::InvalidScheme.into());
         };
-        self.check_destination(&url)?;
-        Ok(url)
+        self.answers.array(part, LISTED, page).await
     }
 
-    pub(super) async fn remove_endpoints(
-        &self,
-        name: &str,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let keys: Result<Vec<_>, _> = (self.read_endpoints(upload).await?.into_iter().enumerate())
-            .map(|(index, mut given)| match (given.name(), given.url.filter(|url| !url.is_empty())) {
-                (Some(name), _) => Ok(EndpointKey::Name(name)),
-                (None, Some(url)) => Ok(EndpointKey::Url(match parse_literal(&url) {
-                    Ok(Destination::Url(url)) => url,
-                    _ => url,
-                })),
-                (None, None) => {
-                    let error = ApiError::bad_request("a name or a url must be given");
-                    Err(error.of(format_args!("endpoint {index}")))
-                }
-            })
-            .collect();
-        if !self.engine.store().remove_endpoints(name, &keys?, self.engine.now()).await? {
-            return Err(unknown(name));
-        }
+    pub(super) async fn get_url_group(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let group = self.operations.url_group(&call.name).await?;
+        self.answers.json(StatusCode::OK, &group.shown()).await
+    }
+
+    pub(super) async fn upsert_endpoints(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let name = Name::read(&call.name)
+            .map_err(|problem| ApiError::bad_request(format!("invalid URL group: {problem}")))?;
+        let given = self.read_endpoints(call.upload).await?.into_iter().enumerate();
+        let endpoint = |(index, mut given): (usize, EndpointBody)| {
+            match parse_literal(given.url.as_deref().unwrap_or_default()) {
+                Ok(Destination::Url(url)) => Ok(Endpoint { name: given.name(), url }),
+                Ok(_) => Err(DestinationError::InvalidScheme),
+                Err(error) => Err(error),
+            }
+            .map_err(|error| ApiError::from(error).of(format_args!("endpoint {index}")))
+        };
+        let endpoints: Vec<Endpoint> = given.map(endpoint).collect::<Result<_, _>>()?;
+        self.operations.upsert_endpoints(&name, &endpoints).await?;
+        json(StatusCode::OK, &json!({}))
+    }
+
+    pub(super) async fn remove_endpoints(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let given = self.read_endpoints(call.upload).await?.into_iter().enumerate();
+        let key = |(index, mut given): (usize, EndpointBody)| match (
+            given.name(),
+            given.url.filter(|url| !url.is_empty()),
+        ) {
+            (Some(name), _) => Ok(EndpointKey::Name(name)),
+            (None, Some(url)) => Ok(EndpointKey::Url(match parse_literal(&url) {
+                Ok(Destination::Url(url)) => url,
+                _ => url,
+            })),
+            (None, None) => {
+                let error = ApiError::bad_request("a name or a url must be given");
+                Err(error.of(format_args!("endpoint {index}")))
+            }
+        };
+        let keys: Vec<EndpointKey> = given.map(key).collect::<Result<_, _>>()?;
+        self.operations.remove_endpoints(&call.name, &keys).await?;
         json(StatusCode::OK, &json!({}))
     }
 
@@ -179,57 +157,21 @@ impl Api {
         Ok(read.endpoints)
     }
 
-    pub(super) async fn set_url_group_headers(
-        &self,
-        name: &str,
-        upload: &mut Upload,
-    ) -> Result<Response, ApiError> {
-        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
+    pub(super) async fn set_url_group_headers(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let received = self.read_body(call.upload, self.settings.max_message, "the body").await?;
         let Fields(fields) = read_headers(&received.body).map_err(|error| {
             ApiError::bad_request(format!("the body must be JSON like {HEADERS}: {error}"))
         })?;
         let fields = fields.iter().map(|(name, value)| (&**name, value.as_bytes()));
         let headers = headers::parse_plain(fields)?;
-        if !self.engine.store().set_url_group_headers(name, &headers, self.engine.now()).await? {
-            return Err(unknown(name));
-        }
+        self.operations.set_url_group_headers(&call.name, &headers).await?;
         json(StatusCode::OK, &json!({}))
     }
 
-    pub(super) async fn delete_url_group(&self, name: &str) -> Result<Response, ApiError> {
-        self.engine.store().delete_url_group(name).await?;
+    pub(super) async fn delete_url_group(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        self.operations.delete_url_group(&call.name).await?;
         json(StatusCode::OK, &json!({}))
     }
-
-    /// The group of that name, as it is now; a request that asks twice sees the same. In a task of its own, since a
-    /// caller that hangs up must not stop a step of the database half-way.
-    pub(super) async fn find_group<'g>(
-        &self,
-        name: String,
-        groups: &'g mut Groups,
-    ) -> Result<&'g UrlGroup, ApiError> {
-        if !groups.contains_key(&name) {
-            let (store, wanted) = (Arc::clone(self.engine.store()), name.clone());
-            let group = tokio::spawn(async move { store.url_group(&wanted).await });
-            let group = group.await.map_err(|error| ApiError::task_failed(&error))??;
-            groups.insert(name.clone(), group.ok_or_else(|| unknown(&name))?);
-        }
-        Ok(&groups[&name])
-    }
-}
-
-fn check_endpoint_name(name: &str) -> Result<(), ApiError> {
-    if name.len() <= MAX_ENDPOINT_NAME && !name.contains(char::is_control) {
-        return Ok(());
-    }
-    Err(ApiError::bad_request(format!(
-        "invalid name {:?}: at most {MAX_ENDPOINT_NAME} bytes without control characters are allowed",
-        Excerpt(name)
-    )))
-}
-
-fn unknown(name: &str) -> ApiError {
-    DestinationError::UnknownGroup(name.to_owned()).into()
 }
 
 #[cfg(test)]

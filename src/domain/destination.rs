@@ -35,6 +35,16 @@ pub enum Destination {
     Api(String),
 }
 
+impl Destination {
+    /// The URL group that it names, if it does.
+    pub fn group(&self) -> Option<&str> {
+        match self {
+            Self::Group(name) => Some(name),
+            Self::Url(_) | Self::Api(_) => None,
+        }
+    }
+}
+
 /// As a batch item has it: what [`parse_literal`] reads.
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

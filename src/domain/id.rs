@@ -7,6 +7,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
+use super::excerpt::Excerpt;
 use super::time::Timestamp;
 
 /// Names are keys of indexes, and databases limit those; far above what anybody types.
@@ -77,6 +78,34 @@ impl DeadLetterId {
     /// An id for an entry made at `now`; `sequence` tells entries of one millisecond apart.
     pub fn generate(now: Timestamp, sequence: u32) -> Self {
         Self(format!("{}-{sequence}", now.as_millis()))
+    }
+}
+
+/// The name of a queue, a URL group or a schedule that may have to be made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Name(String);
+
+impl Name {
+    /// Reads a name; the error says what is allowed.
+    pub fn read(text: &str) -> Result<Self, String> {
+        if is_path_step(text) {
+            return Err(format!(
+                "{text:?} can't be a name: clients and proxies resolve it as a step of a path"
+            ));
+        }
+        if is_name(text) {
+            return Ok(Self(text.to_owned()));
+        }
+        let text = Excerpt(text);
+        Err(format!("{text:?} is not a name; letters, digits, -, _ and . are allowed, at most {MAX_NAME}"))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub fn into_string(self) -> String {
+        self.0
     }
 }
 

@@ -15,6 +15,7 @@ pub mod gate;
 pub mod id;
 pub mod message;
 pub mod outcome;
+pub mod publish;
 pub mod redact;
 pub mod retry;
 pub mod retry_delay;

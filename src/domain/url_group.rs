@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::destination::{Destination, DestinationError};
 use super::message::Headers;
 use super::template::Target;
 use super::time::Timestamp;
@@ -97,6 +98,19 @@ impl UrlGroup {
             url_group: Some(self.name.clone()),
             endpoint: endpoint.name.clone(),
         })
+    }
+}
+
+/// Where the messages to a destination go: one for a URL, one for each endpoint of a URL group. `group` is the one that
+/// [`Destination::group`] names, if it exists.
+pub fn targets(destination: Destination, group: Option<&UrlGroup>) -> Result<Vec<Target>, DestinationError> {
+    match destination {
+        Destination::Url(url) => Ok(vec![Target::url(url)]),
+        Destination::Group(name) => match group {
+            Some(group) => Ok(group.targets().collect()),
+            None => Err(DestinationError::UnknownGroup(name)),
+        },
+        Destination::Api(name) => Err(DestinationError::UnavailableApi(name)),
     }
 }
 

@@ -351,6 +351,11 @@ impl Dispatcher {
         state.take_out(|held| ids.contains(&held.delivery.message.id))
     }
 
+    /// Whether a message was admitted and has not started.
+    pub(super) fn is_waiting(&self, id: &MessageId) -> bool {
+        self.0.state().lanes.waiting().any(|held| held.delivery.message.id == *id)
+    }
+
     /// Has cancelled deliveries ended later.
     pub(super) fn end_later(&self, cancelled: Vec<Held>) {
         self.0.state().cancelled.extend(cancelled);

@@ -17,7 +17,7 @@ use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
 use crate::failure::Failure;
-use crate::store::{Cancellation, Result, Store, UnfinishedFilter};
+use crate::store::{Cancellation, NodeId, Result, Store, UnfinishedFilter};
 
 mod attempt;
 mod backoff;
@@ -204,6 +204,16 @@ impl Engine {
     /// Attempts that run now, and the most that may.
     pub fn parallelism(&self) -> (usize, usize) {
         (self.shared.dispatcher.running(), self.shared.settings.concurrency)
+    }
+
+    /// Whether this is the node's incarnation.
+    pub fn is_node(&self, node: NodeId) -> bool {
+        self.shared.node.id() == node
+    }
+
+    /// Whether a message is in this node's memory and waits for an attempt to end.
+    pub fn waits_for_room(&self, id: &MessageId) -> bool {
+        self.shared.dispatcher.is_waiting(id)
     }
 
     /// Deliveries that have room in memory: waiting, running, not yet stored, or about to come from the store.

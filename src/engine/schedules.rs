@@ -17,9 +17,9 @@ use crate::domain::destination::{Destination, DestinationError, parse_literal, v
 use crate::domain::outcome::Ids as _;
 use crate::domain::template::Target;
 use crate::domain::time::Timestamp;
-use crate::domain::url_group::UrlGroup;
+use crate::domain::url_group::{UrlGroup, targets};
 use crate::store::schedules::{Run, Schedule};
-use crate::store::{Accept, Result, Store, StoreError};
+use crate::store::{Accept, Result, StoreError};
 
 /// Schedules read at once, and bytes of their bodies.
 const BATCH: usize = 64;
@@ -78,9 +78,10 @@ async fn fire_due(shared: &Shared) -> Result<Duration> {
 
 /// Fires a schedule whose occurrence has come, unless another node has.
 async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()> {
-    let group = match parse_literal(&schedule.destination) {
-        Ok(destination) => group(&*shared.store, &destination).await?,
-        Err(_) => None,
+    let destination = parse_literal(&schedule.destination).ok();
+    let group = match destination.as_ref().and_then(Destination::group) {
+        Some(name) => shared.store.url_group(name).await?,
+        None => None,
     };
     let mut run = plan(schedule, group.as_ref(), now, &mut FreshIds(shared.chance.clone()));
     let mut fired = shared.store.fire(&run).await;
@@ -135,26 +136,6 @@ fn accepts(
         Ok(Accept { message: Arc::new(message), lane, lease: None, deduplication: None })
     };
     targets(parse_literal(&schedule.destination)?, group)?.into_iter().map(accept).collect()
-}
-
-/// The URL group that a destination names, if it does and there is one.
-pub async fn group(store: &dyn Store, destination: &Destination) -> Result<Option<UrlGroup>> {
-    match destination {
-        Destination::Group(name) => store.url_group(name).await,
-        _ => Ok(None),
-    }
-}
-
-/// Where the messages of a firing go: one for a URL, one for each endpoint of a URL group.
-pub fn targets(destination: Destination, group: Option<&UrlGroup>) -> Result<Vec<Target>, DestinationError> {
-    match destination {
-        Destination::Url(url) => Ok(vec![Target::url(url)]),
-        Destination::Group(name) => match group {
-            Some(group) => Ok(group.targets().collect()),
-            None => Err(DestinationError::UnknownGroup(name)),
-        },
-        Destination::Api(name) => Err(DestinationError::UnavailableApi(name)),
-    }
 }
 
 #[cfg(test)]

@@ -160,8 +160,6 @@ pub trait Gates {
     async fn pause_queue(&self, name: &str, paused: bool, now: Timestamp) -> Result<bool>;
     /// One queue.
     async fn queue(&self, name: &str) -> Result<Option<Queue>>;
-    /// All queues by name.
-    async fn queues(&self) -> Result<Vec<Queue>>;
     /// Whether a message may go to this queue where there may be `max` of them: it is there, or there are fewer.
     async fn may_use_queue(&self, name: &str, max: u32) -> Result<bool>;
     /// Cancels some messages of a queue, and removes it when there are no more. Nothing is done while somebody is using it.
@@ -171,6 +169,4 @@ pub trait Gates {
     async fn change_flow_key(&self, key: &str, change: &FlowChange, now: Timestamp) -> Result<bool>;
     /// One flow-control key as it is `now`.
     async fn flow_key(&self, key: &str, now: Timestamp) -> Result<Option<FlowKey>>;
-    /// The flow-control keys that contain a text, by name.
-    async fn flow_keys(&self, containing: &str, now: Timestamp) -> Result<Vec<FlowKey>>;
 }

@@ -17,16 +17,20 @@ use crate::failure::Failure;
 
 pub mod cancelling;
 pub mod gates;
+pub mod listing;
 pub(crate) mod pace;
 pub mod quota;
 pub mod schedules;
+pub mod situation;
 #[expect(clippy::disallowed_methods, reason = "a real database takes real time, and is not simulated")]
 pub mod sql;
 pub mod url_groups;
 
 pub use self::cancelling::{Cancelling, Look, UnfinishedFilter};
 pub use self::gates::{Gates, Slot};
+pub use self::listing::Listing;
 pub use self::quota::Quota;
+pub use self::situation::Situations;
 pub use self::url_groups::UrlGroups;
 
 /// Why a call did not succeed.
@@ -458,7 +462,7 @@ pub struct StoredKeys {
 /// engine and the API call it from tasks of their own.
 #[async_trait]
 pub trait Store:
-    Cancelling + Gates + Quota + UrlGroups + schedules::Schedules + Send + Sync + 'static
+    Cancelling + Gates + Listing + Quota + Situations + UrlGroups + schedules::Schedules + Send + Sync + 'static
 {
     /// Whether several nodes may share it. One that isn't shared goes by this machine's clock, and nobody takes over.
     fn is_shared(&self) -> bool;

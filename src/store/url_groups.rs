@@ -32,8 +32,6 @@ pub enum Upserted {
 pub trait UrlGroups {
     /// A group; `None`: there is none of that name.
     async fn url_group(&self, name: &str) -> Result<Option<UrlGroup>>;
-    /// All groups, by name.
-    async fn url_groups(&self) -> Result<Vec<UrlGroup>>;
     /// Adds or changes endpoints in their order, making the group when there is none.
     async fn upsert_endpoints(
         &self,

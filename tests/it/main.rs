@@ -28,6 +28,7 @@ mod delivery;
 mod egress;
 mod enqueue;
 mod errors;
+mod explain;
 mod failover;
 mod faults;
 mod flow_control;

@@ -15,7 +15,9 @@ use homing::store::gates::Gates as _;
 use homing::store::schedules::Schedules as _;
 use homing::store::sql::SqlStore;
 use homing::store::url_groups::{Upserted, UrlGroupLimits};
-use homing::store::{Accept, Accepted, Applied, Lease, NodeId, Repeat, Retention, Store, UrlGroups as _};
+use homing::store::{
+    Accept, Accepted, Applied, Lease, Listing as _, NodeId, Repeat, Retention, Store, UrlGroups as _,
+};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::gates::{queued, take, under};
@@ -229,7 +231,7 @@ async fn no_endpoint_is_lost_between_two_nodes() {
         }
         adding.join_all().await;
         assert_eq!(stores[0].url_group("g").await.unwrap().unwrap().endpoints.len(), 100);
-        assert_eq!(stores[1].url_groups().await.unwrap().len(), 1);
+        assert_eq!(stores[1].url_groups(None, 100, ANY_SIZE).await.unwrap().items.len(), 1);
     })
     .await;
 }
@@ -385,13 +387,13 @@ async fn work_at_many_gates_does_not_deadlock() {
         for gate in gates {
             while !take(&*stores[0], NODES[0], gate, 1).await.is_empty() {}
         }
-        for queue in stores[0].queues().await.unwrap() {
+        for queue in stores[0].queues(None, 100).await.unwrap().items {
             // All are in flight; some that are finished keep their slot for their callback.
             let looks = stores[0].look_at_gates(&[Arc::from(format!("q:{}", queue.name))], 1).await.unwrap();
             assert!(u64::from(looks.gates[0].gate.in_use) >= queue.lag, "{}", queue.name);
             assert!(looks.gates[0].waiting.is_empty(), "{}", queue.name);
         }
-        for key in stores[0].flow_keys("", time(FUTURE)).await.unwrap() {
+        for key in stores[0].flow_keys("", None, 100, time(FUTURE)).await.unwrap().items {
             assert_eq!(key.waiting, 0, "{}", key.key);
         }
     })

@@ -10,6 +10,7 @@ use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::Message;
 use homing::store::gates::{GateLook, GateStep, Gates as _, Looks, Pass};
 use homing::store::schedules::Schedule;
+use homing::store::situation::Situation;
 use homing::store::{
     Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, Missing, NodeId, Order,
     Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
@@ -479,10 +480,16 @@ impl Run {
             due.gates.sort();
             (due.gates, due.next_at.is_some())
         });
-        same!(self, |store| (store.queues().await.unwrap(), store.queue(QUEUES[0]).await.unwrap()));
+        same!(self, |store| (store.queues(None, 2).await.unwrap(), store.queue(QUEUES[0]).await.unwrap()));
         same!(self, |store| {
-            (store.flow_keys("a", now).await.unwrap(), store.flow_key(KEYS[0], now).await.unwrap())
+            (store.flow_keys("a", None, 2, now).await.unwrap(), store.flow_key(KEYS[0], now).await.unwrap())
         });
+        for id in self.messages.iter().rev().take(4) {
+            same!(self, |store| {
+                let situation = store.situation(id).await.unwrap();
+                situation.map(|situation| Situation { now, ..situation })
+            });
+        }
     }
 
     /// One that was leased lately, by whomever; it may be finished or taken over meanwhile.

@@ -457,7 +457,7 @@ pub(crate) async fn repeats_at_gates_store_nothing_twice(world: World) {
     world.put_message(under(world.message(), "k", 3, 0)).await;
     let again = world.store.accept(NODE, &batch, Repeat::Again).await.unwrap();
     assert_eq!(again, vec![Accepted::Stored; 3]);
-    assert!(world.store.queues().await.unwrap().is_empty(), "it is removed");
+    assert!(world.store.queues(None, 100).await.unwrap().items.is_empty(), "it is removed");
     assert_eq!(world.the_key("k").await.control.limits.parallelism, Some(3));
     assert!(world.take("q:q", 2).await.is_empty());
     assert_eq!(world.take("f:k", 3).await.len(), 2);
@@ -480,7 +480,7 @@ pub(crate) async fn a_dead_letter_goes_back_through_its_gates(world: World) {
 
 pub(crate) async fn queues_are_made_changed_and_listed(world: World) {
     let store = &world.store;
-    assert!(store.queues().await.unwrap().is_empty());
+    assert!(store.queues(None, 100).await.unwrap().items.is_empty());
     assert_eq!(store.queue("q").await.unwrap(), None);
     assert!(!store.pause_queue("q", true, time(START)).await.unwrap());
     let upsert = async |name: &str, parallelism, paused, max, ms: i64| {
@@ -515,7 +515,7 @@ pub(crate) async fn queues_are_made_changed_and_listed(world: World) {
     assert_eq!(world.the_queue("q").await.lag, 3, "waiting, delayed or in flight");
     assert_eq!(world.finish(Held::from(&held[0]).delivered()).await, Applied::Yes);
     assert_eq!(world.finish(Held::from(&held[1]).retry_at(FUTURE)).await, Applied::Yes);
-    let queues: Vec<_> = store.queues().await.unwrap();
+    let queues: Vec<_> = store.queues(None, 100).await.unwrap().items;
     let shown: Vec<_> =
         queues.iter().map(|queue| (queue.name.as_str(), queue.parallelism, queue.lag)).collect();
     assert_eq!(shown, [("p", 1, 1), ("q", 7, 2)]);
@@ -545,7 +545,7 @@ pub(crate) async fn messages_make_no_more_queues_than_there_may_be(world: World)
         assert!(result.as_ref().err().is_none_or(refused), "{result:?}");
     }
     assert_eq!(stored, MAX_QUEUES);
-    let queues = world.store.queues().await.unwrap();
+    let queues = world.store.queues(None, 100).await.unwrap().items;
     assert_eq!(queues.len(), MAX_QUEUES as usize);
 
     // All or none, and what needs no new queue goes.
@@ -662,7 +662,7 @@ pub(crate) async fn keys_follow_their_messages_and_their_users(world: World) {
         assert!(change(key, does).await);
     }
     let keys = async |containing: &str| -> Vec<(String, bool)> {
-        let keys = store.flow_keys(containing, now).await.unwrap();
+        let keys = store.flow_keys(containing, None, 100, now).await.unwrap().items;
         keys.into_iter().map(|key| (key.key, key.control.paused)).collect()
     };
     let shown = |key: &str, paused: bool| (key.to_owned(), paused);
@@ -764,11 +764,11 @@ pub(crate) async fn idle_keys_go_with_the_log(world: World) {
         let age = Duration::from_millis(age_ms);
         let retention = Retention { log: age, dead_letters: age };
         store.prune(retention, time(START + 10_000), "").await.unwrap();
-        let keys = store.flow_keys("", time(START)).await.unwrap();
+        let keys = store.flow_keys("", None, 100, time(START)).await.unwrap().items;
         keys.into_iter().map(|key| key.key).collect::<Vec<_>>()
     };
     assert_eq!(prune(10_000).await, ["behind", "idle", "paused", "pinned", "waits"]);
     assert_eq!(prune(9000).await, ["behind", "paused", "pinned", "waits"]);
-    assert_eq!(store.queues().await.unwrap().len(), 1);
+    assert_eq!(store.queues(None, 100).await.unwrap().items.len(), 1);
     assert_eq!(queue_gate("q"), "q:q");
 }

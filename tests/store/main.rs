@@ -1,7 +1,7 @@
 //! One suite over the `Store` trait, on the in-memory model, SQLite and Postgres, so that a difference between any two of
 //! them shows.
 //!
-//! [`suite`], [`gates`], [`lists`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies
+//! [`suite`], [`gates`], [`lists`], [`listing`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies
 //! random calls to the model and to a real store and compares; [`concurrency`] lets two nodes work on one Postgres;
 //! [`plans`] looks at how Postgres does it, [`files`] at SQLite's files. [`model`] is the oracle.
 //! Whatever is due was due years ago or will be in decades, so that no test depends on a clock.
@@ -17,6 +17,7 @@ mod differential;
 mod files;
 mod filters;
 mod gates;
+mod listing;
 mod lists;
 mod model;
 mod plans;
@@ -135,6 +136,13 @@ on_all_stores! { lists:
     one_token_is_made_however_many_ask,
     only_what_is_finished_and_old_is_pruned,
     pruning_walks_on,
+}
+
+on_all_stores! { listing:
+    queues_are_listed_in_pages,
+    flow_keys_are_listed_in_pages,
+    url_groups_are_listed_in_pages,
+    a_message_tells_where_it_stands,
 }
 
 on_all_stores! { schedules:

@@ -23,7 +23,9 @@ use homing::store::{
 };
 
 mod gates;
+mod listing;
 mod schedules;
+mod situation;
 
 use self::gates::{AtGate, GateState};
 
@@ -928,10 +930,6 @@ impl Quota for Model {
 impl UrlGroups for Model {
     async fn url_group(&self, name: &str) -> Result<Option<UrlGroup>> {
         Ok(self.state().url_groups.get(name).cloned())
-    }
-
-    async fn url_groups(&self) -> Result<Vec<UrlGroup>> {
-        Ok(self.state().url_groups.values().cloned().collect())
     }
 
     async fn upsert_endpoints(

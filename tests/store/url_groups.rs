@@ -5,7 +5,7 @@ use homing::domain::message::Headers;
 use homing::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
 use homing::store::url_groups::{Upserted, UrlGroupLimits};
 
-use crate::support::{START, World, time};
+use crate::support::{ANY_SIZE, START, World, time};
 
 const LIMITS: UrlGroupLimits = UrlGroupLimits { groups: None, endpoints: 100 };
 
@@ -23,7 +23,15 @@ async fn find(world: &World, name: &str) -> Option<UrlGroup> {
 }
 
 async fn names(world: &World) -> Vec<String> {
-    world.store.url_groups().await.unwrap().into_iter().map(|group| group.name).collect()
+    world
+        .store
+        .url_groups(None, 100, ANY_SIZE)
+        .await
+        .unwrap()
+        .items
+        .into_iter()
+        .map(|group| group.name)
+        .collect()
 }
 
 pub(crate) async fn a_group_is_made_with_its_first_endpoints(world: World) {
@@ -40,7 +48,7 @@ pub(crate) async fn a_group_is_made_with_its_first_endpoints(world: World) {
         upsert(&world, name, &endpoints, 1).await;
     }
     assert_eq!(names(&world).await, ["B", "a", "a-1", "a.1", "b", "g"]);
-    assert_eq!(world.store.url_groups().await.unwrap()[5], expected);
+    assert_eq!(world.store.url_groups(None, 100, ANY_SIZE).await.unwrap().items[5], expected);
 }
 
 pub(crate) async fn endpoints_are_changed_and_added(world: World) {

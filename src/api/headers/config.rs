@@ -9,7 +9,8 @@ use crate::domain::destination;
 use crate::domain::duration::{self, DurationError};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::id::is_path_step;
-use crate::domain::message::{CallbackSpec, FlowControl, Headers, Method, Options};
+use crate::domain::message::{FlowControl, Headers, Method};
+use crate::domain::publish::{CallbackOverrides, OptionOverrides};
 use crate::domain::redact;
 use crate::domain::retry_delay::Expression;
 use crate::domain::time::Timestamp;
@@ -40,23 +41,22 @@ const KNOWN: [&str; 16] = [
     "queue-name",
 ];
 
-/// What a message and a callback have in common.
+/// The settings that a message and a callback have in common, as far as they are given.
 pub(super) struct Config {
-    pub(super) method: Method,
+    pub(super) method: Option<Method>,
     pub(super) retries: Option<u32>,
     pub(super) delay: Option<Duration>,
-    pub(super) labels: Vec<String>,
+    pub(super) labels: Option<Vec<String>>,
     /// Forwarded headers, in order.
     pub(super) headers: Headers,
-    pub(super) options: Options,
+    pub(super) options: OptionOverrides,
 }
 
 /// Reads a family with its callbacks. `now` is what delays are counted from.
 pub(super) fn read(family: &Family<'_>, limits: &Limits, now: Timestamp) -> Result<Config, HeaderError> {
-    let options = Options {
+    let options = OptionOverrides {
         timeout: read_with(family, "timeout", duration::parse)?
-            .filter(|timeout| !timeout.is_zero())
-            .map(|timeout| timeout.max(MIN_TIMEOUT)),
+            .map(|timeout| if timeout.is_zero() { timeout } else { timeout.max(MIN_TIMEOUT) }),
         retry_delay: read_with(family, "retry-delay", |text| {
             Expression::parse(text).map(|_| text.to_owned())
         })?,
@@ -64,10 +64,9 @@ pub(super) fn read(family: &Family<'_>, limits: &Limits, now: Timestamp) -> Resu
         failure_callback: read_callback(family.failure_callback.as_deref(), limits, now)?,
         redact: read_with(family, "redact-fields", redact::parse)?.unwrap_or_default(),
         flow_control: read_flow_control(family, limits)?,
-        api: None,
     };
     Ok(Config {
-        method: read_with(family, "method", read_method)?.unwrap_or_default(),
+        method: read_with(family, "method", read_method)?,
         retries: read_retries(family, limits)?,
         delay: read_delay(family, limits, now)?,
         labels: read_labels(family),
@@ -139,16 +138,16 @@ fn read_delay(family: &Family<'_>, limits: &Limits, now: Timestamp) -> Result<Op
         )),
         Err(error) => Err(error.to_string()),
     };
-    let delay = read_with(family, "delay", read)?.filter(|delay| !delay.is_zero());
+    let delay = read_with(family, "delay", read)?;
     if let Some(delay) = delay {
         check_delay(delay, limits)?;
     }
     Ok(delay)
 }
 
-fn read_labels(family: &Family<'_>) -> Vec<String> {
-    let value = family.get("label").map_or("", |field| &field.value);
-    value.split(',').map(str::trim).filter(|label| !label.is_empty()).map(str::to_owned).collect()
+fn read_labels(family: &Family<'_>) -> Option<Vec<String>> {
+    let labels = family.get("label")?.value.split(',').map(str::trim);
+    Some(labels.filter(|label| !label.is_empty()).map(str::to_owned).collect())
 }
 
 /// The headers that a family asks to be put on its request.
@@ -180,11 +179,11 @@ fn read_callback(
     family: Option<&Family<'_>>,
     limits: &Limits,
     now: Timestamp,
-) -> Result<Option<Box<CallbackSpec>>, HeaderError> {
-    let Some((family, field)) = family.and_then(|family| Some((family, family.url?))) else {
-        return Ok(None);
-    };
-    let url = destination::read_url(&field.value).map_err(|problem| invalid(field, problem))?;
+) -> Result<Option<Box<CallbackOverrides>>, HeaderError> {
+    let Some(family) = family else { return Ok(None) };
+    let read_url =
+        |field: &Field<'_>| destination::read_url(&field.value).map_err(|problem| invalid(field, problem));
+    let url = family.url.map(read_url).transpose()?;
     let config = read(family, limits, now)?;
     let mut headers = config.headers;
     for (word, field) in &family.config {
@@ -195,7 +194,7 @@ fn read_callback(
             append(&mut headers, name, field.bytes);
         }
     }
-    Ok(Some(Box::new(CallbackSpec {
+    Ok(Some(Box::new(CallbackOverrides {
         url,
         method: config.method,
         headers,

@@ -124,6 +124,16 @@ impl<'a> Family<'a> {
         }
     }
 
+    /// Drops callbacks, and callbacks of these, that have no URL.
+    pub(super) fn drop_callbacks_without_url(&mut self) {
+        for callback in [&mut self.callback, &mut self.failure_callback] {
+            *callback = callback.take().filter(|family| family.url.is_some());
+            if let Some(family) = callback {
+                family.drop_callbacks_without_url();
+            }
+        }
+    }
+
     /// The last field of that name.
     pub(super) fn get(&self, name: &str) -> Option<&'a Field<'a>> {
         self.config.iter().rev().find(|(have, _)| *have == name).map(|(_, field)| *field)
@@ -132,7 +142,7 @@ impl<'a> Family<'a> {
 
 /// Whether a header is left out even when the user asks to forward it.
 ///
-/// Those that belong to the connection or frame the body, and those in which we speak ourselves.
+/// Headers that belong to the connection or frame the body are, and those in which the server itself speaks.
 pub(super) fn is_never_forwarded(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name.starts_with("proxy-")

@@ -1,6 +1,6 @@
 //! The headers that say what a publish, an enqueue, a batch item or a schedule wants.
 //!
-//! Pure: names and bytes in, one [`Publish`] or the error for the user out. `fields` sorts the fields by what they
+//! Pure: names and bytes in, one [`Publish`], [`Overrides`] or the error for the user out. `fields` sorts the fields by what they
 //! configure, `config` reads what messages and callbacks share, and this file reads what is the message's alone.
 
 mod config;
@@ -17,14 +17,15 @@ use self::fields::{Family, Field, is_never_forwarded};
 pub use crate::domain::deduplication::{Deduplication, content_key, id_key};
 use crate::domain::duration::{self, DurationError};
 use crate::domain::excerpt::Excerpt;
-use crate::domain::id::{is_name, is_path_step};
-use crate::domain::message::{Headers, Method, Options};
+use crate::domain::id::Name;
+use crate::domain::message::{Headers, Options};
+pub use crate::domain::publish::{Due, Overrides, Publish};
 use crate::domain::time::Timestamp;
 
-/// What the headers belong to. Those that mean nothing there are ignored.
+/// The request or item that headers belong to. Headers that mean nothing there are ignored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// `POST /v2/publish/…`
+    /// `POST /v2/publish/…`; with `Upstash-Cron` the same as `Schedule`.
     Publish,
     /// `POST /v2/enqueue/…`; the queue is in the path.
     Enqueue,
@@ -49,45 +50,6 @@ pub struct Limits {
     pub max_flow_control_period: Duration,
 }
 
-/// When a message is due.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Due {
-    /// At once.
-    Now,
-    /// That long after it is accepted; for a schedule, after each slot. Never zero.
-    After(Duration),
-    /// At that time, which lies after the `now` of [`parse`].
-    At(Timestamp),
-}
-
-/// What the headers say. Destination and body come from elsewhere.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Publish {
-    /// The method of the delivery.
-    pub method: Method,
-    /// The delivery's headers: `Content-Type`, if any, and the forwarded ones.
-    pub headers: Headers,
-    /// Attempts after the first; the default filled in.
-    pub retries: u32,
-    /// When it is due.
-    pub due: Due,
-    /// Labels in order; not empty, no commas.
-    pub labels: Vec<String>,
-    /// How it is delivered.
-    pub options: Options,
-    /// What makes a repeat of it; `None`: nothing does. Always `None` for schedules.
-    pub deduplication: Option<Deduplication>,
-    /// The queue to join; always `None` for [`Kind::Enqueue`].
-    pub queue: Option<String>,
-    /// The schedule to create or replace; only with [`Kind::Publish`] and [`Kind::Schedule`].
-    pub schedule_id: Option<String>,
-    /// The schedule's cron expression, unread; only with [`Kind::Publish`], where it makes the request a schedule's,
-    /// and [`Kind::Schedule`].
-    pub cron: Option<String>,
-    /// Bytes of the headers that say all this.
-    pub size: usize,
-}
-
 /// Why headers were refused. The texts are fit for the user.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HeaderError {
@@ -96,7 +58,7 @@ pub enum HeaderError {
     Invalid {
         /// The header or query parameter, as written.
         header: String,
-        /// What is wrong.
+        /// The problem, and the allowed values.
         problem: String,
     },
     /// A malformed request: more headers than a message may have.
@@ -135,7 +97,7 @@ impl HeaderError {
 /// Reads a message's headers. `params` are the `upstash-*` query parameters, lower case, which stand in for absent
 /// headers; others among them are ignored. `now` is what `Upstash-Not-Before` is compared with.
 ///
-/// What is read here is UTF-8, or else Latin-1; what is forwarded stays the bytes that were sent. Control characters other
+/// Values that are read here are UTF-8, or else Latin-1; forwarded ones stay the bytes that were sent. Control characters other
 /// than tab are refused.
 pub fn parse<'a>(
     kind: Kind,
@@ -145,23 +107,82 @@ pub fn parse<'a>(
     now: Timestamp,
 ) -> Result<Publish, HeaderError> {
     let fields = fields::collect(headers, params)?;
+    let mut family = Family::sort(&fields);
+    // The settings of a callback that nobody asks for are not even read.
+    family.drop_callbacks_without_url();
+    let kind = match kind {
+        Kind::Publish if family.get("cron").is_some() => Kind::Schedule,
+        kind => kind,
+    };
+    let said = read(kind, &fields, &family, limits, now)?;
+    let Overrides { due, method, retries, labels, queue, headers, options: overrides } = said.overrides;
+    let mut options = Options::default();
+    overrides.apply(&mut options);
+    Ok(Publish {
+        method: method.unwrap_or_default(),
+        headers,
+        retries: retries.unwrap_or(limits.default_retries),
+        due,
+        labels: labels.unwrap_or_default(),
+        options,
+        deduplication: said.deduplication,
+        queue,
+        schedule_id: said.schedule_id,
+        cron: said.cron,
+        size: fields::size(&fields),
+    })
+}
+
+/// Reads the headers of a request that publishes a message once more, otherwise as [`parse`] does. They change what they
+/// name; the content type is the request's own, unless it is forwarded.
+pub fn parse_overrides<'a>(
+    headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+    params: &'a [(String, Vec<u8>)],
+    limits: &Limits,
+    now: Timestamp,
+) -> Result<Overrides, HeaderError> {
+    let fields = fields::collect(headers, params)?;
     let family = Family::sort(&fields);
-    refuse_workflows(&family)?;
-    let config = config::read(&family, limits, now)?;
+    let mut overrides = read(Kind::Publish, &fields, &family, limits, now)?.overrides;
+    let forwarded = family.config.iter().filter(|(name, _)| *name == "forward-content-type");
+    if forwarded.map(|(_, field)| field).all(|field| field.value.is_empty()) {
+        overrides.headers.remove("content-type");
+    }
+    Ok(overrides)
+}
+
+/// Everything that the headers of a message say.
+struct Said {
+    overrides: Overrides,
+    deduplication: Option<Deduplication>,
+    schedule_id: Option<String>,
+    cron: Option<String>,
+}
+
+fn read(
+    kind: Kind,
+    fields: &[Field<'_>],
+    family: &Family<'_>,
+    limits: &Limits,
+    now: Timestamp,
+) -> Result<Said, HeaderError> {
+    refuse_workflows(family)?;
+    let config = config::read(family, limits, now)?;
     let is_schedule = kind == Kind::Schedule;
     let makes_schedule = matches!(kind, Kind::Publish | Kind::Schedule);
-    Ok(Publish {
-        method: config.method,
-        due: read_due(&family, &config, is_schedule, limits, now)?,
-        headers: delivery_headers(kind, &fields, &family, config.headers)?,
-        retries: config.retries.unwrap_or(limits.default_retries),
-        labels: config.labels,
-        options: config.options,
-        deduplication: if is_schedule { None } else { read_deduplication(&family)? },
-        queue: if kind == Kind::Enqueue { None } else { read_with(&family, "queue-name", read_name)? },
-        schedule_id: if makes_schedule { read_with(&family, "schedule-id", read_name)? } else { None },
+    Ok(Said {
+        overrides: Overrides {
+            due: read_due(family, &config, is_schedule, limits, now)?,
+            method: config.method,
+            retries: config.retries,
+            labels: config.labels,
+            headers: delivery_headers(kind, fields, family, config.headers)?,
+            options: config.options,
+            queue: if kind == Kind::Enqueue { None } else { read_with(family, "queue-name", read_name)? },
+        },
+        deduplication: if is_schedule { None } else { read_deduplication(family)? },
+        schedule_id: if makes_schedule { read_with(family, "schedule-id", read_name)? } else { None },
         cron: family.get("cron").filter(|_| makes_schedule).map(|field| field.value.to_string()),
-        size: fields::size(&fields),
     })
 }
 
@@ -194,7 +215,8 @@ fn read_due(
 ) -> Result<Due, HeaderError> {
     let not_before = family.get("not-before").filter(|_| !is_schedule);
     let Some(field) = not_before else {
-        return Ok(config.delay.map_or(Due::Now, Due::After));
+        let delay = config.delay.filter(|delay| !delay.is_zero());
+        return Ok(delay.map_or(Due::Now, Due::After));
     };
     let refused =
         |why: &str| invalid(field, format!("{:?} is not a Unix time in seconds{why}", Excerpt(&field.value)));
@@ -220,15 +242,8 @@ fn read_deduplication(family: &Family<'_>) -> Result<Option<Deduplication>, Head
 }
 
 /// Reads the name of a queue, a URL group or a schedule that may have to be made; the error says what is allowed.
-pub fn read_name(text: &str) -> Result<String, String> {
-    if is_path_step(text) {
-        return Err(format!("{text:?} can't be a name: clients and proxies resolve it as a step of a path"));
-    }
-    if is_name(text) {
-        return Ok(text.to_owned());
-    }
-    let text = Excerpt(text);
-    Err(format!("{text:?} is not a name; letters, digits, -, _ and . are allowed, at most 256"))
+fn read_name(text: &str) -> Result<String, String> {
+    Name::read(text).map(Name::into_string)
 }
 
 /// The content type, with `Upstash-Header-Forward` all of the request's headers, and over both the forwarded ones.

@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::message::{CallbackSpec, FlowControl, Redact};
+use crate::domain::id::MessageId;
+use crate::domain::message::{CallbackSpec, FlowControl, Message, Method, Redact};
 
 const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_500);
 
@@ -645,4 +646,79 @@ proptest! {
             }
         }
     }
+}
+
+/// The message with the overrides of a retry.
+fn overridden(old: &Message, fields: &[(&str, &str)], params: &[(&str, &str)]) -> Message {
+    let params: Vec<(String, Vec<u8>)> =
+        params.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+    let fields = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
+    let overrides = parse_overrides(fields, &params, &limits(), NOW).expect("valid headers");
+    let mut message = old.clone();
+    overrides.apply(&mut message, NOW);
+    message
+}
+
+fn limits_of(key: &str, parallelism: Option<u32>, rate: Option<u32>, period_s: u32) -> FlowControl {
+    FlowControl { key: key.to_owned(), parallelism, rate, period_s }
+}
+
+#[test]
+fn a_retry_overrides_what_it_names() {
+    let callback = CallbackSpec {
+        url: "https://cb.example".to_owned(),
+        options: Options { flow_control: Some(limits_of("c", Some(1), None, 1)), ..Options::default() },
+        ..CallbackSpec::default()
+    };
+    let long_ago = Timestamp::from_millis(1_000_000_000_000);
+    let plain = Message::plain(MessageId::new("msg_1"), long_ago, "https://e.com", bytes::Bytes::new());
+    let old = Message {
+        method: Method::Put,
+        max_retries: 7,
+        labels: vec!["l".to_owned()],
+        queue: Some("q".to_owned()),
+        options: Options {
+            flow_control: Some(limits_of("k", None, Some(5), 60)),
+            callback: Some(Box::new(callback)),
+            retry_delay: Some("1000".to_owned()),
+            ..Options::default()
+        },
+        ..plain
+    };
+    let same = Message { created_at: NOW, due_at: NOW, ..old.clone() };
+    assert_eq!(overridden(&old, &[("content-type", "text/plain")], &[]), same);
+    assert_eq!(overridden(&old, &[("Upstash-Retries", " "), ("Upstash-Label", "")], &[]), same);
+
+    let new = overridden(
+        &old,
+        &[
+            ("Upstash-Queue-Name", "other"),
+            ("Upstash-Flow-Control-Key", "k2"),
+            ("Upstash-Flow-Control-Value", "parallelism=2"),
+            ("Upstash-Callback-Flow-Control-Key", "c2"),
+            ("Content-Type", "text/plain"),
+            ("Upstash-Forward-Content-Type", "text/html"),
+        ],
+        &[
+            ("upstash-callback-flow-control-value", "rate=3, period=1m"),
+            ("upstash-delay", "5s"),
+            ("upstash-retries", "0"),
+        ],
+    );
+    assert_eq!(new.queue.as_deref(), Some("other"));
+    assert_eq!(new.options.flow_control, Some(limits_of("k2", Some(2), None, 1)));
+    let callback = new.options.callback.expect("it stays");
+    assert_eq!(callback.url, "https://cb.example");
+    assert_eq!(callback.options.flow_control, Some(limits_of("c2", None, Some(3), 60)));
+    assert_eq!((new.max_retries, new.method, new.labels), (0, Method::Put, vec!["l".to_owned()]));
+    assert_eq!(new.due_at.since(new.created_at).as_secs(), 5);
+    assert_eq!(new.options.retry_delay.as_deref(), Some("1000"));
+    assert_eq!(new.headers, headers(&[("Content-Type", "text/html")]));
+}
+
+#[test]
+fn a_retry_says_nothing_wrong_about_callbacks() {
+    let fields = [("Upstash-Callback-Retries", &b"x"[..])];
+    let error = parse_overrides(fields, &[], &limits(), NOW).unwrap_err();
+    assert!(error.to_string().starts_with("invalid header Upstash-Callback-Retries"), "{error}");
 }

@@ -80,7 +80,7 @@ pub struct Gate {
 
 /// Why a gate lets nothing more through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Refusal {
+pub enum Refusal {
     Paused,
     /// Until something ends.
     Full,
@@ -89,7 +89,8 @@ enum Refusal {
 }
 
 impl Gate {
-    fn refusal(&self, now: Timestamp) -> Option<Refusal> {
+    /// Why it lets nothing more through; `None`: it lets something through.
+    pub fn refusal(&self, now: Timestamp) -> Option<Refusal> {
         if self.paused {
             return Some(Refusal::Paused);
         }

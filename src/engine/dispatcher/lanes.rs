@@ -243,6 +243,11 @@ impl<D> Lanes<D> {
         !(self.known_ring.is_empty() && self.strange_ring.is_empty())
     }
 
+    /// The deliveries that have not started, in any order.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &D> {
+        self.all.values().flat_map(|lane| lane.straight.iter().chain(&lane.passed))
+    }
+
     /// Takes out deliveries that have not started, as far as they are wanted, in any order.
     pub(super) fn take_out(&mut self, is_wanted: impl Fn(&D) -> bool) -> Vec<D> {
         let mut out = Vec::new();

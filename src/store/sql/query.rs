@@ -137,6 +137,15 @@ impl Query {
         self.sql(before).placeholder(Value::Texts(Texts(values))).sql(after)
     }
 
+    /// Appends that a column's text contains another.
+    pub(super) fn contains(&mut self, column: &str, text: &str) -> &mut Self {
+        let position = match self.engine {
+            Engine::Postgres => "STRPOS",
+            Engine::Sqlite => "INSTR",
+        };
+        self.sql(&format!("{position}({column}, ")).text(text).sql(") > 0")
+    }
+
     /// Appends the conditions of a filter on the messages `m`, but for those on parts of a column, which
     /// [`MessageFilter::matches_parts`] has, for what this finds.
     pub(super) fn matching(&mut self, filter: &MessageFilter) -> &mut Self {

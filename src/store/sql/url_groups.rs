@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{DEADLINE, LONG_DEADLINE, SqlStore, Tx, codec, within};
+use super::{DEADLINE, SqlStore, Tx, codec, within};
 use crate::domain::message::Headers;
 use crate::domain::time::Timestamp;
 use crate::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
@@ -10,7 +10,7 @@ use crate::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
 use crate::store::{Result, StoreError};
 
 #[derive(sqlx::FromRow)]
-struct Row {
+pub(super) struct Row {
     name: String,
     created_at: i64,
     updated_at: i64,
@@ -18,8 +18,16 @@ struct Row {
     endpoints: String,
 }
 
+/// A group of a page, and how many the page could have.
+#[derive(sqlx::FromRow)]
+pub(super) struct Found {
+    #[sqlx(flatten)]
+    pub(super) row: Row,
+    pub(super) found: i64,
+}
+
 impl Row {
-    fn read(self) -> Result<UrlGroup> {
+    pub(super) fn read(self) -> Result<UrlGroup> {
         let table = "url_groups";
         let headers = codec::read_headers(self.headers.as_deref(), table, &self.name)?;
         let endpoints: Vec<(String, Option<String>)> = serde_json::from_str(&self.endpoints)
@@ -34,13 +42,7 @@ impl Row {
     }
 }
 
-macro_rules! select {
-    () => {
-        "SELECT name, created_at, updated_at, headers, endpoints FROM url_groups "
-    };
-}
-
-const ONE: &str = concat!(select!(), "WHERE name = $1");
+const ONE: &str = "SELECT name, created_at, updated_at, headers, endpoints FROM url_groups WHERE name = $1";
 
 /// Starts a change. Changes are rare and come one after the other, so that each sees all earlier ones and none is lost;
 /// nobody who reads waits for them.
@@ -100,16 +102,6 @@ impl UrlGroups for SqlStore {
                 sqlx::query_as(ONE).bind(name).fetch_optional(pool).await?
             });
             row.map(Row::read).transpose()
-        })
-        .await
-    }
-
-    async fn url_groups(&self) -> Result<Vec<UrlGroup>> {
-        within(LONG_DEADLINE, async {
-            let sql = concat!(select!(), "ORDER BY name");
-            let rows: Vec<Row> =
-                on_backend!(self.readers(), |pool| sqlx::query_as(sql).fetch_all(pool).await?);
-            rows.into_iter().map(Row::read).collect()
         })
         .await
     }

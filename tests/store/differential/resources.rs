@@ -256,7 +256,7 @@ impl Run {
     }
 
     pub(super) async fn show_groups(&self) {
-        same!(self, |store| store.url_groups().await.unwrap());
+        same!(self, |store| store.url_groups(Some("G"), 2, ANY_SIZE).await.unwrap());
         same!(self, |store| store.url_group(GROUPS[0]).await.unwrap());
     }
 }

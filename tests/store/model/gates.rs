@@ -159,7 +159,7 @@ impl Contents {
     }
 
     /// Those that wait at a gate with a slot of it, or without, in their order.
-    fn waiting(&self, name: &str, holds_slot: bool) -> Vec<Waiting> {
+    pub(super) fn waiting(&self, name: &str, holds_slot: bool) -> Vec<Waiting> {
         let mut waiting: Vec<(i64, Waiting)> = Vec::new();
         for (id, delivery) in &self.deliveries {
             let at = &delivery.at;
@@ -188,7 +188,7 @@ impl Contents {
         of.filter(|delivery| delivery.holder.is_some()).count() as u64
     }
 
-    fn queue_of(&self, gate: &str) -> Option<Queue> {
+    pub(super) fn queue_of(&self, gate: &str) -> Option<Queue> {
         let state = self.gates.get(gate).filter(|_| is_queue(gate))?;
         let members =
             self.deliveries.values().filter(|delivery| delivery.at.gate.as_deref() == Some(gate)).count();
@@ -202,7 +202,7 @@ impl Contents {
         })
     }
 
-    fn key_of(&self, gate: &str, now: Timestamp) -> Option<FlowKey> {
+    pub(super) fn key_of(&self, gate: &str, now: Timestamp) -> Option<FlowKey> {
         let state = self.gates.get(gate).filter(|_| !is_queue(gate))?;
         let waiting = self.deliveries.values().filter(|delivery| {
             delivery.at.flow.as_deref() == Some(gate) && delivery.holder.is_none() && delivery.due_at <= now
@@ -396,11 +396,6 @@ impl Gates for Model {
         Ok(self.state().queue_of(&queue_gate(name)))
     }
 
-    async fn queues(&self) -> Result<Vec<Queue>> {
-        let state = self.state();
-        Ok(state.gates.keys().filter_map(|name| state.queue_of(name)).collect())
-    }
-
     async fn may_use_queue(&self, name: &str, max: u32) -> Result<bool> {
         let state = self.state();
         let queues = state.gates.keys().filter(|name| is_queue(name)).count();
@@ -452,11 +447,5 @@ impl Gates for Model {
 
     async fn flow_key(&self, key: &str, now: Timestamp) -> Result<Option<FlowKey>> {
         Ok(self.state().key_of(&flow_gate(key), now))
-    }
-
-    async fn flow_keys(&self, containing: &str, now: Timestamp) -> Result<Vec<FlowKey>> {
-        let state = self.state();
-        let keys = state.gates.keys().filter(|name| bare_name(name).contains(containing));
-        Ok(keys.filter_map(|name| state.key_of(name, now)).collect())
     }
 }

@@ -115,10 +115,6 @@ impl Gates for SqlStore {
         within(DEADLINE, super::queue(&self.readers(), name)).await
     }
 
-    async fn queues(&self) -> Result<Vec<Queue>> {
-        within(LONG_DEADLINE, super::queues(&self.readers())).await
-    }
-
     async fn may_use_queue(&self, name: &str, max: u32) -> Result<bool> {
         within(DEADLINE, super::may_use(&self.readers(), name, max)).await
     }
@@ -145,9 +141,5 @@ impl Gates for SqlStore {
 
     async fn flow_key(&self, key: &str, now: Timestamp) -> Result<Option<FlowKey>> {
         within(DEADLINE, super::flow_key(&self.readers(), key, now)).await
-    }
-
-    async fn flow_keys(&self, containing: &str, now: Timestamp) -> Result<Vec<FlowKey>> {
-        within(LONG_DEADLINE, super::flow_keys(&self.readers(), containing, now)).await
     }
 }

@@ -26,6 +26,8 @@ macro_rules! control_columns {
     };
 }
 
+pub(super) use control_columns;
+
 mod calls;
 mod claim_postgres;
 mod claim_sqlite;
@@ -324,7 +326,7 @@ pub(super) async fn pause_queue(tx: &mut Tx, name: &str, paused: bool, now: Time
 }
 
 #[derive(sqlx::FromRow)]
-struct QueueRow {
+pub(super) struct QueueRow {
     name: String,
     created_at: i64,
     updated_at: i64,
@@ -333,38 +335,20 @@ struct QueueRow {
     lag: i64,
 }
 
-/// The queues of these gates. A message in flight has its own slot.
-macro_rules! select_queues {
-    ($condition:literal) => {
-        concat!(
-            "SELECT name, created_at, updated_at, parallelism, paused, \
-                 (SELECT COUNT(*) FROM deliveries d WHERE d.gate = gates.name AND d.node = 0) + \
-                 (SELECT COUNT(*) FROM deliveries d WHERE d.slot = gates.name AND d.gate = gates.name AND d.node <> 0) \
-                 AS lag \
-             FROM gates WHERE ",
-            $condition,
-            " ORDER BY name"
-        )
-    };
-}
-
 pub(super) async fn queue(pools: &Backend<&PgPool, &SqlitePool>, name: &str) -> Result<Option<Queue>> {
-    let gate = queue_gate(name);
+    // A message in flight has its own slot.
+    let sql = "SELECT name, created_at, updated_at, parallelism, paused, \
+                   (SELECT COUNT(*) FROM deliveries WHERE gate = $1 AND node = 0) + \
+                   (SELECT COUNT(*) FROM deliveries WHERE slot = $1 AND gate = $1 AND node <> 0) AS lag \
+               FROM gates WHERE name = $1";
     let row: Option<QueueRow> = on_backend!(pools, |pool| {
-        sqlx::query_as(select_queues!("name = $1")).bind(gate).fetch_optional(*pool).await?
+        sqlx::query_as(sql).bind(queue_gate(name)).fetch_optional(*pool).await?
     });
     Ok(row.map(QueueRow::into_queue))
 }
 
-pub(super) async fn queues(pools: &Backend<&PgPool, &SqlitePool>) -> Result<Vec<Queue>> {
-    let rows: Vec<QueueRow> = on_backend!(pools, |pool| {
-        sqlx::query_as(select_queues!("name >= 'q:' AND name < 'q;'")).fetch_all(*pool).await?
-    });
-    Ok(rows.into_iter().map(QueueRow::into_queue).collect())
-}
-
 impl QueueRow {
-    fn into_queue(self) -> Queue {
+    pub(super) fn into_queue(self) -> Queue {
         Queue {
             name: bare_name(&self.name).to_owned(),
             created_at: Timestamp::from_millis(self.created_at),
@@ -528,7 +512,7 @@ async fn set_control(tx: &mut Tx, gate: &str, control: &Control, now: Timestamp)
 }
 
 #[derive(sqlx::FromRow)]
-struct FlowRow {
+pub(super) struct FlowRow {
     name: String,
     #[sqlx(flatten)]
     control: ControlRow,
@@ -537,25 +521,8 @@ struct FlowRow {
     in_flight: i64,
 }
 
-/// The keys of these gates; `$2` is now.
-macro_rules! select_flow_keys {
-    ($condition:expr) => {
-        concat!(
-            "SELECT name, ",
-            control_columns!(),
-            ", starts, \
-                 (SELECT COUNT(*) FROM deliveries d WHERE d.flow = gates.name AND d.node = 0 AND d.due_at <= $2) \
-                 AS waiting, \
-                 (SELECT COUNT(*) FROM deliveries d WHERE d.flow = gates.name AND d.node > 0) AS in_flight \
-             FROM gates WHERE ",
-            $condition,
-            " ORDER BY name"
-        )
-    };
-}
-
 impl FlowRow {
-    fn into_key(self, now: Timestamp) -> Result<FlowKey> {
+    pub(super) fn into_key(self, now: Timestamp) -> Result<FlowKey> {
         Ok(FlowKey {
             key: bare_name(&self.name).to_owned(),
             control: self.control.control(),
@@ -571,44 +538,18 @@ pub(super) async fn flow_key(
     key: &str,
     now: Timestamp,
 ) -> Result<Option<FlowKey>> {
-    let gate = flow_gate(key);
+    let sql = concat!(
+        "SELECT name, ",
+        control_columns!(),
+        ", starts, \
+             (SELECT COUNT(*) FROM deliveries WHERE flow = $1 AND node = 0 AND due_at <= $2) AS waiting, \
+             (SELECT COUNT(*) FROM deliveries WHERE flow = $1 AND node > 0) AS in_flight \
+         FROM gates WHERE name = $1"
+    );
     let row: Option<FlowRow> = on_backend!(pools, |pool| {
-        sqlx::query_as(select_flow_keys!("name = $1"))
-            .bind(gate)
-            .bind(now.as_millis())
-            .fetch_optional(*pool)
-            .await?
+        sqlx::query_as(sql).bind(flow_gate(key)).bind(now.as_millis()).fetch_optional(*pool).await?
     });
     row.map(|row| row.into_key(now)).transpose()
-}
-
-pub(super) async fn flow_keys(
-    pools: &Backend<&PgPool, &SqlitePool>,
-    containing: &str,
-    now: Timestamp,
-) -> Result<Vec<FlowKey>> {
-    macro_rules! containing {
-        ($position:literal) => {
-            concat!("name >= 'f:' AND name < 'f;' AND ", $position, "(SUBSTR(name, 3), $1) > 0")
-        };
-    }
-    let rows: Vec<FlowRow> = match pools {
-        Backend::Postgres(pool) => {
-            sqlx::query_as(select_flow_keys!(containing!("STRPOS")))
-                .bind(containing)
-                .bind(now.as_millis())
-                .fetch_all(*pool)
-                .await?
-        }
-        Backend::Sqlite(pool) => {
-            sqlx::query_as(select_flow_keys!(containing!("INSTR")))
-                .bind(containing)
-                .bind(now.as_millis())
-                .fetch_all(*pool)
-                .await?
-        }
-    };
-    rows.into_iter().map(|row| row.into_key(now)).collect()
 }
 
 /// Keys that nothing has used since `cutoff`, unless a user has paused or pinned them. Finding them reads all keys.
