@@ -31,7 +31,8 @@ use homing::domain::time::Timestamp;
 use homing::engine::ids::FreshIds;
 use homing::store::sql::{Database, Options, SqlStore, VACUUM_AFTER};
 use homing::store::{
-    Accept, Accepted, Applied, Delivery, Ended, Lease, LogEntry, NodeId, Repeat, State, Store, Want,
+    Accept, Accepted, Applied, Delivery, Ended, Lease, LogEntry, NodeId, Nodes as _, Repeat, State,
+    Store as _, Want, Work as _,
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::runtime::Runtime;

@@ -1,4 +1,4 @@
-//! The store's part in queues and flow control: the [`Gates`] trait.
+//! The store's part in queues and flow control: the traits [`Gates`] and [`Queues`].
 //!
 //! A claim takes two steps. [`Gates::look_at_gates`] tells what waits and what is in use, as one moment saw it; what may
 //! go is decided above. [`Gates::pass_gates`] leases that, for each gate only if nobody has claimed from it or changed
@@ -122,9 +122,9 @@ pub struct QueueRemoval {
     pub requested: Vec<MessageId>,
 }
 
-/// Queues and flow control.
+/// What the engine needs of gates.
 #[async_trait]
-pub trait Gates {
+pub trait Gates: Send + Sync {
     /// Looks at these gates; of each, `count` deliveries more than the one that can't go, at most. Less than that, if its
     /// limits let fewer go: these, [`BEHIND`] at a queue, and one.
     async fn look_at_gates(&self, names: &[Arc<str>], count: usize) -> Result<Looks>;
@@ -145,7 +145,11 @@ pub trait Gates {
     async fn due_gates(&self, limit: usize) -> Result<DueGates>;
     /// Makes all gates due at which anything waits or is in flight.
     async fn wake_gates(&self) -> Result<()>;
+}
 
+/// Queues and flow-control keys as users see them.
+#[async_trait]
+pub trait Queues: Send + Sync {
     /// Makes a queue, with parallelism 1 unless it says otherwise, or changes what is given of it. False: there are
     /// `max` queues already, and nothing was done.
     async fn upsert_queue(

@@ -65,7 +65,7 @@ pub enum Progress {
     Failed,
 }
 
-/// The schedules of a [`Store`](super::Store).
+/// Schedules as users see them.
 #[async_trait]
 pub trait Schedules: Send + Sync {
     /// Stores a schedule, in the place of the one with its id, if any. False: there are `max` others, and nothing was done.
@@ -86,6 +86,13 @@ pub trait Schedules: Send + Sync {
     /// Goes on with the slot `next_at`, if the schedule is still of that generation and paused.
     async fn resume_schedule(&self, id: &ScheduleId, generation: i64, next_at: Timestamp) -> Result<()>;
 
+    /// How far messages have come; those that are not kept any more are left out.
+    async fn progress(&self, ids: &[&MessageId]) -> Result<Vec<(MessageId, Progress)>>;
+}
+
+/// What the engine needs of schedules.
+#[async_trait]
+pub trait Firings: Send + Sync {
     /// The earliest slot of a schedule that is not paused.
     async fn next_slot(&self) -> Result<NextDue>;
     /// Schedules whose slot has come, the earliest first, at most `count` and about `max_bytes` of bodies.
@@ -93,6 +100,4 @@ pub trait Schedules: Send + Sync {
     /// Stores a run with its messages and moves the schedule on to the next slot. False: the slot has been run, or the
     /// schedule was replaced, paused or deleted meanwhile, and nothing was done.
     async fn fire(&self, run: &Run) -> Result<bool>;
-    /// How far messages have come; those that are not kept any more are left out.
-    async fn progress(&self, ids: &[&MessageId]) -> Result<Vec<(MessageId, Progress)>>;
 }

@@ -29,7 +29,7 @@ pub enum Upserted {
 /// URL groups. What several callers change at once is changed by one after the other, and readable as soon as it is
 /// answered.
 #[async_trait]
-pub trait UrlGroups {
+pub trait UrlGroups: Send + Sync {
     /// A group; `None`: there is none of that name.
     async fn url_group(&self, name: &str) -> Result<Option<UrlGroup>>;
     /// All groups, by name.

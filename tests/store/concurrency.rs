@@ -11,11 +11,12 @@ use homing::domain::gate::{FlowChange, Limits, queue_gate};
 use homing::domain::id::{MessageId, ScheduleId};
 use homing::domain::message::Message;
 use homing::domain::url_group::Endpoint;
-use homing::store::gates::Gates as _;
-use homing::store::schedules::Schedules as _;
 use homing::store::sql::SqlStore;
 use homing::store::url_groups::{Upserted, UrlGroupLimits};
-use homing::store::{Accept, Accepted, Applied, Lease, NodeId, Repeat, Retention, Store, UrlGroups as _};
+use homing::store::{
+    Accept, Accepted, Applied, Firings as _, Gates as _, History as _, Lease, NodeId, Nodes as _,
+    Queues as _, Repeat, Retention, Schedules as _, Store, UrlGroups as _, Work as _,
+};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::gates::{queued, take, under};

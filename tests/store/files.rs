@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use homing::clock::Clock;
 use homing::domain::id::MessageId;
 use homing::store::sql::{self, SqlStore};
-use homing::store::{Accept, Accepted, Gates as _, Lease, Repeat, Store as _, StoreError};
+use homing::store::{
+    Accept, Accepted, Gates as _, Lease, Nodes as _, Queues as _, Repeat, Store as _, StoreError, Work as _,
+};
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 use tempfile::TempDir;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use homing::domain::id::MessageId;
 use homing::store::{
-    Accept, Applied, Cancellation, Cancelling as _, Ended, Gates as _, Lease, Repeat, Store as _,
+    Accept, Applied, Cancellation, Ended, Lease, Nodes as _, Queues as _, Repeat, Store as _, Work as _,
 };
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;

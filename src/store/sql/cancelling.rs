@@ -2,15 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use async_trait::async_trait;
 use sqlx::{PgPool, SqlitePool};
 
 use super::deliveries::{known_times, on_cancelled_again};
 use super::query::Query;
-use super::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, Tx, messages, within};
+use super::tx::Tx;
+use super::{Backend, LONG_DEADLINE, SqlStore, messages};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Cancellation, Cancelling, Look, NodeId, Result, UnfinishedFilter};
+use crate::store::{Cancellation, Look, NodeId, Nodes as _, Result, UnfinishedFilter};
 
 #[derive(sqlx::FromRow)]
 struct IdRow {
@@ -32,78 +32,55 @@ enum Locked {
     Wait,
 }
 
-#[async_trait]
-impl Cancelling for SqlStore {
-    async fn unfinished(
-        &self,
-        filter: &UnfinishedFilter,
-        after: Option<&MessageId>,
-        count: usize,
-    ) -> Result<Look> {
-        within(LONG_DEADLINE, unfinished(&self.lists(), filter, after, count)).await
-    }
-
-    async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>> {
-        within(LONG_DEADLINE, async {
-            let texts: Vec<&str> = ids.iter().map(MessageId::as_str).collect();
-            let mut found = self.cancel_step(&texts, Locked::Skip, now).await?;
-            if found.len() < ids.len() && self.is_postgres() {
-                let rest: Vec<&str> = texts.into_iter().filter(|id| !found.contains_key(*id)).collect();
-                for row in not_cancelled(&self.readers(), &rest).await? {
-                    found.extend(self.cancel_step(&[&row.message_id], Locked::Wait, now).await?);
-                }
-            }
-            Ok(ids.iter().map(|id| found.remove(id.as_str()).unwrap_or(Cancellation::NotFound)).collect())
-        })
-        .await
-    }
-
-    async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>> {
-        within(DEADLINE, async {
-            let mut query = Query::new(&self.readers());
-            query
-                .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND node = ")
-                .number(node.0);
-            let rows: Vec<IdRow> = query.fetch(&self.readers()).await?;
-            Ok(rows.into_iter().map(|row| MessageId::new(row.message_id)).collect())
-        })
-        .await
-    }
-
-    async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>> {
-        within(DEADLINE, async {
-            let mut query = Query::new(&self.readers());
-            query
-                .sql(
-                    "SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND message_id ",
-                )
-                .one_of(&ids.iter().map(MessageId::as_str).collect::<Vec<_>>());
-            let rows: Vec<IdRow> = query.fetch(&self.readers()).await?;
-            Ok(rows.into_iter().map(|row| MessageId::new(row.message_id)).collect())
-        })
-        .await
-    }
+/// What the node has leased and a user has cancelled.
+pub(super) async fn leases(pools: &Backend<&PgPool, &SqlitePool>, node: NodeId) -> Result<Vec<MessageId>> {
+    let mut query = Query::new(pools);
+    query
+        .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND node = ")
+        .number(node.0);
+    ids(query, pools).await
 }
 
-impl SqlStore {
-    fn is_postgres(&self) -> bool {
-        matches!(self.backend, Backend::Postgres(_))
-    }
-
-    async fn cancel_step(
-        &self,
-        ids: &[&str],
-        locked: Locked,
-        now: Timestamp,
-    ) -> Result<HashMap<String, Cancellation>> {
-        let mut tx = self.begin().await?;
-        let found = cancel(&mut tx, ids, locked, now).await?;
-        self.commit(tx).await?;
-        Ok(found)
-    }
+/// Those of the messages that are cancelled and not finished.
+pub(super) async fn requested(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    among: &[MessageId],
+) -> Result<Vec<MessageId>> {
+    let among: Vec<&str> = among.iter().map(MessageId::as_str).collect();
+    let mut query = Query::new(pools);
+    query
+        .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND message_id ")
+        .one_of(&among);
+    ids(query, pools).await
 }
 
-async fn unfinished(
+async fn ids(query: Query, pools: &Backend<&PgPool, &SqlitePool>) -> Result<Vec<MessageId>> {
+    let rows: Vec<IdRow> = query.fetch(pools).await?;
+    Ok(rows.into_iter().map(|row| MessageId::new(row.message_id)).collect())
+}
+
+/// Cancels messages: at first those that nobody has locked, then the others one by one.
+pub(super) async fn cancel_many(
+    store: &SqlStore,
+    ids: &[MessageId],
+    now: Timestamp,
+) -> Result<Vec<Cancellation>> {
+    let texts: Vec<&str> = ids.iter().map(MessageId::as_str).collect();
+    let step = async |ids: &[&str], locked: Locked| {
+        store.write(LONG_DEADLINE, async |tx| cancel(tx, ids, locked, now).await).await
+    };
+    let mut found = step(&texts, Locked::Skip).await?;
+    if found.len() < ids.len() && store.is_shared() {
+        let rest: Vec<&str> = texts.into_iter().filter(|id| !found.contains_key(*id)).collect();
+        for row in not_cancelled(&store.readers(), &rest).await? {
+            found.extend(step(&[&row.message_id], Locked::Wait).await?);
+        }
+    }
+    Ok(ids.iter().map(|id| found.remove(id.as_str()).unwrap_or(Cancellation::NotFound)).collect())
+}
+
+/// Unfinished messages that nobody has cancelled, after `after`.
+pub(super) async fn unfinished(
     pools: &Backend<&PgPool, &SqlitePool>,
     filter: &UnfinishedFilter,
     after: Option<&MessageId>,
@@ -145,7 +122,7 @@ async fn cancel(
     locked: Locked,
     now: Timestamp,
 ) -> Result<HashMap<String, Cancellation>> {
-    let mut query = Query::new(tx);
+    let mut query = Query::new(&tx.on);
     query
         .sql(
             "SELECT d.message_id, d.node <> 0 AS leased FROM deliveries d \
@@ -162,7 +139,7 @@ async fn cancel(
     };
     let (waiting, leased) = (of(false), of(true));
 
-    let mut record = Query::new(tx);
+    let mut record = Query::new(&tx.on);
     record
         .sql(
             "INSERT INTO cancellations (message_id, requested_at, cancelled_at) \
@@ -178,10 +155,10 @@ async fn cancel(
         .one_of(&[&waiting[..], &leased[..]].concat())
         .sql(concat!(") AS c", on_cancelled_again!()));
     record.execute_in(tx).await?;
-    let mut remove = Query::new(tx);
+    let mut remove = Query::new(&tx.on);
     remove.sql("DELETE FROM deliveries WHERE message_id ").one_of(&waiting);
     remove.execute_in(tx).await?;
-    let mut mark = Query::new(tx);
+    let mut mark = Query::new(&tx.on);
     mark.sql("UPDATE deliveries SET cancel_requested_at = ").number(now.as_millis());
     mark.sql(" WHERE message_id ").one_of(&leased);
     mark.execute_in(tx).await?;

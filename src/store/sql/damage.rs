@@ -218,7 +218,7 @@ pub(super) fn migrating(path: &Path, error: MigrateError) -> StoreError {
         {
             opening(path, error)
         }
-        error => StoreError::Migrate(error),
+        error => error.into(),
     }
 }
 

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use sqlx::{PgPool, SqlitePool};
 
 use super::query::{LOOK_TIME, Query};
-use super::{Backend, Tx, codec, deliveries, messages};
+use super::tx::Tx;
+use super::{Backend, codec, deliveries, messages};
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::outcome::Response;
 use crate::domain::time::Timestamp;
@@ -274,7 +275,6 @@ pub(super) async fn replace(
     replacements: &[(DeadLetterId, Accept)],
     missing: Missing,
     max_queues: Option<u32>,
-    now: Timestamp,
 ) -> Result<Vec<bool>> {
     let ids: Vec<&str> = replacements.iter().map(|(id, _)| id.as_str()).collect();
     let found = lock(tx, &ids).await?;
@@ -285,7 +285,7 @@ pub(super) async fn replace(
     let replaced: Vec<bool> = ids.iter().map(|id| found.contains(*id)).collect();
     let accepts = replacements.iter().zip(&replaced).filter(|(_, replaced)| **replaced);
     let accepts: Vec<Accept> = accepts.map(|((_, accept), _)| accept.clone()).collect();
-    deliveries::insert(tx, &accepts, max_queues, now).await?;
+    deliveries::insert(tx, &accepts, max_queues).await?;
     Ok(replaced)
 }
 
@@ -298,7 +298,7 @@ pub(super) async fn delete(tx: &mut Tx, ids: &[&str]) -> Result<u64> {
 /// Locks those of the dead letters that exist; which they are. In one order, so that two that remove the same ones wait
 /// for each other and don't deadlock.
 async fn lock(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
-    let mut lock = Query::new(tx);
+    let mut lock = Query::new(&tx.on);
     lock.sql("SELECT l.id FROM dead_letters l WHERE l.id ").one_of(ids);
     lock.sql(" ORDER BY l.id").lock(" FOR UPDATE OF l");
     let rows: Vec<IdRow> = lock.fetch_in(tx).await?;
@@ -306,7 +306,7 @@ async fn lock(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
 }
 
 async fn remove(tx: &mut Tx, ids: &HashSet<String>) -> Result<u64> {
-    let mut delete = Query::new(tx);
+    let mut delete = Query::new(&tx.on);
     delete.sql("DELETE FROM dead_letters WHERE id ").one_of(&ids.iter().collect::<Vec<_>>());
     delete.execute_in(tx).await
 }

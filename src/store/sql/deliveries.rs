@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use sqlx::{PgConnection, PgPool, SqlitePool};
 
 use super::query::wanted;
-use super::{Backend, Tx, hot_postgres, hot_sqlite};
+use super::tx::Tx;
+use super::{Backend, hot_postgres, hot_sqlite};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{Accept, Cancellation, DueLanes, Lease, NodeId, Repeat, Result};
@@ -31,18 +32,15 @@ pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
     DueLanes { lanes, after }
 }
 
-/// Stores messages that wait; all of one transaction at once, so that their gates are locked in order. It is `now` by
-/// SQLite's clock; Postgres asks its own.
-pub(super) async fn insert(
-    tx: &mut Tx,
-    accepts: &[Accept],
-    max_queues: Option<u32>,
-    now: Timestamp,
-) -> Result<()> {
-    let (nobody, first) = (NodeId(0), Repeat::First);
-    match tx {
-        Tx::Postgres(tx) => hot_postgres::accept(&mut *tx, nobody, accepts, first, max_queues).await?,
-        Tx::Sqlite(tx) => {
+/// Stores messages that wait; all of one transaction at once, so that their gates are locked in order.
+pub(super) async fn insert(tx: &mut Tx, accepts: &[Accept], max_queues: Option<u32>) -> Result<()> {
+    let (nobody, first, now) = (NodeId(0), Repeat::First, tx.now);
+    let claimable = &mut tx.claimable;
+    match &mut tx.on {
+        Backend::Postgres(tx) => {
+            hot_postgres::accept(&mut *tx, claimable, nobody, accepts, first, max_queues).await?
+        }
+        Backend::Sqlite(tx) => {
             let accepts: Vec<&Accept> = accepts.iter().collect();
             hot_sqlite::accept(&mut *tx, nobody, &accepts, first, max_queues, now).await?
         }
@@ -66,14 +64,14 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
                 WHERE message_id = $1 AND node <> 0";
     // Between the two statements a node may lease the delivery, or give it back: then it is looked at again.
     for _ in 0..4 {
-        let deleted = on_backend!(&mut *tx, |tx| {
+        let deleted = on_backend!(&mut tx.on, |tx| {
             sqlx::query(delete).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
         });
         if deleted == 1 {
             record(tx, id, now, true).await?;
             return Ok(Cancellation::Cancelled);
         }
-        let marked = on_backend!(&mut *tx, |tx| {
+        let marked = on_backend!(&mut tx.on, |tx| {
             sqlx::query(mark)
                 .bind(wanted(id.as_str()))
                 .bind(now.as_millis())
@@ -94,7 +92,7 @@ pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Resul
 
 async fn exists(tx: &mut Tx, id: &MessageId) -> Result<bool> {
     let sql = "SELECT 1 FROM deliveries WHERE message_id = $1";
-    Ok(on_backend!(tx, |tx| {
+    Ok(on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql).bind(wanted(id.as_str())).fetch_optional(&mut **tx).await?.is_some()
     }))
 }
@@ -148,7 +146,7 @@ pub(super) async fn record(tx: &mut Tx, id: &MessageId, now: Timestamp, cancelle
         " AS at) AS c",
         on_cancelled_again!()
     );
-    on_backend!(tx, |tx| {
+    on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql).bind(id.as_str()).bind(now.as_millis()).bind(cancelled).execute(&mut **tx).await?;
     });
     Ok(())
@@ -164,7 +162,7 @@ pub(super) async fn finish_cancelled(
 ) -> Result<bool> {
     let sql = "DELETE FROM deliveries WHERE message_id = $1 AND node = $2 AND lease = $3 \
                AND cancel_requested_at IS NOT NULL";
-    let deleted = on_backend!(&mut *tx, |tx| {
+    let deleted = on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
             .bind(id.as_str())
             .bind(node.0)
@@ -188,15 +186,16 @@ pub(super) async fn count_start(
 ) -> Result<Option<i64>> {
     let sql = "UPDATE deliveries SET starts = starts + 1 \
                WHERE message_id = $1 AND node = $2 AND lease = $3 RETURNING starts";
-    Ok(on_backend!(tx, |tx| {
+    Ok(on_backend!(&mut tx.on, |tx| {
         sqlx::query_scalar(sql).bind(id.as_str()).bind(node.0).bind(lease.0).fetch_optional(&mut **tx).await?
     }))
 }
 
 /// Gives leased deliveries back; the claims do not count, since no attempt was made.
 pub(super) async fn release(tx: &mut Tx, node: NodeId, held: &[(MessageId, Lease)]) -> Result<u64> {
-    match tx {
-        Tx::Postgres(tx) => {
+    tx.claimable.anything();
+    match &mut tx.on {
+        Backend::Postgres(tx) => {
             let ids: Vec<&str> = held.iter().map(|(id, _)| id.as_str()).collect();
             let leases: Vec<i64> = held.iter().map(|(_, lease)| lease.0).collect();
             Ok(sqlx::query(
@@ -211,7 +210,7 @@ pub(super) async fn release(tx: &mut Tx, node: NodeId, held: &[(MessageId, Lease
             .await?
             .rows_affected())
         }
-        Tx::Sqlite(tx) => {
+        Backend::Sqlite(tx) => {
             let held: Vec<(&str, i64)> = held.iter().map(|(id, lease)| (id.as_str(), lease.0)).collect();
             Ok(sqlx::query(
                 "UPDATE deliveries SET node = 0, lease = 0, claims = claims - 1 WHERE rowid IN ( \

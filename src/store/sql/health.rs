@@ -13,6 +13,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection, SqliteConnection}
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use super::tx::Claimable;
 use super::writer::Writer;
 use super::{Backend, hot_postgres, hot_sqlite, within};
 use crate::chance::Chance;
@@ -147,7 +148,8 @@ async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>, now: Timestam
 async fn on_postgres(connection: &mut PgConnection, now: Timestamp) -> Result<()> {
     let mut tx = connection.begin().await?;
     let accept = message(now);
-    hot_postgres::accept(&mut tx, NodeId(0), std::slice::from_ref(&accept), Repeat::First, None).await?;
+    let batch = std::slice::from_ref(&accept);
+    hot_postgres::accept(&mut tx, &mut Claimable::unseen(), NodeId(0), batch, Repeat::First, None).await?;
     for sql in REMOVE {
         sqlx::query(sql).bind(accept.message.id.as_str()).execute(&mut *tx).await?;
     }

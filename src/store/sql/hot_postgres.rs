@@ -8,11 +8,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgBindIterExt as _};
-use sqlx::{Arguments as _, Connection as _, PgConnection, PgExecutor, PgPool, Postgres};
+use sqlx::{Arguments as _, Connection as _, PgConnection, PgExecutor};
 
 use super::attempts::{self, callbacks, letter, with_letter};
 use super::columns::{Column, add_arrays, add_row, arguments, arrays, names, placeholders};
@@ -20,6 +19,7 @@ use super::gates::entry::{Conn, Entry, enter};
 use super::low_water::{Look, LowWater};
 use super::messages::{self, ClaimedRow, LEASED, New, SELECTED, delivery};
 use super::nodes::now_ms;
+use super::tx::Claimable;
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
@@ -35,34 +35,6 @@ const STATEMENT_BYTES: usize = 32 << 20;
 pub(super) async fn now<'e>(on: impl PgExecutor<'e>) -> Result<Timestamp> {
     let ms: i64 = sqlx::query_scalar(concat!("SELECT ", now_ms!())).fetch_one(on).await?;
     Ok(Timestamp::from_millis(ms))
-}
-
-/// Takes a connection for one step.
-pub(super) async fn acquire(pool: &PgPool, deadline: Duration) -> Result<PoolConnection<Postgres>> {
-    tokio::time::timeout(deadline, pool.acquire())
-        .await
-        .map_err(|_| StoreError::Deadline(deadline))?
-        .map_err(StoreError::from)
-}
-
-/// Returns the connection after a step, unless the step did not end properly: then its statement may still be running,
-/// and the connection is closed.
-pub(super) fn give_back<T>(
-    connection: PoolConnection<Postgres>,
-    deadline: Duration,
-    result: Result<Result<T>, tokio::time::error::Elapsed>,
-) -> Result<T> {
-    match result {
-        Ok(Err(error)) if error.is_transient() => {
-            drop(connection.detach());
-            Err(error)
-        }
-        Ok(result) => result,
-        Err(_) => {
-            drop(connection.detach());
-            Err(StoreError::Deadline(deadline))
-        }
-    }
 }
 
 /// An insert of rows that come as arrays, one for each column.
@@ -93,11 +65,13 @@ fn bind_new(rows: &[New<'_>]) -> sqlx::Result<PgArguments> {
 /// of the batch have the same deduplication key.
 pub(super) async fn accept(
     conn: &mut PgConnection,
+    claimable: &mut Claimable,
     node: NodeId,
     batch: &[Accept],
     repeat: Repeat,
     max_queues: Option<u32>,
 ) -> Result<Vec<Accepted>> {
+    claimable.accepted(batch);
     if repeat == Repeat::First {
         return accept_all(conn, node, batch, repeat, max_queues).await;
     }
@@ -395,7 +369,15 @@ pub(super) async fn claim(
 
 /// Stores the ends of attempts. Every part reads from what was really deleted or changed, so that an attempt whose lease
 /// is gone leaves nothing.
-pub(super) async fn finish(conn: &mut PgConnection, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+pub(super) async fn finish(
+    conn: &mut PgConnection,
+    claimable: &mut Claimable,
+    node: NodeId,
+    batch: &[Ended],
+) -> Result<Vec<Applied>> {
+    if let Some(due_ms) = batch.iter().filter_map(attempts::due_again).min() {
+        claimable.from(due_ms);
+    }
     let plain = batch
         .iter()
         .all(|ended| matches!(ended.finish.next, Next::Delivered) && ended.finish.callbacks.is_empty());

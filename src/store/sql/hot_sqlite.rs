@@ -107,7 +107,7 @@ impl GroupCommit {
 }
 
 fn gone() -> StoreError {
-    StoreError::Unavailable(sqlx::Error::WorkerCrashed)
+    StoreError::Closed
 }
 
 async fn run(
@@ -600,7 +600,7 @@ async fn delete(
         .bind(node.0)
         .execute(conn)
         .await?;
-    serde_json::from_str(&ids).map_err(|error| StoreError::Refused(sqlx::Error::Decode(error.into())))
+    Ok(serde_json::from_str(&ids).map_err(|error| sqlx::Error::Decode(error.into()))?)
 }
 
 async fn retry(conn: &mut SqliteConnection, node: NodeId, ended: &Ended) -> Result<bool> {

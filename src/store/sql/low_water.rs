@@ -140,19 +140,6 @@ impl LowWater {
     }
 }
 
-/// Lowers the bound when it is dropped.
-pub(super) struct LowerAtEnd<'a> {
-    pub(super) low_water: &'a LowWater,
-    /// Unix milliseconds; `i64::MIN` for anything at all.
-    pub(super) due_ms: i64,
-}
-
-impl Drop for LowerAtEnd<'_> {
-    fn drop(&mut self) {
-        self.low_water.lower(self.due_ms);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,7 +158,7 @@ mod tests {
         assert_eq!(low.for_look(), Look::From(3000), "the look may have begun before it was lowered");
         low.saw(5000);
         assert_eq!(low.for_look(), Look::From(4000));
-        drop(LowerAtEnd { low_water: &low, due_ms: i64::MIN });
+        low.lower(i64::MIN);
         assert_eq!(low.for_look(), Look::Whole);
     }
 

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 use tokio::sync::{Notify, watch};
@@ -294,7 +295,7 @@ impl Seen {
 }
 
 fn left() -> StoreError {
-    StoreError::Unavailable(sqlx::Error::Protocol("the connection led to a former primary".to_owned()))
+    sqlx::Error::Protocol("the connection led to a former primary".to_owned()).into()
 }
 
 async fn run(primary: Arc<Primary>, options: PgConnectOptions) {
@@ -332,10 +333,9 @@ async fn run(primary: Arc<Primary>, options: PgConnectOptions) {
 
 /// Whether the server has no connection to give.
 fn is_full(error: &StoreError) -> bool {
-    match error {
-        StoreError::Unavailable(sqlx::Error::Database(error)) => error.code().as_deref() == Some("53300"),
-        _ => false,
-    }
+    let StoreError::Unavailable(source) = error else { return false };
+    let database = source.downcast_ref().and_then(sqlx::Error::as_database_error);
+    database.and_then(DatabaseError::code).as_deref() == Some("53300")
 }
 
 async fn look(options: &PgConnectOptions) -> Result<(Server, i64)> {

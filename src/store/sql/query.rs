@@ -14,7 +14,8 @@ use sqlx::{
     AssertSqlSafe, Database, Encode, FromRow, PgPool, Pool, Postgres, Sqlite, SqliteConnection, SqlitePool,
 };
 
-use super::{Backend, Tx};
+use super::Backend;
+use super::tx::Tx;
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
@@ -209,12 +210,12 @@ impl Query {
     where
         T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
     {
-        Ok(on_backend!(tx, |tx| bound!(query_as, self).fetch_all(&mut **tx).await?))
+        Ok(on_backend!(&mut tx.on, |tx| bound!(query_as, self).fetch_all(&mut **tx).await?))
     }
 
     /// Runs the statement in a transaction, and returns how many rows it has changed.
     pub(super) async fn execute_in(self, tx: &mut Tx) -> Result<u64> {
-        Ok(on_backend!(tx, |tx| bound!(query, self).execute(&mut **tx).await?.rows_affected()))
+        Ok(on_backend!(&mut tx.on, |tx| bound!(query, self).execute(&mut **tx).await?.rows_affected()))
     }
 }
 

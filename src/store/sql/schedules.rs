@@ -7,13 +7,14 @@ use bytes::Bytes;
 
 use super::dead_letters::fitting;
 use super::query::{Query, wanted};
-use super::{DEADLINE, LONG_DEADLINE, SqlStore, Tx, codec, deliveries, messages, within};
+use super::tx::Tx;
+use super::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, codec, deliveries, messages, within};
 use crate::domain::id::{MessageId, ScheduleId};
 use crate::domain::message::Method;
 use crate::domain::template::Template;
 use crate::domain::time::Timestamp;
-use crate::store::schedules::{LastRun, Progress, Run, Schedule, Schedules};
-use crate::store::{NextDue, Page, Result, Store as _, StoreError};
+use crate::store::schedules::{Firings, LastRun, Progress, Run, Schedule, Schedules};
+use crate::store::{NextDue, Nodes as _, Page, Result, StoreError};
 
 /// Postgres' lock for counting: `hschedul` in ASCII.
 const ADVISORY_LOCK: i64 = 0x6873_6368_6564_756c;
@@ -115,7 +116,7 @@ async fn put(tx: &mut Tx, schedule: &Schedule) -> Result<()> {
     let template = &schedule.template;
     let last_run = schedule.last_run.as_ref();
     let delay_ms = schedule.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
-    on_backend!(tx, |tx| {
+    on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
             .bind(schedule.id.as_str())
             .bind(schedule.generation)
@@ -145,16 +146,16 @@ async fn put(tx: &mut Tx, schedule: &Schedule) -> Result<()> {
 
 /// How many schedules other than this one there are. No other transaction that asks goes on before this one's end.
 async fn count_others(tx: &mut Tx, id: &ScheduleId) -> Result<i64> {
-    if let Tx::Postgres(tx) = &mut *tx {
+    if let Backend::Postgres(tx) = &mut tx.on {
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut **tx).await?;
     }
     let sql = "SELECT COUNT(*) FROM schedules WHERE id <> $1";
-    Ok(on_backend!(tx, |tx| sqlx::query_scalar(sql).bind(id.as_str()).fetch_one(&mut **tx).await?))
+    Ok(on_backend!(&mut tx.on, |tx| sqlx::query_scalar(sql).bind(id.as_str()).fetch_one(&mut **tx).await?))
 }
 
 async fn exists(tx: &mut Tx, id: &ScheduleId) -> Result<bool> {
     let sql = "SELECT 1 FROM schedules WHERE id = $1";
-    Ok(on_backend!(tx, |tx| {
+    Ok(on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql).bind(id.as_str()).fetch_optional(&mut **tx).await?.is_some()
     }))
 }
@@ -165,7 +166,7 @@ async fn advance(tx: &mut Tx, run: &Run) -> Result<bool> {
                WHERE id = $4 AND generation = $5 AND next_at = $6 AND NOT paused";
     let accepts = run.outcome.as_deref().unwrap_or_default();
     let ids = write_ids(accepts.iter().map(|accept| &accept.message.id));
-    let updated = on_backend!(tx, |tx| {
+    let updated = on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
             .bind(run.next_at.as_millis())
             .bind(ids)
@@ -209,30 +210,30 @@ impl SqlStore {
 
     /// Puts schedules aside that can't be read, so that the others are run.
     async fn put_aside(&self, ids: &[String], now: Timestamp) -> Result<()> {
-        let mut tx = self.begin().await?;
-        for id in ids {
-            let sql = "UPDATE schedules SET next_at = $1 WHERE id = $2";
-            on_backend!(&mut tx, |tx| {
-                sqlx::query(sql).bind(now.after(ASIDE).as_millis()).bind(id).execute(&mut **tx).await?;
-            });
-        }
-        self.commit(tx).await
+        self.write(DEADLINE, async |tx| {
+            for id in ids {
+                let sql = "UPDATE schedules SET next_at = $1 WHERE id = $2";
+                on_backend!(&mut tx.on, |tx| {
+                    sqlx::query(sql).bind(now.after(ASIDE).as_millis()).bind(id).execute(&mut **tx).await?;
+                });
+            }
+            Ok(())
+        })
+        .await
     }
 }
 
 #[async_trait]
 impl Schedules for SqlStore {
     async fn put_schedule(&self, schedule: &Schedule, max: Option<u32>) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
+        self.write(DEADLINE, async |tx| {
             if let Some(max) = max
-                && count_others(&mut tx, &schedule.id).await? >= i64::from(max)
-                && !exists(&mut tx, &schedule.id).await?
+                && count_others(tx, &schedule.id).await? >= i64::from(max)
+                && !exists(tx, &schedule.id).await?
             {
                 return Ok(false);
             }
-            put(&mut tx, schedule).await?;
-            self.commit(tx).await?;
+            put(tx, schedule).await?;
             Ok(true)
         })
         .await
@@ -271,37 +272,32 @@ impl Schedules for SqlStore {
     }
 
     async fn delete_schedule(&self, id: &ScheduleId) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
+        self.write(DEADLINE, async |tx| {
             let sql = "DELETE FROM schedules WHERE id = $1";
-            let deleted = on_backend!(&mut tx, |tx| {
+            let deleted = on_backend!(&mut tx.on, |tx| {
                 sqlx::query(sql).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
             });
-            self.commit(tx).await?;
             Ok(deleted == 1)
         })
         .await
     }
 
     async fn pause_schedule(&self, id: &ScheduleId) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
+        self.write(DEADLINE, async |tx| {
             let sql = "UPDATE schedules SET paused = TRUE WHERE id = $1";
-            let found = on_backend!(&mut tx, |tx| {
+            let found = on_backend!(&mut tx.on, |tx| {
                 sqlx::query(sql).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
             });
-            self.commit(tx).await?;
             Ok(found == 1)
         })
         .await
     }
 
     async fn resume_schedule(&self, id: &ScheduleId, generation: i64, next_at: Timestamp) -> Result<()> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
+        self.write(DEADLINE, async |tx| {
             let sql = "UPDATE schedules SET paused = FALSE, next_at = $1 \
                        WHERE id = $2 AND generation = $3 AND paused";
-            on_backend!(&mut tx, |tx| {
+            on_backend!(&mut tx.on, |tx| {
                 sqlx::query(sql)
                     .bind(next_at.as_millis())
                     .bind(id.as_str())
@@ -309,11 +305,39 @@ impl Schedules for SqlStore {
                     .execute(&mut **tx)
                     .await?;
             });
-            self.commit(tx).await
+            Ok(())
         })
         .await
     }
 
+    async fn progress(&self, ids: &[&MessageId]) -> Result<Vec<(MessageId, Progress)>> {
+        within(DEADLINE, async {
+            let readers = self.readers();
+            let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+            let mut query = Query::new(&readers);
+            query
+                .sql(
+                    "SELECT m.id, \
+                     EXISTS (SELECT 1 FROM deliveries d WHERE d.message_id = m.id) AS waiting, \
+                     EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.result = 'delivered') \
+                         AS delivered \
+                     FROM messages m WHERE m.id ",
+                )
+                .one_of(&ids);
+            let rows: Vec<ProgressRow> = query.fetch(&readers).await?;
+            let progress = |row: &ProgressRow| match (row.waiting, row.delivered) {
+                (true, _) => Progress::Waiting,
+                (false, true) => Progress::Delivered,
+                (false, false) => Progress::Failed,
+            };
+            Ok(rows.into_iter().map(|row| (MessageId::new(&*row.id), progress(&row))).collect())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Firings for SqlStore {
     async fn next_slot(&self) -> Result<NextDue> {
         within(DEADLINE, async {
             let sql = "SELECT next_at FROM schedules WHERE NOT paused ORDER BY next_at LIMIT 1";
@@ -362,42 +386,14 @@ impl Schedules for SqlStore {
     }
 
     async fn fire(&self, run: &Run) -> Result<bool> {
-        within(LONG_DEADLINE, async {
-            let _brings = self.bringing(run.outcome.iter().flatten());
-            let mut tx = self.begin().await?;
-            if !advance(&mut tx, run).await? {
+        self.write(LONG_DEADLINE, async |tx| {
+            if !advance(tx, run).await? {
                 return Ok(false);
             }
             if let Ok(accepts) = &run.outcome {
-                deliveries::insert(&mut tx, accepts, self.max_queues, self.clock.now()).await?;
+                deliveries::insert(tx, accepts, self.max_queues).await?;
             }
-            self.commit(tx).await?;
             Ok(true)
-        })
-        .await
-    }
-
-    async fn progress(&self, ids: &[&MessageId]) -> Result<Vec<(MessageId, Progress)>> {
-        within(DEADLINE, async {
-            let readers = self.readers();
-            let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
-            let mut query = Query::new(&readers);
-            query
-                .sql(
-                    "SELECT m.id, \
-                     EXISTS (SELECT 1 FROM deliveries d WHERE d.message_id = m.id) AS waiting, \
-                     EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.result = 'delivered') \
-                         AS delivered \
-                     FROM messages m WHERE m.id ",
-                )
-                .one_of(&ids);
-            let rows: Vec<ProgressRow> = query.fetch(&readers).await?;
-            let progress = |row: &ProgressRow| match (row.waiting, row.delivered) {
-                (true, _) => Progress::Waiting,
-                (false, true) => Progress::Delivered,
-                (false, false) => Progress::Failed,
-            };
-            Ok(rows.into_iter().map(|row| (MessageId::new(&*row.id), progress(&row))).collect())
         })
         .await
     }

@@ -10,7 +10,7 @@ use homing::domain::gate::{
 use homing::domain::message::{FlowControl, Message};
 use homing::domain::time::Timestamp;
 use homing::store::gates::{
-    BEHIND, DueGates, FlowKey, GateLook, GateStep, Gates, Looks, Pass, Queue, QueueRemoval, RECHECK,
+    BEHIND, DueGates, FlowKey, GateLook, GateStep, Gates, Looks, Pass, Queue, QueueRemoval, Queues, RECHECK,
     RECHECK_BLOCKED,
 };
 use homing::store::{Cancellation, Delivery, Lease, NodeId, Result, Slot, StoreError};
@@ -353,7 +353,10 @@ impl Gates for Model {
         self.state().wake_gates();
         Ok(())
     }
+}
 
+#[async_trait]
+impl Queues for Model {
     async fn upsert_queue(
         &self,
         name: &str,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use homing::domain::id::{MessageId, ScheduleId};
 use homing::domain::time::Timestamp;
-use homing::store::schedules::{LastRun, Progress, Run, Schedule, Schedules};
+use homing::store::schedules::{Firings, LastRun, Progress, Run, Schedule, Schedules};
 use homing::store::{NextDue, Page, Result};
 
 use super::{Model, Next, cut};
@@ -56,6 +56,25 @@ impl Schedules for Model {
         Ok(())
     }
 
+    async fn progress(&self, ids: &[&MessageId]) -> Result<Vec<(MessageId, Progress)>> {
+        let state = self.state();
+        let progress = |id: &MessageId| {
+            let mut attempts = state.attempts.iter().filter(|((of, _), _)| of == id);
+            if state.deliveries.contains_key(id) {
+                Progress::Waiting
+            } else if attempts.any(|(_, ending)| ending.next == Next::Delivered) {
+                Progress::Delivered
+            } else {
+                Progress::Failed
+            }
+        };
+        let known = ids.iter().filter(|id| state.messages.contains_key(id));
+        Ok(known.map(|id| (MessageId::clone(id), progress(id))).collect())
+    }
+}
+
+#[async_trait]
+impl Firings for Model {
     async fn next_slot(&self) -> Result<NextDue> {
         let mut state = self.state();
         let now = state.tick();
@@ -90,21 +109,5 @@ impl Schedules for Model {
             state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None, None);
         }
         Ok(true)
-    }
-
-    async fn progress(&self, ids: &[&MessageId]) -> Result<Vec<(MessageId, Progress)>> {
-        let state = self.state();
-        let progress = |id: &MessageId| {
-            let mut attempts = state.attempts.iter().filter(|((of, _), _)| of == id);
-            if state.deliveries.contains_key(id) {
-                Progress::Waiting
-            } else if attempts.any(|(_, ending)| ending.next == Next::Delivered) {
-                Progress::Delivered
-            } else {
-                Progress::Failed
-            }
-        };
-        let known = ids.iter().filter(|id| state.messages.contains_key(id));
-        Ok(known.map(|id| (MessageId::clone(id), progress(id))).collect())
     }
 }

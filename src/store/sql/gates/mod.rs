@@ -10,8 +10,9 @@ use sqlx::{Connection as _, PgConnection, PgPool, SqlitePool};
 use self::entry::{AtTime, Conn, has_room};
 use super::deliveries::{cancel_time, on_cancelled_again, record};
 use super::nodes::now_ms;
+use super::tx::Tx;
 use super::writer::Writer;
-use super::{Backend, Tx, codec};
+use super::{Backend, codec};
 use crate::clock::Clock;
 use crate::domain::gate::{Control, FlowChange, Gate, Limits, Rate, bare_name, flow_gate, queue_gate};
 use crate::domain::id::MessageId;
@@ -268,7 +269,7 @@ pub(super) async fn upsert_queue(
     now: Timestamp,
 ) -> Result<bool> {
     if let Some(max) = max
-        && !may_make(tx, name, max, now).await?
+        && !may_make(tx, name, max).await?
     {
         return Ok(false);
     }
@@ -278,7 +279,7 @@ pub(super) async fn upsert_queue(
                ON CONFLICT (name) DO UPDATE SET parallelism = COALESCE($3, gates.parallelism), \
                    paused = COALESCE($4, gates.paused), updated_at = $2, version = gates.version + 1, next_at = $2";
     let gate = queue_gate(name);
-    on_backend!(tx, |tx| {
+    on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
             .bind(gate)
             .bind(now.as_millis())
@@ -290,10 +291,11 @@ pub(super) async fn upsert_queue(
     Ok(true)
 }
 
-async fn may_make(tx: &mut Tx, name: &str, max: u32, now: Timestamp) -> Result<bool> {
-    let mut conn = match tx {
-        Tx::Postgres(tx) => Conn::Postgres(&mut **tx),
-        Tx::Sqlite(tx) => Conn::Sqlite(AtTime { conn: tx, now }),
+async fn may_make(tx: &mut Tx, name: &str, max: u32) -> Result<bool> {
+    let now = tx.now;
+    let mut conn = match &mut tx.on {
+        Backend::Postgres(tx) => Conn::Postgres(&mut **tx),
+        Backend::Sqlite(tx) => Conn::Sqlite(AtTime { conn: tx, now }),
     };
     has_room(&mut conn, &[&queue_gate(name)], max).await
 }
@@ -311,7 +313,7 @@ pub(super) async fn pause_queue(tx: &mut Tx, name: &str, paused: bool, now: Time
     let sql = "UPDATE gates SET updated_at = CASE WHEN paused = $2 THEN updated_at ELSE $3 END, paused = $2, \
                    version = version + 1, next_at = $3 WHERE name = $1";
     let gate = queue_gate(name);
-    let changed = on_backend!(tx, |tx| {
+    let changed = on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
             .bind(gate)
             .bind(paused)
@@ -381,7 +383,7 @@ impl QueueRow {
 pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Result<QueueRemoval> {
     let gate = queue_gate(name);
     let gate = gate.as_str();
-    if let Tx::Postgres(tx) = &mut *tx {
+    if let Backend::Postgres(tx) = &mut tx.on {
         let of = async |tx: &mut PgConnection, sql: &'static str| -> Result<bool> {
             Ok(sqlx::query(sql).bind(gate).fetch_optional(tx).await?.is_some())
         };
@@ -398,7 +400,7 @@ pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Res
     let detach = "UPDATE deliveries SET cancel_requested_at = COALESCE(cancel_requested_at, $2), gate = NULL, \
                       place = NULL, slot = NULL, holder = NULL \
                   WHERE slot = $1 AND gate = $1 AND node <> 0 RETURNING message_id";
-    let requested: Vec<String> = on_backend!(&mut *tx, |tx| {
+    let requested: Vec<String> = on_backend!(&mut tx.on, |tx| {
         sqlx::query_scalar(detach).bind(gate).bind(now.as_millis()).fetch_all(&mut **tx).await?
     });
     let requested: Vec<MessageId> = requested.into_iter().map(MessageId::new).collect();
@@ -407,14 +409,14 @@ pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Res
     }
     let left = "SELECT COUNT(*) FROM (SELECT 1 FROM deliveries WHERE gate = $1 AND node = 0 LIMIT 1) AS rest";
     let left: i64 =
-        on_backend!(&mut *tx, |tx| sqlx::query_scalar(left).bind(gate).fetch_one(&mut **tx).await?);
+        on_backend!(&mut tx.on, |tx| sqlx::query_scalar(left).bind(gate).fetch_one(&mut **tx).await?);
     if left == 0 {
         for sql in [
             "UPDATE deliveries SET slot = NULL, holder = NULL WHERE slot = $1",
             "DELETE FROM queue_places WHERE gate = $1",
             "DELETE FROM gates WHERE name = $1",
         ] {
-            on_backend!(&mut *tx, |tx| {
+            on_backend!(&mut tx.on, |tx| {
                 sqlx::query(sql).bind(gate).execute(&mut **tx).await?;
             });
         }
@@ -430,8 +432,8 @@ async fn cancel_waiting(tx: &mut Tx, gate: &str, now: Timestamp) -> Result<u64> 
              (SELECT message_id FROM deliveries WHERE gate = $1 AND node = 0 LIMIT $2) RETURNING message_id"
         };
     }
-    match &mut *tx {
-        Tx::Postgres(tx) => Ok(sqlx::query(concat!(
+    match &mut tx.on {
+        Backend::Postgres(tx) => Ok(sqlx::query(concat!(
             "WITH gone AS (",
             delete!(),
             ") INSERT INTO cancellations SELECT message_id, at, at FROM (SELECT message_id, ",
@@ -445,7 +447,7 @@ async fn cancel_waiting(tx: &mut Tx, gate: &str, now: Timestamp) -> Result<u64> 
         .execute(&mut **tx)
         .await?
         .rows_affected()),
-        Tx::Sqlite(inner) => {
+        Backend::Sqlite(inner) => {
             let gone: Vec<String> = sqlx::query_scalar(delete!())
                 .bind(gate)
                 .bind(REMOVED_AT_ONCE)
@@ -470,12 +472,12 @@ pub(super) async fn change_flow_key(
     if change.creates() {
         let sql = "INSERT INTO gates (name, created_at, updated_at, used_at, paused, pinned_parallelism, pinned_rate, \
                        version) VALUES ($1, $2, $2, $2, FALSE, FALSE, FALSE, 0) ON CONFLICT (name) DO NOTHING";
-        on_backend!(&mut *tx, |tx| {
+        on_backend!(&mut tx.on, |tx| {
             sqlx::query(sql).bind(gate.as_str()).bind(now.as_millis()).execute(&mut **tx).await?;
         });
     }
-    let row: Option<ControlRow> = match &mut *tx {
-        Tx::Postgres(tx) => {
+    let row: Option<ControlRow> = match &mut tx.on {
+        Backend::Postgres(tx) => {
             sqlx::query_as(concat!(
                 "SELECT ",
                 control_columns!(),
@@ -485,7 +487,7 @@ pub(super) async fn change_flow_key(
             .fetch_optional(&mut **tx)
             .await?
         }
-        Tx::Sqlite(tx) => {
+        Backend::Sqlite(tx) => {
             sqlx::query_as(concat!("SELECT ", control_columns!(), " FROM gates WHERE name = $1"))
                 .bind(gate.as_str())
                 .fetch_optional(&mut **tx)
@@ -497,7 +499,7 @@ pub(super) async fn change_flow_key(
     control.apply(change);
     set_control(tx, &gate, &control, now).await?;
     if change.resets_rate() {
-        on_backend!(tx, |tx| {
+        on_backend!(&mut tx.on, |tx| {
             sqlx::query("UPDATE gates SET starts = NULL WHERE name = $1")
                 .bind(gate)
                 .execute(&mut **tx)
@@ -511,7 +513,7 @@ async fn set_control(tx: &mut Tx, gate: &str, control: &Control, now: Timestamp)
     let sql = "UPDATE gates SET parallelism = $2, rate = $3, period_s = $4, paused = $5, pinned_parallelism = $6, \
                    pinned_rate = $7, updated_at = $8, next_at = $8, version = version + 1 WHERE name = $1";
     let (parallelism, rate, period_s) = limit_columns(control.limits);
-    on_backend!(tx, |tx| {
+    on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
             .bind(gate)
             .bind(parallelism)
@@ -645,8 +647,8 @@ pub(super) async fn prune(tx: &mut Tx, keys: &[String], cutoff: Timestamp) -> Re
     if keys.is_empty() {
         return Ok(());
     }
-    match tx {
-        Tx::Postgres(tx) => {
+    match &mut tx.on {
+        Backend::Postgres(tx) => {
             // What somebody is accepting now is seen only by a statement that begins after it.
             let sql = concat!(idle_keys!("$1"), " AND name = ANY ($2) FOR UPDATE SKIP LOCKED");
             let idle: Vec<String> =
@@ -656,7 +658,7 @@ pub(super) async fn prune(tx: &mut Tx, keys: &[String], cutoff: Timestamp) -> Re
                 .execute(&mut **tx)
                 .await?;
         }
-        Tx::Sqlite(tx) => {
+        Backend::Sqlite(tx) => {
             sqlx::query(concat!(
                 "DELETE FROM gates WHERE name IN (",
                 idle_keys!("$1"),

@@ -8,7 +8,7 @@ use crate::domain::message::{Headers, Method, Options};
 use crate::domain::outcome::{Attempt, Finish, Next, Outcome, Response};
 use crate::domain::template::{Target, Template};
 use crate::store::sql::{Database, Options as StoreOptions, SqlStore, VACUUM_AFTER};
-use crate::store::{Accept, Ended, Lease, NodeId, Repeat, Store as _};
+use crate::store::{Accept, Ended, Lease, NodeId, Repeat, Store as _, Work as _};
 
 const START: i64 = 1_600_000_000_000;
 
