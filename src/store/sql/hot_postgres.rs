@@ -8,7 +8,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
-use std::time::Instant;
 
 use sqlx::postgres::{PgArguments, PgBindIterExt as _};
 use sqlx::{Arguments as _, Connection as _, PgConnection, PgExecutor};
@@ -16,7 +15,7 @@ use sqlx::{Arguments as _, Connection as _, PgConnection, PgExecutor};
 use super::attempts::{self, callbacks, letter, with_letter};
 use super::columns::{Column, add_arrays, add_row, arguments, arrays, names, placeholders};
 use super::gates::entry::{Conn, Entry, enter};
-use super::low_water::{Look, LowWater};
+use super::low_water::LowWater;
 use super::messages::{self, ClaimedRow, LEASED, New, SELECTED, delivery};
 use super::nodes::now_ms;
 use super::tx::Claimable;
@@ -277,29 +276,20 @@ pub(super) async fn due_lanes(
     limit: usize,
     after: &str,
     low_water: &LowWater,
-    look: Look,
 ) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let low = match look {
-        Look::From(low) | Look::FromAndBeside(low) => low,
-        Look::Whole => i64::MIN,
-    };
-    let began = Instant::now();
     let first: Vec<(String, i64)> = sqlx::query_as(concat!(
         "SELECT lane, due_at FROM deliveries \
          WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at >= $1 AND due_at <= ",
         now_ms!(),
         " ORDER BY due_at LIMIT $2"
     ))
-    .bind(low)
+    .bind(low_water.begin_scan())
     .bind(limit)
     .fetch_all(&mut *conn)
     .await?;
-    if look == Look::Whole {
-        low_water.looked(began.elapsed());
-    }
     if let Some((_, due_ms)) = first.first() {
-        low_water.saw(*due_ms);
+        low_water.raise(*due_ms);
     }
     let mut walked = Vec::new();
     if i64::try_from(first.len()).unwrap_or(i64::MAX) == limit {

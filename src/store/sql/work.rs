@@ -2,7 +2,6 @@
 
 use async_trait::async_trait;
 
-use super::low_water::Look as Scan;
 use super::tx::Tx;
 use super::{
     Backend, DEADLINE, LONG_DEADLINE, SqlStore, attempts, cancelling, deduplication, deliveries,
@@ -42,14 +41,9 @@ impl Work for SqlStore {
     async fn due_lanes(&self, limit: usize, after: &str) -> Result<DueLanes> {
         match &self.backend {
             Backend::Postgres(pools) => {
-                let look = pools.low_water.for_look();
-                if let Scan::FromAndBeside(_) = look {
-                    pools.low_water.look_beside(pools.rest.clone(), &self.failure);
-                }
                 let low_water = &pools.low_water;
-                pools
-                    .hot(async |conn| hot_postgres::due_lanes(conn, limit, after, low_water, look).await)
-                    .await
+                low_water.scan_beside(&pools.rest, &self.failure);
+                pools.hot(async |conn| hot_postgres::due_lanes(conn, limit, after, low_water).await).await
             }
             Backend::Sqlite(pools) => {
                 hot_sqlite::due_lanes(&pools.readers, limit, after, self.clock.now()).await
@@ -66,7 +60,7 @@ impl Work for SqlStore {
     ) -> Result<Vec<Delivery>> {
         match &self.backend {
             Backend::Postgres(pools) => {
-                let low = pools.low_water.for_claim();
+                let low = pools.low_water.due_ms();
                 let claim = pools
                     .hot(async |conn| hot_postgres::claim(conn, node, lease, wants, max_bytes, low).await);
                 pools.health.watch(claim).await
@@ -81,7 +75,7 @@ impl Work for SqlStore {
     async fn next_due(&self) -> Result<NextDue> {
         within(DEADLINE, async {
             let low = match &self.backend {
-                Backend::Postgres(pools) => pools.low_water.for_claim(),
+                Backend::Postgres(pools) => pools.low_water.due_ms(),
                 Backend::Sqlite(_) => i64::MIN,
             };
             let due_at = deliveries::next_due(&self.readers(), low).await?;
