@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 use tempfile::TempDir;
 
 use crate::gates::{queued, take, under};
-use crate::support::{ANY_SIZE, FUTURE, MAX_QUEUES, NODE, START, VACUUM_AFTER, message, time, waiting, want};
+use crate::support::{ANY_SIZE, FUTURE, MAX_QUEUES, NODE, START, message, time, waiting, want};
 
 struct Files {
     folder: TempDir,
@@ -81,7 +81,6 @@ async fn open(path: &Path) -> Result<SqlStore, StoreError> {
         connections: 8,
         hot_connections: 8,
         max_queues: Some(MAX_QUEUES),
-        vacuum_after: VACUUM_AFTER,
     };
     let store = SqlStore::connect(&options, Clock::system()).await?;
     store.migrate().await?;

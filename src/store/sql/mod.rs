@@ -59,7 +59,6 @@ mod schedules;
 mod secrets;
 mod tx;
 mod url_groups;
-mod vacuum;
 mod work;
 mod writer;
 
@@ -67,7 +66,6 @@ use self::health::Health;
 use self::low_water::LowWater;
 use self::primary::Primary;
 use self::tx::Claimable;
-pub use self::vacuum::VACUUM_AFTER;
 use self::writer::Writer;
 
 /// A value that exists once per engine: a pool, a transaction.
@@ -99,8 +97,6 @@ pub struct Options {
     pub hot_connections: u32,
     /// Queues that there may be for messages to make another.
     pub max_queues: Option<u32>,
-    /// Postgres: deliveries that are finished between two vacuums of their table.
-    pub vacuum_after: u64,
 }
 
 /// Where the database is.
@@ -124,7 +120,6 @@ struct PostgresPools {
     listening: PgPool,
     listener: Mutex<Option<(PgListener, primary::Ticket)>>,
     low_water: Arc<LowWater>,
-    vacuum: vacuum::Vacuum,
     /// For migrations, which may wait and take long.
     unlimited: PgConnectOptions,
     health: Arc<Health>,
@@ -281,7 +276,6 @@ impl Store for SqlStore {
             Backend::Postgres(pools) => {
                 pools.health.stop();
                 pools.looks.abort();
-                pools.vacuum.stop();
                 pools.low_water.stop();
                 pools.hot.close().await;
                 pools.rest.close().await;

@@ -116,7 +116,6 @@ async fn postgres(url: &str, options: &Options, clock: &Clock, failure: &Failure
         listening: current(pool(None)).max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
         low_water: Arc::new(LowWater::new()),
-        vacuum: super::vacuum::Vacuum::start(unlimited.clone(), options.vacuum_after, failure),
         unlimited,
         primary,
     })

@@ -92,13 +92,10 @@ impl Work for SqlStore {
         }
         match &self.backend {
             Backend::Postgres(pools) => {
-                let applied = pools
-                    .hot_write(async |conn, claimable| {
-                        hot_postgres::finish(conn, claimable, node, batch).await
-                    })
-                    .await?;
-                pools.vacuum.count_ended(batch.len());
-                Ok(applied)
+                let write = async |conn: &mut _, claimable: &mut _| {
+                    hot_postgres::finish(conn, claimable, node, batch).await
+                };
+                pools.hot_write(write).await
             }
             Backend::Sqlite(pools) => pools.health.watch(pools.group.finish(node, batch.to_vec())).await,
         }

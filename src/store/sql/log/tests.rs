@@ -7,7 +7,7 @@ use crate::domain::id::DeadLetterId;
 use crate::domain::message::{Headers, Method, Options};
 use crate::domain::outcome::{Attempt, Finish, Next, Outcome, Response};
 use crate::domain::template::{Target, Template};
-use crate::store::sql::{Database, Options as StoreOptions, SqlStore, VACUUM_AFTER};
+use crate::store::sql::{Database, Options as StoreOptions, SqlStore};
 use crate::store::{Accept, Ended, Lease, NodeId, Repeat, Store as _, Work as _};
 
 const START: i64 = 1_600_000_000_000;
@@ -40,13 +40,7 @@ fn ended(message: &Message, number: u8) -> Ended {
 
 async fn filled(folder: &tempfile::TempDir) -> SqlStore {
     let database = Database::Sqlite(folder.path().join("homing.db"));
-    let options = StoreOptions {
-        database,
-        connections: 1,
-        hot_connections: 1,
-        max_queues: None,
-        vacuum_after: VACUUM_AFTER,
-    };
+    let options = StoreOptions { database, connections: 1, hot_connections: 1, max_queues: None };
     let store = SqlStore::connect(&options, Clock::system()).await.expect("it opens");
     store.migrate().await.expect("its schema");
     let messages: Vec<Arc<Message>> = (0..60).map(message).collect();
