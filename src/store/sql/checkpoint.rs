@@ -16,7 +16,6 @@ use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::writer::Writer;
 use crate::clock::pause;
 use crate::failure::Failure;
 use crate::store::Result;
@@ -43,7 +42,7 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     /// Starts with `own`, a pool of one connection for nothing else.
-    pub(super) fn start(own: SqlitePool, writer: Arc<Writer>, database: &Path, failure: &Failure) -> Self {
+    pub(super) fn start(own: SqlitePool, writer: SqlitePool, database: &Path, failure: &Failure) -> Self {
         let written = Arc::new(Notify::new());
         let state = State { own, writer, database: database.to_owned(), limit: KEPT, warn_at: HUGE };
         let task = failure.spawn("checkpoints", run(state, Arc::clone(&written)));
@@ -63,7 +62,7 @@ impl Checkpointer {
 
 struct State {
     own: SqlitePool,
-    writer: Arc<Writer>,
+    writer: SqlitePool,
     /// The file; the log's is beside it.
     database: PathBuf,
     /// Bytes that the writer leaves of it when it starts anew.

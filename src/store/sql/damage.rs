@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 use tokio::task::JoinHandle;
 
 use super::query::stop_when;
-use super::writer::Writer;
 use crate::failure::Failure;
 use crate::store::{Result, StoreError};
 
@@ -125,7 +124,7 @@ impl Checkup {
     pub(super) fn start(
         tables: Vec<String>,
         options: SqliteConnectOptions,
-        writer: Arc<Writer>,
+        writer: SqlitePool,
         path: PathBuf,
         failure: &Failure,
     ) -> Self {
@@ -151,7 +150,7 @@ impl Checkup {
 async fn check(
     tables: &[String],
     options: SqliteConnectOptions,
-    writer: &Writer,
+    writer: &SqlitePool,
     path: &Path,
     stop: &Arc<AtomicBool>,
 ) -> Result<()> {

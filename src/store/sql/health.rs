@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, SqliteConnection, SqlitePool};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::tx::Claimable;
-use super::writer::Writer;
+use super::tx::{Claimable, begin_immediate};
 use super::{Backend, hot_postgres, hot_sqlite, within};
 use crate::chance::Chance;
 use crate::clock::{Clock, pause};
@@ -51,7 +50,7 @@ struct Trouble {
 impl Health {
     /// Starts the task that tries to write while there is trouble.
     pub(super) fn start(
-        to: Backend<PgConnectOptions, Arc<Writer>>,
+        to: Backend<PgConnectOptions, SqlitePool>,
         clock: &Clock,
         failure: &Failure,
     ) -> Arc<Self> {
@@ -110,7 +109,7 @@ impl Health {
     }
 }
 
-async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, Arc<Writer>>, clock: Clock) {
+async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, SqlitePool>, clock: Clock) {
     loop {
         health.bell.notified().await;
         while let Some(at) = { health.last().map(|trouble| trouble.at) } {
@@ -124,7 +123,7 @@ async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, Arc<Writer>>, cl
     }
 }
 
-async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>, now: Timestamp) -> Result<()> {
+async fn try_to_write(to: &Backend<PgConnectOptions, SqlitePool>, now: Timestamp) -> Result<()> {
     match to {
         Backend::Postgres(options) => {
             within(LIMIT, async {
@@ -136,7 +135,7 @@ async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>, now: Timestam
             .await
         }
         Backend::Sqlite(writer) => {
-            let mut tx = writer.begin().await?;
+            let mut tx = begin_immediate(writer).await?;
             on_sqlite(&mut tx, now).await?;
             tx.commit().await?;
             Ok(())

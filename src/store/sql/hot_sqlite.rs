@@ -9,9 +9,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -21,7 +20,7 @@ use super::columns::{Column, add_row, arguments, names};
 use super::deliveries::set_aside;
 use super::gates::entry::{AtTime, Conn, Entry, enter};
 use super::messages::{self, ClaimedRow, LEASED, New, SELECTED, delivery};
-use super::writer::Writer;
+use super::tx::begin_immediate;
 use crate::clock::Clock;
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
@@ -62,7 +61,7 @@ pub(super) struct GroupCommit {
 impl GroupCommit {
     /// Starts the task; it rings `written` after each commit.
     pub(super) fn start(
-        writer: Arc<Writer>,
+        writer: SqlitePool,
         written: Arc<Notify>,
         max_queues: Option<u32>,
         clock: &Clock,
@@ -111,25 +110,16 @@ fn gone() -> StoreError {
 }
 
 async fn run(
-    writer: Arc<Writer>,
+    writer: SqlitePool,
     mut waiting: mpsc::Receiver<Step>,
     written: Arc<Notify>,
     max_queues: Option<u32>,
     clock: Clock,
 ) {
     let mut group = Vec::with_capacity(GROUP);
-    let mut connection = Kept { writer, kept: None };
     let pace = Pace::default();
     loop {
-        let received = tokio::select! {
-            biased;
-            () = connection.writer.wanted() => {
-                connection.kept = None;
-                continue;
-            }
-            received = waiting.recv_many(&mut group, GROUP) => received,
-        };
-        if received == 0 {
+        if waiting.recv_many(&mut group, GROUP).await == 0 {
             return;
         }
         // An accept that comes a moment later would wait for this sync and then for its own.
@@ -142,7 +132,7 @@ async fn run(
         let began = Instant::now();
         // Accepts next to each other are stored as one.
         group.sort_by_key(is_finish);
-        match connection.store(&group, max_queues, &clock).await {
+        match store(&writer, &group, max_queues, &clock).await {
             Ok(results) => {
                 for (step, result) in group.drain(..).zip(results) {
                     answer(step, Ok(result));
@@ -160,7 +150,7 @@ async fn run(
                     if let Step::Accept { repeat, .. } = &mut step {
                         *repeat = Repeat::Again;
                     }
-                    match connection.store(std::slice::from_ref(&step), max_queues, &clock).await {
+                    match store(&writer, std::slice::from_ref(&step), max_queues, &clock).await {
                         Ok(mut results) => match results.pop() {
                             Some(result) => answer(step, Ok(result)),
                             None => answer_error(step, gone()),
@@ -198,32 +188,14 @@ fn answer_error(step: Step, error: StoreError) {
     };
 }
 
-/// The connection that writes, while nobody else asks for it.
-struct Kept {
-    writer: Arc<Writer>,
-    kept: Option<PoolConnection<Sqlite>>,
-}
-
-impl Kept {
-    async fn store(&mut self, group: &[Step], max_queues: Option<u32>, clock: &Clock) -> Result<Vec<Done>> {
-        let mut connection = match self.kept.take() {
-            Some(connection) => connection,
-            None => self.writer.keep().await?,
-        };
-        // After a failure the pool looks at it before anybody has it again.
-        let results = transaction(&mut connection, group, max_queues, clock).await?;
-        self.kept = (!self.writer.is_asked_for()).then_some(connection);
-        Ok(results)
-    }
-}
-
-async fn transaction(
-    connection: &mut SqliteConnection,
+/// Stores a group of steps in one transaction.
+async fn store(
+    writer: &SqlitePool,
     group: &[Step],
     max_queues: Option<u32>,
     clock: &Clock,
 ) -> Result<Vec<Done>> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let mut tx = begin_immediate(writer).await?;
     let now = clock.now();
     let mut results = Vec::with_capacity(group.len());
     let mut bytes = 0;
@@ -451,7 +423,7 @@ pub(super) async fn due_lanes(
 
 /// Leases what is due in the wanted lanes.
 pub(super) async fn claim(
-    writer: &Writer,
+    writer: &SqlitePool,
     node: NodeId,
     lease: Lease,
     wants: &[Want],
@@ -459,7 +431,7 @@ pub(super) async fn claim(
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
     let now = now.as_millis();
-    let mut tx = writer.begin().await?;
+    let mut tx = begin_immediate(writer).await?;
     let mut picked: Vec<(i64, String, i64)> = Vec::new();
     for want in wants {
         let rows: Vec<(i64, String, i64)> = sqlx::query_as(

@@ -60,13 +60,11 @@ mod secrets;
 mod tx;
 mod url_groups;
 mod work;
-mod writer;
 
 use self::health::Health;
 use self::low_water::LowWater;
 use self::primary::Primary;
 use self::tx::Claimable;
-use self::writer::Writer;
 
 /// A value that exists once per engine: a pool, a transaction.
 pub enum Backend<P, S> {
@@ -158,7 +156,8 @@ impl PostgresPools {
 
 /// SQLite: one writer, and readers beside it. The lock file is held as long as this lives.
 struct SqlitePools {
-    writer: Arc<Writer>,
+    /// Of one connection.
+    writer: SqlitePool,
     group: hot_sqlite::GroupCommit,
     health: Arc<Health>,
     checkpointer: checkpoint::Checkpointer,

@@ -22,7 +22,6 @@ use super::health::Health;
 use super::low_water::LowWater;
 use super::primary::Primary;
 use super::query::READ_LIMIT;
-use super::writer::Writer;
 use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
 use crate::clock::Clock;
 use crate::failure::Failure;
@@ -183,12 +182,11 @@ async fn sqlite(path: &Path, options: &Options, clock: &Clock, failure: &Failure
         .test_before_acquire(false)
         .connect_with(options.clone())
         .await?;
-    let writer = Arc::new(Writer::new(writer));
-    let checkup = Checkup::start(unchecked, options, Arc::clone(&writer), path.clone(), failure);
-    let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path, failure);
+    let checkup = Checkup::start(unchecked, options, writer.clone(), path.clone(), failure);
+    let checkpointer = Checkpointer::start(checkpoints.clone(), writer.clone(), path, failure);
     let group =
-        hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues, clock, failure);
-    let health = Health::start(Backend::Sqlite(Arc::clone(&writer)), clock, failure);
+        hot_sqlite::GroupCommit::start(writer.clone(), checkpointer.bell(), max_queues, clock, failure);
+    let health = Health::start(Backend::Sqlite(writer.clone()), clock, failure);
     Ok(SqlitePools {
         writer,
         group,

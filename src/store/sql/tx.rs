@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{Postgres, Sqlite, Transaction};
+use sqlx::{Postgres, Sqlite, SqlitePool, Transaction};
 
 use super::low_water::LowWater;
 use super::{Backend, SqlStore, within};
@@ -64,6 +64,12 @@ impl Drop for Claimable {
     }
 }
 
+/// Starts a transaction of SQLite's only connection that writes: one that began by reading and wrote later could fail at
+/// once with `SQLITE_BUSY`.
+pub(super) async fn begin_immediate(writer: &SqlitePool) -> Result<Transaction<'static, Sqlite>> {
+    Ok(writer.begin_with("BEGIN IMMEDIATE").await?)
+}
+
 impl SqlStore {
     /// Runs a step in a transaction of its own, which is committed if the step succeeds.
     pub(super) async fn write<T>(
@@ -87,7 +93,7 @@ impl SqlStore {
                 (Backend::Postgres(pools.rest.begin().await?), Claimable::below(Arc::clone(&pools.low_water)))
             }
             Backend::Sqlite(pools) => {
-                let tx = pools.health.watch(pools.writer.begin()).await?;
+                let tx = pools.health.watch(begin_immediate(&pools.writer)).await?;
                 (Backend::Sqlite(tx), Claimable::unseen())
             }
         };

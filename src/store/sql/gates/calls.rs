@@ -9,6 +9,7 @@ use crate::domain::gate::FlowChange;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{DueGates, FlowKey, GateStep, Gates, Looks, Pass, Queue, QueueRemoval, Queues};
 use crate::store::sql::rewind::rewind;
+use crate::store::sql::tx::begin_immediate;
 use crate::store::sql::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, within};
 use crate::store::{Delivery, Lease, NodeId, Result};
 
@@ -63,7 +64,7 @@ impl Gates for SqlStore {
             }
             Backend::Sqlite(pools) => {
                 let now = self.clock.now();
-                let mut tx = pools.writer.begin().await?;
+                let mut tx = begin_immediate(&pools.writer).await?;
                 rewind(&mut tx, now).await?;
                 sqlx::query(super::WAKE_SQLITE).bind(now.as_millis()).execute(&mut *tx).await?;
                 tx.commit().await?;

@@ -13,7 +13,7 @@ use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
 use crate::store::sql::codec::{self, json};
 use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
 use crate::store::sql::messages::{ClaimedRow, SELECTED};
-use crate::store::sql::writer::Writer;
+use crate::store::sql::tx::begin_immediate;
 use crate::store::{Delivery, Lease, NodeId, Result};
 
 /// One that waits: id, lane, size, due time, key.
@@ -110,14 +110,14 @@ fn most(look: &GateLook, count: usize) -> usize {
 
 /// Takes deliveries from gates that are as they were seen.
 pub(in crate::store::sql) async fn pass(
-    writer: &Writer,
+    writer: &SqlitePool,
     node: NodeId,
     lease: Lease,
     steps: &[GateStep],
     passes: &[Pass],
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
-    let mut tx = writer.begin().await?;
+    let mut tx = begin_immediate(writer).await?;
     let steps = steps.iter().map(|step| {
         let next_at = step.next_at.map(Timestamp::as_millis);
         (&*step.name, step.version, codec::write_starts(&step.starts), next_at)

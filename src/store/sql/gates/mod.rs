@@ -10,8 +10,7 @@ use sqlx::{Connection as _, PgConnection, PgPool, SqlitePool};
 use self::entry::{AtTime, Conn, has_room};
 use super::deliveries::{cancel_time, on_cancelled_again, record};
 use super::nodes::now_ms;
-use super::tx::Tx;
-use super::writer::Writer;
+use super::tx::{Tx, begin_immediate};
 use super::{Backend, codec};
 use crate::clock::Clock;
 use crate::domain::gate::{Control, FlowChange, Gate, Limits, Rate, bare_name, flow_gate, queue_gate};
@@ -237,11 +236,11 @@ pub(super) async fn rest_postgres(conn: &mut PgConnection, gates: &[(Arc<str>, T
 
 /// Lets gates rest, but for those that are in use. Nobody else writes meanwhile.
 pub(super) async fn rest_sqlite(
-    writer: &Writer,
+    writer: &SqlitePool,
     gates: &[(Arc<str>, Timestamp)],
     clock: &Clock,
 ) -> Result<()> {
-    let mut tx = writer.begin().await?;
+    let mut tx = begin_immediate(writer).await?;
     let now = clock.now();
     let gates: Vec<(&str, i64)> = gates.iter().map(|(name, until)| (&**name, until.as_millis())).collect();
     sqlx::query(concat!(
