@@ -1,16 +1,15 @@
-//! Cancelling many messages.
+//! Cancelling messages, on behalf of users: one, many, or all of a queue.
 
 use std::collections::{HashMap, HashSet};
 
 use sqlx::{PgPool, SqlitePool};
 
-use super::deliveries::{known_times, on_cancelled_again};
 use super::query::Query;
 use super::tx::Tx;
 use super::{Backend, LONG_DEADLINE, SqlStore, messages};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Cancellation, Look, NodeId, Nodes as _, Result, UnfinishedFilter};
+use crate::store::{Cancellation, Lease, Look, NodeId, Nodes as _, Result, UnfinishedFilter};
 
 #[derive(sqlx::FromRow)]
 struct IdRow {
@@ -23,13 +22,21 @@ struct FoundRow {
     leased: bool,
 }
 
-/// What a step does about deliveries that others have locked.
+/// Which deliveries a cancel takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Locked {
-    /// It leaves them out. Whoever holds locks and waits for none can't be part of a deadlock.
-    Skip,
-    /// It waits for them, which is safe while it holds no other.
-    Wait,
+pub(super) enum Take {
+    /// Those that nobody has cancelled or locked. Whoever holds locks and waits for none can't be part of a deadlock.
+    Free,
+    /// Those that nobody has cancelled. It waits for locks, which is safe while it holds no other.
+    Uncancelled,
+    /// All, and waits for their locks.
+    Any,
+}
+
+#[derive(sqlx::FromRow)]
+struct LeasedRow {
+    message_id: String,
+    lease: i64,
 }
 
 /// What the node has leased and a user has cancelled.
@@ -66,14 +73,14 @@ pub(super) async fn cancel_many(
     now: Timestamp,
 ) -> Result<Vec<Cancellation>> {
     let texts: Vec<&str> = ids.iter().map(MessageId::as_str).collect();
-    let step = async |ids: &[&str], locked: Locked| {
-        store.write(LONG_DEADLINE, async |tx| cancel(tx, ids, locked, now).await).await
+    let step = async |ids: &[&str], take: Take| {
+        store.write(LONG_DEADLINE, async |tx| cancel(tx, ids, take, now).await).await
     };
-    let mut found = step(&texts, Locked::Skip).await?;
+    let mut found = step(&texts, Take::Free).await?;
     if found.len() < ids.len() && store.is_shared() {
         let rest: Vec<&str> = texts.into_iter().filter(|id| !found.contains_key(*id)).collect();
         for row in not_cancelled(&store.readers(), &rest).await? {
-            found.extend(step(&[&row.message_id], Locked::Wait).await?);
+            found.extend(step(&[&row.message_id], Take::Uncancelled).await?);
         }
     }
     Ok(ids.iter().map(|id| found.remove(id.as_str()).unwrap_or(Cancellation::NotFound)).collect())
@@ -115,54 +122,108 @@ async fn not_cancelled(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> R
     query.fetch(pools).await
 }
 
-/// Removes waiting deliveries and marks leased ones, of those that nobody has cancelled.
-async fn cancel(
+/// Cancels one message, which may be cancelled already.
+pub(super) async fn cancel_one(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
+    let cancelled = cancel(tx, &[id.as_str()], Take::Any, now).await?;
+    Ok(cancelled.into_values().next().unwrap_or(Cancellation::NotFound))
+}
+
+/// Cancels messages: removes the deliveries of those that wait, marks those of leased ones, and takes note of it.
+pub(super) async fn cancel(
     tx: &mut Tx,
     ids: &[&str],
-    locked: Locked,
+    take: Take,
     now: Timestamp,
 ) -> Result<HashMap<String, Cancellation>> {
     let mut query = Query::new(&tx.on);
-    query
-        .sql(
-            "SELECT d.message_id, d.node <> 0 AS leased FROM deliveries d \
-             WHERE d.cancel_requested_at IS NULL AND d.message_id ",
-        )
-        .one_of(ids)
-        .lock(match locked {
-            Locked::Skip => " FOR UPDATE OF d SKIP LOCKED",
-            Locked::Wait => " FOR UPDATE OF d",
-        });
+    query.sql("SELECT d.message_id, d.node <> 0 AS leased FROM deliveries d WHERE d.message_id ").one_of(ids);
+    if take != Take::Any {
+        query.sql(" AND d.cancel_requested_at IS NULL");
+    }
+    query.lock(if take == Take::Free { " FOR UPDATE OF d SKIP LOCKED" } else { " FOR UPDATE OF d" });
     let found: Vec<FoundRow> = query.fetch_in(tx).await?;
     let of = |leased: bool| -> Vec<&str> {
         found.iter().filter(|row| row.leased == leased).map(|row| row.message_id.as_str()).collect()
     };
     let (waiting, leased) = (of(false), of(true));
-
-    let mut record = Query::new(&tx.on);
-    record
-        .sql(
-            "INSERT INTO cancellations (message_id, requested_at, cancelled_at) \
-             SELECT message_id, at, CASE WHEN node = 0 THEN at END \
-             FROM (SELECT d.message_id, d.node, (SELECT MAX(known.at) FROM (SELECT CAST(",
-        )
-        .number(now.as_millis())
-        .sql(concat!(
-            " AS BIGINT) AS at",
-            known_times!("d.message_id"),
-            " AS at FROM deliveries d WHERE d.message_id "
-        ))
-        .one_of(&[&waiting[..], &leased[..]].concat())
-        .sql(concat!(") AS c", on_cancelled_again!()));
-    record.execute_in(tx).await?;
-    let mut remove = Query::new(&tx.on);
-    remove.sql("DELETE FROM deliveries WHERE message_id ").one_of(&waiting);
-    remove.execute_in(tx).await?;
-    let mut mark = Query::new(&tx.on);
-    mark.sql("UPDATE deliveries SET cancel_requested_at = ").number(now.as_millis());
-    mark.sql(" WHERE message_id ").one_of(&leased);
-    mark.execute_in(tx).await?;
-
+    if !waiting.is_empty() {
+        remove(tx, &waiting).await?;
+        record(tx, &waiting, Cancellation::Cancelled, now).await?;
+    }
+    if !leased.is_empty() {
+        record(tx, &leased, Cancellation::Requested, now).await?;
+        let mut mark = Query::new(&tx.on);
+        mark.sql("UPDATE deliveries SET cancel_requested_at = COALESCE(cancel_requested_at, ")
+            .number(now.as_millis())
+            .sql(") WHERE message_id ")
+            .one_of(&leased);
+        mark.execute_in(tx).await?;
+    }
     let cancellation = |leased| if leased { Cancellation::Requested } else { Cancellation::Cancelled };
     Ok(found.into_iter().map(|row| (row.message_id, cancellation(row.leased))).collect())
+}
+
+/// Ends leased deliveries that a user has cancelled; how many.
+pub(super) async fn finish(
+    tx: &mut Tx,
+    node: NodeId,
+    batch: &[(MessageId, Lease)],
+    now: Timestamp,
+) -> Result<u64> {
+    let leases: HashMap<&str, i64> = batch.iter().map(|(id, lease)| (id.as_str(), lease.0)).collect();
+    let mut query = Query::new(&tx.on);
+    query
+        .sql("SELECT d.message_id, d.lease FROM deliveries d WHERE d.cancel_requested_at IS NOT NULL AND d.node = ")
+        .number(node.0)
+        .sql(" AND d.message_id ")
+        .one_of(&leases.keys().collect::<Vec<_>>())
+        .lock(" FOR UPDATE OF d");
+    let rows: Vec<LeasedRow> = query.fetch_in(tx).await?;
+    let held = rows.iter().filter(|row| leases.get(row.message_id.as_str()) == Some(&row.lease));
+    let ids: Vec<&str> = held.map(|row| row.message_id.as_str()).collect();
+    if !ids.is_empty() {
+        remove(tx, &ids).await?;
+        record(tx, &ids, Cancellation::Cancelled, now).await?;
+    }
+    Ok(ids.len() as u64)
+}
+
+async fn remove(tx: &mut Tx, ids: &[&str]) -> Result<()> {
+    let mut remove = Query::new(&tx.on);
+    remove.sql("DELETE FROM deliveries WHERE message_id ").one_of(ids);
+    remove.execute_in(tx).await?;
+    Ok(())
+}
+
+/// Takes note of cancels: that they are requested, or that they have taken effect. By a node whose time is `now`, but not
+/// before anything else that is known of the message: other nodes may have written that down, whose clocks are a little
+/// apart, and the log goes by time.
+async fn record(tx: &mut Tx, ids: &[&str], cancellation: Cancellation, now: Timestamp) -> Result<()> {
+    let cancelled_at = match cancellation {
+        Cancellation::Cancelled => "c.at",
+        Cancellation::Requested | Cancellation::NotFound => "CAST(NULL AS BIGINT)",
+    };
+    let mut record = Query::new(&tx.on);
+    record
+        .sql("INSERT INTO cancellations (message_id, requested_at, cancelled_at) SELECT c.id, c.at, ")
+        .sql(cancelled_at)
+        .sql(" FROM (SELECT list.id, (SELECT MAX(known.at) FROM (SELECT CAST(")
+        .number(now.as_millis())
+        // The condition at the end is for SQLite's parser.
+        .sql(
+            " AS BIGINT) AS at \
+               UNION ALL SELECT created_at FROM messages WHERE messages.id = list.id \
+               UNION ALL SELECT ended_at FROM attempts WHERE message_id = list.id \
+               UNION ALL SELECT due_at FROM deliveries WHERE node <> 0 AND message_id = list.id) AS known) AS at \
+             FROM ",
+        )
+        .list(ids)
+        .sql(
+            ") AS c WHERE 1 = 1 \
+             ON CONFLICT (message_id) DO UPDATE SET cancelled_at = COALESCE(cancellations.cancelled_at, \
+                 CASE WHEN excluded.cancelled_at < cancellations.requested_at THEN cancellations.requested_at \
+                 ELSE excluded.cancelled_at END)",
+        );
+    record.execute_in(tx).await?;
+    Ok(())
 }

@@ -138,6 +138,16 @@ impl Query {
         self.sql(before).placeholder(Value::Texts(Texts(values))).sql(after)
     }
 
+    /// Appends a table `list` of these texts, with the column `id`.
+    pub(super) fn list(&mut self, values: &[&str]) -> &mut Self {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        let (before, after) = match self.engine {
+            Engine::Postgres => ("unnest(", "::text[]) AS list (id)"),
+            Engine::Sqlite => ("(SELECT value AS id FROM json_each(", ")) AS list"),
+        };
+        self.sql(before).placeholder(Value::Texts(Texts(values))).sql(after)
+    }
+
     /// Appends the conditions of a filter on the messages `m`, but for those on parts of a column, which
     /// [`MessageFilter::matches_parts`] has, for what this finds.
     pub(super) fn matching(&mut self, filter: &MessageFilter) -> &mut Self {

@@ -107,14 +107,7 @@ impl Work for SqlStore {
         batch: &[(MessageId, Lease)],
         now: Timestamp,
     ) -> Result<u64> {
-        self.write(DEADLINE, async |tx| {
-            let mut ended = 0;
-            for (id, lease) in batch {
-                ended += u64::from(deliveries::finish_cancelled(tx, node, id, *lease, now).await?);
-            }
-            Ok(ended)
-        })
-        .await
+        self.write(DEADLINE, async |tx| cancelling::finish(tx, node, batch, now).await).await
     }
 
     async fn count_start(&self, node: NodeId, id: &MessageId, lease: Lease) -> Result<Option<u32>> {
@@ -128,7 +121,7 @@ impl Work for SqlStore {
     }
 
     async fn cancel(&self, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
-        self.write(DEADLINE, async |tx| deliveries::cancel(tx, id, now).await).await
+        self.write(DEADLINE, async |tx| cancelling::cancel_one(tx, id, now).await).await
     }
 
     async fn unfinished(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sqlx::{Connection as _, PgConnection, PgPool, SqlitePool};
 
 use self::entry::{AtTime, Conn, has_room};
-use super::deliveries::{cancel_time, on_cancelled_again, record};
+use super::cancelling::{self, Take};
 use super::nodes::now_ms;
 use super::tx::{Tx, begin_immediate};
 use super::{Backend, codec};
@@ -17,7 +17,7 @@ use crate::domain::gate::{Control, FlowChange, Gate, Limits, Rate, bare_name, fl
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{DueGates, FlowKey, Queue, QueueRemoval, RECHECK_BLOCKED};
-use crate::store::{Result, StoreError};
+use crate::store::{Cancellation, Result, StoreError};
 
 /// The columns of [`ControlRow`].
 macro_rules! control_columns {
@@ -391,21 +391,23 @@ pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Res
             return Ok(QueueRemoval { done, requested: Vec::new() });
         }
     }
-    let cancelled = cancel_waiting(tx, gate, now).await?;
-    if cancelled == REMOVED_AT_ONCE.unsigned_abs() {
-        return Ok(QueueRemoval { done: false, requested: Vec::new() });
-    }
-    // What is in flight leaves the queue, so that it needs no gate if it is given back.
-    let detach = "UPDATE deliveries SET cancel_requested_at = COALESCE(cancel_requested_at, $2), gate = NULL, \
-                      place = NULL, slot = NULL, holder = NULL \
-                  WHERE slot = $1 AND gate = $1 AND node <> 0 RETURNING message_id";
-    let requested: Vec<String> = on_backend!(&mut tx.on, |tx| {
-        sqlx::query_scalar(detach).bind(gate).bind(now.as_millis()).fetch_all(&mut **tx).await?
+    let members = "SELECT * FROM ( \
+                       SELECT message_id FROM deliveries WHERE gate = $1 AND node = 0 LIMIT $2) AS waiting \
+                   UNION ALL SELECT message_id FROM deliveries WHERE slot = $1 AND gate = $1 AND node <> 0";
+    let members: Vec<String> = on_backend!(&mut tx.on, |tx| {
+        sqlx::query_scalar(members).bind(gate).bind(REMOVED_AT_ONCE).fetch_all(&mut **tx).await?
     });
-    let requested: Vec<MessageId> = requested.into_iter().map(MessageId::new).collect();
-    for id in &requested {
-        record(tx, id, now, false).await?;
-    }
+    let members: Vec<&str> = members.iter().map(String::as_str).collect();
+    let cancelled = cancelling::cancel(tx, &members, Take::Any, now).await?;
+    let in_flight =
+        cancelled.into_iter().filter(|(_, cancellation)| *cancellation == Cancellation::Requested);
+    let requested: Vec<MessageId> = in_flight.map(|(id, _)| MessageId::new(id)).collect();
+    // What is in flight leaves the queue, so that it needs no gate if it is given back.
+    let detach = "UPDATE deliveries SET gate = NULL, place = NULL, slot = NULL, holder = NULL \
+                  WHERE slot = $1 AND gate = $1 AND node <> 0";
+    on_backend!(&mut tx.on, |tx| {
+        sqlx::query(detach).bind(gate).execute(&mut **tx).await?;
+    });
     let left = "SELECT COUNT(*) FROM (SELECT 1 FROM deliveries WHERE gate = $1 AND node = 0 LIMIT 1) AS rest";
     let left: i64 =
         on_backend!(&mut tx.on, |tx| sqlx::query_scalar(left).bind(gate).fetch_one(&mut **tx).await?);
@@ -421,43 +423,6 @@ pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Res
         }
     }
     Ok(QueueRemoval { done: left == 0, requested })
-}
-
-/// Cancels some of those that wait at a gate; how many.
-async fn cancel_waiting(tx: &mut Tx, gate: &str, now: Timestamp) -> Result<u64> {
-    macro_rules! delete {
-        () => {
-            "DELETE FROM deliveries WHERE node = 0 AND message_id IN \
-             (SELECT message_id FROM deliveries WHERE gate = $1 AND node = 0 LIMIT $2) RETURNING message_id"
-        };
-    }
-    match &mut tx.on {
-        Backend::Postgres(tx) => Ok(sqlx::query(concat!(
-            "WITH gone AS (",
-            delete!(),
-            ") INSERT INTO cancellations SELECT message_id, at, at FROM (SELECT message_id, ",
-            cancel_time!("$3", "gone.message_id"),
-            " AS at FROM gone) AS c",
-            on_cancelled_again!()
-        ))
-        .bind(gate)
-        .bind(REMOVED_AT_ONCE)
-        .bind(now.as_millis())
-        .execute(&mut **tx)
-        .await?
-        .rows_affected()),
-        Backend::Sqlite(inner) => {
-            let gone: Vec<String> = sqlx::query_scalar(delete!())
-                .bind(gate)
-                .bind(REMOVED_AT_ONCE)
-                .fetch_all(&mut **inner)
-                .await?;
-            for id in &gone {
-                record(tx, &MessageId::new(id), now, true).await?;
-            }
-            Ok(gone.len() as u64)
-        }
-    }
 }
 
 /// Changes a key; false: there is none.
