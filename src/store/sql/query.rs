@@ -67,6 +67,26 @@ pub(super) fn wanted(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
+/// Rows that a statement takes as JSON in `$1`, an object each, as a table `r` with columns of these names and types.
+pub(super) fn table<P, S>(backend: &Backend<P, S>, columns: &[(&str, &str)]) -> String {
+    match backend {
+        Backend::Postgres(_) => {
+            // Names sort and compare as those in tables do.
+            let collation = |kind| if kind == "TEXT" { " COLLATE \"C\"" } else { "" };
+            let columns: Vec<String> =
+                columns.iter().map(|(name, kind)| format!("{name} {kind}{}", collation(*kind))).collect();
+            let columns = columns.join(", ");
+            format!("jsonb_to_recordset(CAST(CAST($1 AS TEXT) AS JSONB)) AS r ({columns})")
+        }
+        Backend::Sqlite(_) => {
+            let columns: Vec<String> =
+                columns.iter().map(|(name, _)| format!("value ->> '{name}' AS {name}")).collect();
+            let columns = columns.join(", ");
+            format!("(SELECT {columns} FROM json_each($1)) AS r")
+        }
+    }
+}
+
 /// SQL with its bound values.
 pub(super) struct Query {
     sql: String,

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 
 use sqlx::{SqliteConnection, SqlitePool};
 
-use super::GateRow;
+use super::{GATE_COLUMNS, GateRow, TAKE_SLOT};
 use crate::domain::gate::{Waiting, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
@@ -41,16 +41,10 @@ pub(in crate::store::sql) async fn look(
 }
 
 async fn gates(conn: &mut SqliteConnection, names: &HashSet<&str>, now: Timestamp) -> Result<Vec<GateLook>> {
-    let rows: Vec<GateRow> = sqlx::query_as(
-        "SELECT name, version, parallelism, rate, period_s, paused, starts, next_at, \
-             CASE WHEN SUBSTR(name, 1, 1) = 'f' \
-                 THEN (SELECT COUNT(*) FROM deliveries d WHERE d.flow = name AND d.node > 0) \
-                 ELSE (SELECT COUNT(DISTINCT d.holder) FROM deliveries d WHERE d.slot = name) END AS in_use \
-         FROM gates WHERE name IN (SELECT value FROM json_each($1))",
-    )
-    .bind(json(names))
-    .fetch_all(conn)
-    .await?;
+    static GATES: LazyLock<String> = LazyLock::new(|| {
+        format!("SELECT {GATE_COLUMNS} FROM gates g WHERE g.name IN (SELECT value FROM json_each($1))")
+    });
+    let rows: Vec<GateRow> = sqlx::query_as(GATES.as_str()).bind(json(names)).fetch_all(conn).await?;
     rows.into_iter().map(|row| row.into_look(now)).collect()
 }
 
@@ -166,18 +160,19 @@ pub(in crate::store::sql) async fn pass(
         }
     }
     let rows = rows.into_iter().filter(|row| taken.contains(row.id())).collect();
-    sqlx::query(
-        "UPDATE deliveries SET node = $1, lease = $2, claims = claims + 1, due_at = $3, \
-             slot = CASE WHEN SUBSTR(gate, 1, 1) = 'q' THEN gate ELSE slot END, \
-             holder = CASE WHEN SUBSTR(gate, 1, 1) = 'q' THEN message_id ELSE holder END \
-         WHERE message_id IN (SELECT value FROM json_each($4))",
-    )
-    .bind(node.0)
-    .bind(lease.0)
-    .bind(now.as_millis())
-    .bind(json(&taken))
-    .execute(&mut *tx)
-    .await?;
+    static TAKE: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "UPDATE deliveries AS d SET node = $1, lease = $2, claims = claims + 1, due_at = $3, {TAKE_SLOT} \
+             WHERE message_id IN (SELECT value FROM json_each($4))"
+        )
+    });
+    sqlx::query(TAKE.as_str())
+        .bind(node.0)
+        .bind(lease.0)
+        .bind(now.as_millis())
+        .bind(json(&taken))
+        .execute(&mut *tx)
+        .await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
     for id in unreadable {
         sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = $2"))

@@ -5,18 +5,20 @@
 
 use std::sync::Arc;
 
-use sqlx::{Connection as _, PgConnection, PgPool, SqlitePool};
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, SqlitePool};
 
 use self::entry::{AtTime, Conn, has_room};
 use super::cancelling::{self, Take};
 use super::nodes::now_ms;
+use super::query::table;
 use super::tx::{Tx, begin_immediate};
 use super::{Backend, codec};
 use crate::clock::Clock;
 use crate::domain::gate::{Control, FlowChange, Gate, Limits, Rate, bare_name, flow_gate, queue_gate};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{DueGates, FlowKey, Queue, QueueRemoval, RECHECK_BLOCKED};
+use crate::store::gates::{DueGates, FlowKey, GateLook, Queue, QueueRemoval, RECHECK_BLOCKED};
 use crate::store::{Cancellation, Result, StoreError};
 
 /// The columns of [`ControlRow`].
@@ -49,22 +51,17 @@ struct ControlRow {
 
 impl ControlRow {
     fn control(&self) -> Control {
+        let number = |value: i64| u32::try_from(value).unwrap_or(u32::MAX);
+        let rate = self.rate.zip(self.period_s);
         Control {
-            limits: limits(self.parallelism, self.rate, self.period_s),
+            limits: Limits {
+                parallelism: self.parallelism.map(number),
+                rate: rate.map(|(count, period)| Rate { count: number(count), period_s: number(period) }),
+            },
             paused: self.paused,
             pinned_parallelism: self.pinned_parallelism,
             pinned_rate: self.pinned_rate,
         }
-    }
-}
-
-fn limits(parallelism: Option<i64>, rate: Option<i64>, period_s: Option<i64>) -> Limits {
-    let number = |value: i64| u32::try_from(value).unwrap_or(u32::MAX);
-    Limits {
-        parallelism: parallelism.map(number),
-        rate: rate
-            .zip(period_s)
-            .map(|(count, period_s)| Rate { count: number(count), period_s: number(period_s) }),
     }
 }
 
@@ -86,22 +83,32 @@ fn count(number: i64) -> u64 {
 struct GateRow {
     name: String,
     version: i64,
-    parallelism: Option<i64>,
-    rate: Option<i64>,
-    period_s: Option<i64>,
-    paused: bool,
+    #[sqlx(flatten)]
+    control: ControlRow,
     starts: Option<String>,
     next_at: Option<i64>,
     in_use: i64,
 }
 
+/// The columns of [`GateRow`], from a table `g`. In use is counted from rows: a queue's slots, attempts under a key; a
+/// queue has none of the latter, and a key none of the former.
+const GATE_COLUMNS: &str = "g.name, g.version, g.parallelism, g.rate, g.period_s, g.paused, \
+    g.pinned_parallelism, g.pinned_rate, g.starts, g.next_at, \
+    (SELECT COUNT(DISTINCT d.holder) FROM deliveries d WHERE d.slot = g.name) + \
+    (SELECT COUNT(*) FROM deliveries d WHERE d.flow = g.name AND d.node > 0) AS in_use";
+
+/// What a delivery `d` that passes its gate has of slots: in a queue its message's own.
+const TAKE_SLOT: &str = "slot = CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.gate ELSE d.slot END, \
+    holder = CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.message_id ELSE d.holder END";
+
 impl GateRow {
-    fn into_look(self, now: Timestamp) -> Result<crate::store::gates::GateLook> {
-        Ok(crate::store::gates::GateLook {
+    fn into_look(self, now: Timestamp) -> Result<GateLook> {
+        let control = self.control.control();
+        Ok(GateLook {
             version: self.version,
             gate: Gate {
-                limits: limits(self.parallelism, self.rate, self.period_s),
-                paused: self.paused,
+                limits: control.limits,
+                paused: control.paused,
                 in_use: u32::try_from(self.in_use).unwrap_or(u32::MAX),
                 starts: codec::read_starts(self.starts.as_deref(), now, &self.name)?,
                 passed: 0,
@@ -173,32 +180,38 @@ pub(super) const WAKE_POSTGRES: &str = concat!(
 /// The same; `$1` is now.
 pub(super) const WAKE_SQLITE: &str = "UPDATE gates SET next_at = $1 WHERE next_at > $1";
 
-/// What a gate's `next_at` is while it rests: when the first of those that wait is due, or, for what is due already,
-/// `$until`; and while anything is in flight, not too late.
-macro_rules! rested_at {
-    ($name:literal, $now:literal, $until:literal, $busy:literal) => {
-        concat!(
-            "CASE WHEN paused THEN NULL ELSE (SELECT MIN(CASE WHEN due_at <= ",
-            $now,
-            " THEN ",
-            $until,
-            " ELSE due_at END) FROM ( \
-                 SELECT * FROM (SELECT place / 1000 AS due_at FROM deliveries WHERE gate = ",
-            $name,
-            " AND node = 0 AND (slot IS NULL OR slot <> gate) ORDER BY place, message_id LIMIT 1) AS head \
-                 UNION ALL SELECT due_at FROM deliveries WHERE slot = ",
-            $name,
-            " AND gate = ",
-            $name,
-            " AND node = 0 UNION ALL SELECT ",
-            $busy,
-            " WHERE EXISTS (SELECT 1 FROM deliveries WHERE slot = ",
-            $name,
-            ") OR EXISTS (SELECT 1 FROM deliveries WHERE flow = ",
-            $name,
-            " AND node > 0)) AS coming) END"
-        )
-    };
+/// A gate that may rest.
+#[derive(Serialize)]
+struct Resting<'a> {
+    name: &'a str,
+    /// Before when what is due already can't go.
+    until: i64,
+}
+
+/// Lets gates rest: until the first of those that wait is due, or, while anything is in flight, not too late. `$2` is now.
+async fn rest(conn: &mut Conn<'_>, gates: &[Resting<'_>], now: Timestamp) -> Result<()> {
+    let sql = format!(
+        "UPDATE gates SET next_at = CASE WHEN paused THEN NULL ELSE ( \
+             SELECT MIN(CASE WHEN due_at <= $2 THEN r.until ELSE due_at END) FROM ( \
+                 SELECT * FROM ( \
+                     SELECT place / 1000 AS due_at FROM deliveries \
+                     WHERE gate = gates.name AND node = 0 AND (slot IS NULL OR slot <> gate) \
+                     ORDER BY place, message_id LIMIT 1) AS head \
+                 UNION ALL \
+                 SELECT due_at FROM deliveries WHERE slot = gates.name AND gate = gates.name AND node = 0 \
+                 UNION ALL \
+                 SELECT $3 WHERE EXISTS (SELECT 1 FROM deliveries WHERE slot = gates.name) \
+                     OR EXISTS (SELECT 1 FROM deliveries WHERE flow = gates.name AND node > 0)) AS coming) END \
+         FROM {} WHERE gates.name = r.name",
+        table(conn, &[("name", "TEXT"), ("until", "BIGINT")])
+    );
+    let blocked = now.after(RECHECK_BLOCKED).as_millis();
+    let rows = codec::json(&gates);
+    on_backend!(conn, |conn| {
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(rows).bind(now.as_millis()).bind(blocked);
+        query.execute(&mut **conn).await?;
+    });
+    Ok(())
 }
 
 /// Lets gates rest, but for those that are in use. Whatever is accepted is either seen here, in a statement that begins
@@ -206,30 +219,19 @@ macro_rules! rested_at {
 pub(super) async fn rest_postgres(conn: &mut PgConnection, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
     let mut tx = conn.begin().await?;
     let names: Vec<&str> = gates.iter().map(|(name, _)| &**name).collect();
-    let (held, now): (Vec<String>, Vec<i64>) = sqlx::query_as::<_, (String, i64)>(concat!(
+    let held: Vec<(String, i64)> = sqlx::query_as(concat!(
         "SELECT name, ",
         now_ms!(),
         " FROM gates WHERE name = ANY ($1) ORDER BY name FOR UPDATE SKIP LOCKED"
     ))
     .bind(names)
     .fetch_all(&mut *tx)
-    .await?
-    .into_iter()
-    .unzip();
-    let Some(now) = now.first().copied().map(Timestamp::from_millis) else { return Ok(()) };
-    let until = |name: &String| gates.iter().find(|(other, _)| **other == **name).map(|(_, until)| *until);
-    let until: Vec<i64> = held.iter().filter_map(until).map(Timestamp::as_millis).collect();
-    sqlx::query(concat!(
-        "UPDATE gates SET next_at = ",
-        rested_at!("gates.name", "$3", "r.until", "$4"),
-        " FROM unnest($1::text[], $2::bigint[]) AS r (name, until) WHERE gates.name = r.name"
-    ))
-    .bind(held)
-    .bind(until)
-    .bind(now.as_millis())
-    .bind(now.after(RECHECK_BLOCKED).as_millis())
-    .execute(&mut *tx)
     .await?;
+    let Some((_, now)) = held.first() else { return Ok(()) };
+    let now = Timestamp::from_millis(*now);
+    let is_held = |name: &str| held.iter().any(|(held, _)| held == name);
+    let held: Vec<Resting<'_>> = resting(gates).filter(|gate| is_held(gate.name)).collect();
+    rest(&mut Conn::Postgres(&mut tx), &held, now).await?;
     tx.commit().await?;
     Ok(())
 }
@@ -242,20 +244,14 @@ pub(super) async fn rest_sqlite(
 ) -> Result<()> {
     let mut tx = begin_immediate(writer).await?;
     let now = clock.now();
-    let gates: Vec<(&str, i64)> = gates.iter().map(|(name, until)| (&**name, until.as_millis())).collect();
-    sqlx::query(concat!(
-        "UPDATE gates SET next_at = ",
-        rested_at!("gates.name", "$2", "r.until", "$3"),
-        " FROM (SELECT value ->> 0 AS name, value ->> 1 AS until FROM json_each($1)) AS r \
-          WHERE gates.name = r.name"
-    ))
-    .bind(codec::json(&gates))
-    .bind(now.as_millis())
-    .bind(now.after(RECHECK_BLOCKED).as_millis())
-    .execute(&mut *tx)
-    .await?;
+    let gates: Vec<Resting<'_>> = resting(gates).collect();
+    rest(&mut Conn::Sqlite(AtTime { conn: &mut tx, now }), &gates, now).await?;
     tx.commit().await?;
     Ok(())
+}
+
+fn resting(gates: &[(Arc<str>, Timestamp)]) -> impl Iterator<Item = Resting<'_>> {
+    gates.iter().map(|(name, until)| Resting { name, until: until.as_millis() })
 }
 
 /// Makes a queue, or changes what is given; false: there are too many.
@@ -401,7 +397,8 @@ pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Res
     let cancelled = cancelling::cancel(tx, &members, Take::Any, now).await?;
     let in_flight =
         cancelled.into_iter().filter(|(_, cancellation)| *cancellation == Cancellation::Requested);
-    let requested: Vec<MessageId> = in_flight.map(|(id, _)| MessageId::new(id)).collect();
+    let mut requested: Vec<MessageId> = in_flight.map(|(id, _)| MessageId::new(id)).collect();
+    requested.sort();
     // What is in flight leaves the queue, so that it needs no gate if it is given back.
     let detach = "UPDATE deliveries SET gate = NULL, place = NULL, slot = NULL, holder = NULL \
                   WHERE slot = $1 AND gate = $1 AND node <> 0";
