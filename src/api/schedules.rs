@@ -86,7 +86,7 @@ impl Api {
             created_at: now,
             paused: false,
             next_at: cron.next_after(now).ok_or_else(|| invalid_cron(&CronError::Never))?,
-            last_run: None,
+            last_firing: None,
         };
         self.put_schedule(schedule).await?;
         super::json(StatusCode::OK, &json!({ "scheduleId": id.as_str() }))
@@ -194,7 +194,7 @@ async fn piece(store: &dyn Store, after: Option<&ScheduleId>) -> store::Result<(
 
 /// How far the messages of the schedules' last runs have come.
 async fn progress(store: &dyn Store, schedules: &[Schedule]) -> store::Result<HashMap<MessageId, Progress>> {
-    let runs = schedules.iter().filter_map(|schedule| schedule.last_run.as_ref());
+    let runs = schedules.iter().filter_map(|schedule| schedule.last_firing.as_ref());
     let ids: Vec<&MessageId> = runs.flat_map(|run| &run.messages).collect();
     if ids.is_empty() {
         return Ok(HashMap::new());

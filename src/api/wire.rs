@@ -130,12 +130,12 @@ pub(super) fn schedule(schedule: &Schedule, progress: &HashMap<MessageId, Progre
     put_option(&mut object, "callerIp", template.caller_ip.as_deref());
     put_labels(&mut object, &template.labels);
     put_options(&mut object, &template.options, "callbackHeader", "failureCallbackHeader");
-    if let Some(run) = &schedule.last_run {
-        put(&mut object, "lastScheduleTime", run.slot.as_millis());
-        let known = run.messages.iter().filter_map(|id| Some((id, progress.get(id)?)));
+    if let Some(firing) = &schedule.last_firing {
+        put(&mut object, "lastScheduleTime", firing.occurrence.as_millis());
+        let known = firing.messages.iter().filter_map(|id| Some((id, progress.get(id)?)));
         let states = known.map(|(id, progress)| (id.as_str().to_owned(), progress_name(*progress).into()));
         put(&mut object, "lastScheduleStates", states.collect::<Map<_, _>>());
-        put_option(&mut object, "error", run.error.as_deref());
+        put_option(&mut object, "error", firing.error.as_deref());
     }
     Value::Object(object)
 }

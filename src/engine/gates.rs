@@ -20,7 +20,7 @@ use crate::domain::gate::{Admission, Gate, Path, Waiting, admit, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{GateLook, GateStep, Looks, Pass, RECHECK, RECHECK_BLOCKED};
+use crate::store::gates::{GateSnapshot, GateStep, Pass, RECHECK, RECHECK_BLOCKED, Snapshot};
 use crate::store::{Delivery, Lease, Result};
 
 mod ahead;
@@ -369,10 +369,10 @@ impl Task {
         let count = (DELIVERIES / names.len().max(1)).max(LEAST);
         let asked = Instant::now();
         let mut looks = if names.is_empty() {
-            Looks { now: self.shared.clock.now(), gates: Vec::new() }
+            Snapshot { now: self.shared.clock.now(), gates: Vec::new() }
         } else {
             let names: Vec<Arc<str>> = names.iter().cloned().collect();
-            self.shared.store.look_at_gates(&names, count).await?
+            self.shared.store.snapshot_gates(&names, count).await?
         };
         // By the store's time it is at most `now` at `booted`, from which on attempts are given their time to start.
         let booted = self.shared.clock.since_boot();
@@ -414,7 +414,7 @@ impl Task {
     /// nothing due can go there.
     fn decide(
         &mut self,
-        looks: &Looks,
+        looks: &Snapshot,
         wanted: &BTreeSet<Arc<str>>,
         count: usize,
         now: Timestamp,
@@ -434,7 +434,7 @@ impl Task {
     }
 
     /// Keeps in mind what a gate waits for that isn't told for it.
-    fn remember(&mut self, look: &GateLook, admission: &Admission, count: usize) {
+    fn remember(&mut self, look: &GateSnapshot, admission: &Admission, count: usize) {
         let name = || Arc::clone(&look.name);
         if admission.no_room {
             self.without_room.insert(name());
@@ -460,7 +460,7 @@ impl Task {
     }
 
     /// Looks again when the first of these gates wants it.
-    fn look_by(&mut self, looks: &Looks, taking: &Taking, now: Timestamp) {
+    fn look_by(&mut self, looks: &Snapshot, taking: &Taking, now: Timestamp) {
         let stepped = taking.stepped();
         for look in looks.gates.iter().filter(|look| taking.admissions.contains_key(&look.name)) {
             if let Some(next_at) = stepped.get(&look.name).copied().flatten().or(look.next_at) {
@@ -572,7 +572,7 @@ struct Taking {
 }
 
 impl Taking {
-    fn admit(&mut self, shared: &Shared, look: &GateLook, now: Timestamp) -> Admission {
+    fn admit(&mut self, shared: &Shared, look: &GateSnapshot, now: Timestamp) -> Admission {
         let fits = |one: &Waiting| shared.dispatcher.reserve_passing(&one.lane, one.size);
         let admission = admit(&mut self.gates, &look.name, &look.waiting, now, fits);
         for &index in &admission.taken {
@@ -602,7 +602,7 @@ impl Taking {
 
     /// What becomes of the gates; and which of them may rest, with the time before which nothing due can go there. `slow`
     /// is how long the next step of the store may take.
-    fn step(&mut self, looks: &Looks, now: Timestamp, slow: Duration) -> Vec<(Arc<str>, Timestamp)> {
+    fn step(&mut self, looks: &Snapshot, now: Timestamp, slow: Duration) -> Vec<(Arc<str>, Timestamp)> {
         let mut resting = Vec::new();
         for look in &looks.gates {
             let gate = self.gates.get_mut(&look.name).expect("all that were looked at are there");
@@ -644,7 +644,7 @@ impl Taking {
 }
 
 /// Whether nothing waits at a gate and nothing has passed it that is still under way.
-fn is_idle(look: &GateLook) -> bool {
+fn is_idle(look: &GateSnapshot) -> bool {
     look.waiting.is_empty() && look.gate.in_use == 0
 }
 
@@ -657,7 +657,7 @@ fn next_event(admission: &Admission, now: Timestamp) -> Option<Timestamp> {
 
 /// When the store is to tell to look at a gate again; `None`: as it is. What stands there is left alone while it does: a
 /// row changes more cheaply when no index does.
-fn next_at(look: &GateLook, admission: &Admission, used: bool, now: Timestamp) -> Option<Timestamp> {
+fn next_at(look: &GateSnapshot, admission: &Admission, used: bool, now: Timestamp) -> Option<Timestamp> {
     let event = next_event(admission, now);
     if event.is_none() && look.next_at.is_none() && !used {
         return None;
@@ -714,7 +714,8 @@ mod tests {
             Taking { gates: BTreeMap::from([(Arc::clone(&name), gate.clone())]), ..Taking::default() };
         let admission = admit(&mut taking.gates, &name, &waiting, NOW, |_| false);
         taking.admissions.insert(Arc::clone(&name), admission);
-        let looks = Looks { now: NOW, gates: vec![GateLook { name, version: 1, gate, next_at, waiting }] };
+        let looks =
+            Snapshot { now: NOW, gates: vec![GateSnapshot { name, version: 1, gate, next_at, waiting }] };
         let resting = taking.step(&looks, NOW, Duration::ZERO);
         (!taking.steps.is_empty(), !resting.is_empty())
     }

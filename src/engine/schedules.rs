@@ -15,7 +15,7 @@ use crate::domain::outcome::Ids as _;
 use crate::domain::template::Target;
 use crate::domain::time::Timestamp;
 use crate::domain::url_group::UrlGroup;
-use crate::store::schedules::{Run, Schedule};
+use crate::store::schedules::{Firing, Schedule};
 use crate::store::{Accept, Result, Store, StoreError};
 
 /// Schedules read at once, and bytes of their bodies.
@@ -48,7 +48,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 /// Runs what is due. How long nothing will be due, as far as this node can know.
 async fn run_due(shared: &Shared) -> Result<Duration> {
-    let next = shared.store.next_slot().await?;
+    let next = shared.store.next_occurrence().await?;
     let sweep = super::refill::sweep(shared);
     match next.due_at {
         None => return Ok(sweep),
@@ -98,7 +98,7 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
 }
 
 /// The run of a schedule whose slot has come.
-fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp, ids: &mut FreshIds) -> Run {
+fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp, ids: &mut FreshIds) -> Firing {
     let (next_at, outcome) = match Cron::parse(&schedule.cron) {
         Ok(cron) => {
             let accepts = accepts(schedule, group, now, ids).map_err(|error| error.to_string());
@@ -107,7 +107,13 @@ fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp, ids: &mut
         // The version that accepted it knew more.
         Err(error) => (Timestamp::MAX, Err(format!("invalid cron: {error}"))),
     };
-    Run { id: schedule.id.clone(), generation: schedule.generation, slot: schedule.next_at, next_at, outcome }
+    Firing {
+        id: schedule.id.clone(),
+        generation: schedule.generation,
+        occurrence: schedule.next_at,
+        next_at,
+        outcome,
+    }
 }
 
 /// The messages of a run. They are never repeats of one another, whatever deduplication says about publishes.
@@ -178,11 +184,11 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             paused: false,
             next_at: Timestamp::from_millis(SLOT),
-            last_run: None,
+            last_firing: None,
         }
     }
 
-    fn planned(schedule: &Schedule, now: Timestamp) -> Run {
+    fn planned(schedule: &Schedule, now: Timestamp) -> Firing {
         plan(schedule, None, now, &mut FreshIds(Chance::seeded(1)))
     }
 
@@ -191,7 +197,7 @@ mod tests {
         let schedule = schedule("https://Example.com/a?b");
         let now = Timestamp::from_millis(SLOT + 3);
         let run = planned(&schedule, now);
-        assert_eq!((run.generation, run.slot), (3, schedule.next_at));
+        assert_eq!((run.generation, run.occurrence), (3, schedule.next_at));
         assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
         let [accept] = &run.outcome.unwrap()[..] else { panic!("one message") };
         assert_eq!((&*accept.lane, accept.lease), ("https://example.com:443", None));

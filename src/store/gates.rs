@@ -1,8 +1,8 @@
 //! The store's part in queues and flow control: the traits [`Gates`] and [`Queues`].
 //!
-//! A claim takes two steps. [`Gates::look_at_gates`] tells what waits and what is in use, as one moment saw it; what may
+//! A claim takes two steps. [`Gates::snapshot_gates`] tells what waits and what is in use, as one moment saw it; what may
 //! go is decided above. [`Gates::pass_gates`] leases that, for each gate only if nobody has claimed from it or changed
-//! its limits since the look: [`GateLook::version`] says so. So no lock is held while something is decided, and what is
+//! its limits since the look: [`GateSnapshot::version`] says so. So no lock is held while something is decided, and what is
 //! accepted or finished meanwhile never waits.
 
 use std::sync::Arc;
@@ -35,16 +35,16 @@ pub struct Slot {
 
 /// What one moment saw of some gates.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Looks {
+pub struct Snapshot {
     /// That moment, by the store's clock.
     pub now: Timestamp,
     /// Those that were asked for and exist, and the keys that deliveries waiting there have to pass as well.
-    pub gates: Vec<GateLook>,
+    pub gates: Vec<GateSnapshot>,
 }
 
 /// What was seen of a gate.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct GateLook {
+pub struct GateSnapshot {
     pub name: Arc<str>,
     pub version: i64,
     pub gate: Gate,
@@ -127,7 +127,7 @@ pub struct QueueRemoval {
 pub trait Gates: Send + Sync {
     /// Looks at these gates; of each, `count` deliveries more than the one that can't go, at most. Less than that, if its
     /// limits let fewer go: these, [`BEHIND`] at a queue, and one.
-    async fn look_at_gates(&self, names: &[Arc<str>], count: usize) -> Result<Looks>;
+    async fn snapshot_gates(&self, names: &[Arc<str>], count: usize) -> Result<Snapshot>;
     /// Applies the steps whose gate is as it was seen, and leases the deliveries all of whose gates are; they are due at
     /// `now`. Deliveries that are not returned wait on.
     async fn pass_gates(

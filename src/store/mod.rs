@@ -33,8 +33,8 @@ pub use self::schedules::{Firings, Schedules};
 pub use self::secrets::{Secrets, SigningKeyPair, StoredKeys};
 pub use self::url_groups::UrlGroups;
 pub use self::work::{
-    Accept, Accepted, Applied, Cancellation, Deduplication, Delivery, DueLanes, Ended, Look, NextDue, Repeat,
-    UnfinishedFilter, Want, Work,
+    Accept, Accepted, Applied, Cancellation, Deduplication, Delivery, DueLanes, Ended, NextDue, Repeat,
+    UnfinishedFilter, UnfinishedPage, Want, Work,
 };
 
 /// A node's incarnation: a positive number, unique for each start of a process.

@@ -28,14 +28,14 @@ pub struct Schedule {
     pub paused: bool,
     /// The slot that comes next, or that has come and not been run yet. Stale while it is paused.
     pub next_at: Timestamp,
-    pub last_run: Option<LastRun>,
+    pub last_firing: Option<LastFiring>,
 }
 
 /// What a schedule's last run came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct LastRun {
+pub struct LastFiring {
     /// The slot that it was for.
-    pub slot: Timestamp,
+    pub occurrence: Timestamp,
     /// The messages that it made.
     pub messages: Vec<MessageId>,
     /// Why it made none.
@@ -44,11 +44,11 @@ pub struct LastRun {
 
 /// A run of a schedule for the slot that has come.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub struct Firing {
     pub id: ScheduleId,
     pub generation: i64,
-    /// The slot: the schedule's `next_at`.
-    pub slot: Timestamp,
+    /// The occurrence: the schedule's `next_at`.
+    pub occurrence: Timestamp,
     /// The slot after this run.
     pub next_at: Timestamp,
     /// The messages to store, unleased, or why there are none.
@@ -94,10 +94,10 @@ pub trait Schedules: Send + Sync {
 #[async_trait]
 pub trait Firings: Send + Sync {
     /// The earliest slot of a schedule that is not paused.
-    async fn next_slot(&self) -> Result<NextDue>;
+    async fn next_occurrence(&self) -> Result<NextDue>;
     /// Schedules whose slot has come, the earliest first, at most `count` and about `max_bytes` of bodies.
     async fn due_schedules(&self, now: Timestamp, count: usize, max_bytes: usize) -> Result<Vec<Schedule>>;
     /// Stores a run with its messages and moves the schedule on to the next slot. False: the slot has been run, or the
     /// schedule was replaced, paused or deleted meanwhile, and nothing was done.
-    async fn fire(&self, run: &Run) -> Result<bool>;
+    async fn fire(&self, run: &Firing) -> Result<bool>;
 }

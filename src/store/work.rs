@@ -157,7 +157,7 @@ pub struct UnfinishedFilter {
 
 /// What a bounded look has found.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Look {
+pub struct UnfinishedPage {
     /// In order; perhaps none, though more may follow.
     pub found: Vec<MessageId>,
     /// The next look begins after this message; `None`: this was the last one.
@@ -208,7 +208,7 @@ pub trait Work: Send + Sync {
         filter: &UnfinishedFilter,
         after: Option<&MessageId>,
         count: usize,
-    ) -> Result<Look>;
+    ) -> Result<UnfinishedPage>;
     /// Cancels messages, each once. Unlike [`Work::cancel`] it says [`Cancellation::NotFound`] also of what is
     /// cancelled already. A few hundred at most, so that nothing waits long for their locks.
     async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>>;

@@ -388,7 +388,7 @@ async fn work_at_many_gates_does_not_deadlock() {
         }
         for queue in stores[0].queues().await.unwrap() {
             // All are in flight; some that are finished keep their slot for their callback.
-            let looks = stores[0].look_at_gates(&[Arc::from(format!("q:{}", queue.name))], 1).await.unwrap();
+            let looks = stores[0].snapshot_gates(&[Arc::from(format!("q:{}", queue.name))], 1).await.unwrap();
             assert!(u64::from(looks.gates[0].gate.in_use) >= queue.lag, "{}", queue.name);
             assert!(looks.gates[0].waiting.is_empty(), "{}", queue.name);
         }

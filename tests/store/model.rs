@@ -17,9 +17,9 @@ use homing::store::schedules::Schedule;
 use homing::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
 use homing::store::{
     Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended,
-    History, Lease, LetterPage, LetterPlace, LogCursor, LogEntry, LogFilter, LogPage, Look, Missing, NextDue,
+    History, Lease, LetterPage, LetterPlace, LogCursor, LogEntry, LogFilter, LogPage, Missing, NextDue,
     NodeId, Nodes, Order, Page, Quota, Repeat, Result, Retention, Secrets, SigningKeyPair, Slot, State,
-    Store, StoredKeys, UnfinishedFilter, Want, Work,
+    Store, StoredKeys, UnfinishedFilter, UnfinishedPage, Want, Work,
 };
 
 mod gates;
@@ -701,7 +701,7 @@ impl Work for Model {
         filter: &UnfinishedFilter,
         after: Option<&MessageId>,
         count: usize,
-    ) -> Result<Look> {
+    ) -> Result<UnfinishedPage> {
         let state = self.state();
         let looked_at: Vec<&MessageId> = state
             .deliveries
@@ -716,7 +716,7 @@ impl Work for Model {
             .collect();
         let next = looked_at.last().filter(|_| looked_at.len() == count).map(|id| MessageId::clone(id));
         let matches = |id: &&MessageId| filter.matching.matches(&state.messages[*id]);
-        Ok(Look { found: looked_at.into_iter().filter(matches).cloned().collect(), next })
+        Ok(UnfinishedPage { found: looked_at.into_iter().filter(matches).cloned().collect(), next })
     }
 
     async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::domain::gate::is_queue;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{BEHIND, GateLook};
+use crate::store::gates::{BEHIND, GateSnapshot};
 
 /// Queues in memory; beyond, all are forgotten, which costs looks.
 const QUEUES: usize = 512;
@@ -30,7 +30,7 @@ pub(super) struct Freed {
 /// A look at a queue, as it would be now.
 pub(super) struct Seen {
     /// In use is what was in use when the look was made, without the slots that have become free.
-    look: GateLook,
+    look: GateSnapshot,
     /// When the look was made, by the store's clock, and when its answer came, since boot.
     now: Timestamp,
     answered: Duration,
@@ -40,7 +40,7 @@ pub(super) struct Seen {
 
 impl Seen {
     /// `None`: nothing can be kept of it.
-    pub(super) fn new(look: GateLook, now: Timestamp, answered: Duration) -> Option<Self> {
+    pub(super) fn new(look: GateSnapshot, now: Timestamp, answered: Duration) -> Option<Self> {
         is_queue(&look.name).then(|| Self { look, now, answered, went: BTreeSet::new() })
     }
 
@@ -49,7 +49,7 @@ impl Seen {
     }
 
     /// The look with what is in use now at most.
-    pub(super) fn as_of_now(&self) -> GateLook {
+    pub(super) fn as_of_now(&self) -> GateSnapshot {
         let mut look = self.look.clone();
         look.gate.in_use = self.in_use();
         look
@@ -180,7 +180,7 @@ mod tests {
             starts: Starts::default(),
             passed: 0,
         };
-        let look = GateLook { name: Arc::from("q:a"), version: 7, gate, next_at: Some(NOW), waiting };
+        let look = GateSnapshot { name: Arc::from("q:a"), version: 7, gate, next_at: Some(NOW), waiting };
         Seen::new(look, NOW, ANSWERED).unwrap()
     }
 
@@ -257,7 +257,7 @@ mod tests {
         let mut paused = seen(1, 0, three());
         paused.look.gate.paused = true;
         assert!(paused.after(&[]).is_none());
-        let key = GateLook { name: Arc::from("f:k"), ..seen(1, 0, three()).look };
+        let key = GateSnapshot { name: Arc::from("f:k"), ..seen(1, 0, three()).look };
         assert!(Seen::new(key, NOW, ANSWERED).is_none(), "a key lets others past");
     }
 

@@ -9,7 +9,7 @@ use super::tx::Tx;
 use super::{Backend, LONG_DEADLINE, SqlStore, messages};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Cancellation, Lease, Look, NodeId, Nodes as _, Result, UnfinishedFilter};
+use crate::store::{Cancellation, Lease, NodeId, Nodes as _, Result, UnfinishedFilter, UnfinishedPage};
 
 #[derive(sqlx::FromRow)]
 struct IdRow {
@@ -92,7 +92,7 @@ pub(super) async fn unfinished(
     filter: &UnfinishedFilter,
     after: Option<&MessageId>,
     count: usize,
-) -> Result<Look> {
+) -> Result<UnfinishedPage> {
     let mut query = Query::new(pools);
     query.sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NULL");
     if let Some(after) = after {
@@ -111,7 +111,7 @@ pub(super) async fn unfinished(
         }
         ids.retain(|id| matching.contains(id));
     }
-    Ok(Look { found: ids.into_iter().map(MessageId::new).collect(), next })
+    Ok(UnfinishedPage { found: ids.into_iter().map(MessageId::new).collect(), next })
 }
 
 async fn not_cancelled(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<IdRow>> {

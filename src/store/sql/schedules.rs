@@ -1,4 +1,4 @@
-//! The table `schedules`, and the runs that it leads to.
+//! The table `schedules`, and the firings that it leads to.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::domain::id::{MessageId, ScheduleId};
 use crate::domain::message::Method;
 use crate::domain::template::Template;
 use crate::domain::time::Timestamp;
-use crate::store::schedules::{Firings, LastRun, Progress, Run, Schedule, Schedules};
+use crate::store::schedules::{Firing, Firings, LastFiring, Progress, Schedule, Schedules};
 use crate::store::{NextDue, Nodes as _, Page, Result, StoreError};
 
 /// Postgres' lock for counting: `hschedul` in ASCII.
@@ -72,8 +72,8 @@ impl ScheduleRow {
         let delay = self.delay_ms.map(|ms| u64::try_from(ms).map(Duration::from_millis)).transpose();
         Ok(Schedule {
             delay: delay.map_err(|_| corrupt("delay_ms"))?,
-            last_run: self.last_slot.map(|slot| LastRun {
-                slot: Timestamp::from_millis(slot),
+            last_firing: self.last_slot.map(|slot| LastFiring {
+                occurrence: Timestamp::from_millis(slot),
                 messages: self
                     .last_messages
                     .iter()
@@ -114,7 +114,7 @@ async fn put(tx: &mut Tx, schedule: &Schedule) -> Result<()> {
              last_messages = excluded.last_messages, last_error = excluded.last_error"
     );
     let template = &schedule.template;
-    let last_run = schedule.last_run.as_ref();
+    let last_firing = schedule.last_firing.as_ref();
     let delay_ms = schedule.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
     on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
@@ -135,9 +135,9 @@ async fn put(tx: &mut Tx, schedule: &Schedule) -> Result<()> {
             .bind(schedule.created_at.as_millis())
             .bind(schedule.paused)
             .bind(schedule.next_at.as_millis())
-            .bind(last_run.map(|run| run.slot.as_millis()))
-            .bind(last_run.and_then(|run| write_ids(run.messages.iter())))
-            .bind(last_run.and_then(|run| run.error.as_deref()))
+            .bind(last_firing.map(|firing| firing.occurrence.as_millis()))
+            .bind(last_firing.and_then(|firing| write_ids(firing.messages.iter())))
+            .bind(last_firing.and_then(|firing| firing.error.as_deref()))
             .execute(&mut **tx)
             .await?;
     });
@@ -160,20 +160,20 @@ async fn exists(tx: &mut Tx, id: &ScheduleId) -> Result<bool> {
     }))
 }
 
-/// Moves a schedule on, if it is as the run found it.
-async fn advance(tx: &mut Tx, run: &Run) -> Result<bool> {
+/// Moves a schedule on, if it is as the firing found it.
+async fn advance(tx: &mut Tx, firing: &Firing) -> Result<bool> {
     let sql = "UPDATE schedules SET next_at = $1, last_slot = next_at, last_messages = $2, last_error = $3 \
                WHERE id = $4 AND generation = $5 AND next_at = $6 AND NOT paused";
-    let accepts = run.outcome.as_deref().unwrap_or_default();
+    let accepts = firing.outcome.as_deref().unwrap_or_default();
     let ids = write_ids(accepts.iter().map(|accept| &accept.message.id));
     let updated = on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
-            .bind(run.next_at.as_millis())
+            .bind(firing.next_at.as_millis())
             .bind(ids)
-            .bind(run.outcome.as_ref().err())
-            .bind(run.id.as_str())
-            .bind(run.generation)
-            .bind(run.slot.as_millis())
+            .bind(firing.outcome.as_ref().err())
+            .bind(firing.id.as_str())
+            .bind(firing.generation)
+            .bind(firing.occurrence.as_millis())
             .execute(&mut **tx)
             .await?
             .rows_affected()
@@ -208,7 +208,7 @@ impl SqlStore {
         Ok(schedules)
     }
 
-    /// Puts schedules aside that can't be read, so that the others are run.
+    /// Puts schedules aside that can't be read, so that the others are firing.
     async fn put_aside(&self, ids: &[String], now: Timestamp) -> Result<()> {
         self.write(DEADLINE, async |tx| {
             for id in ids {
@@ -338,7 +338,7 @@ impl Schedules for SqlStore {
 
 #[async_trait]
 impl Firings for SqlStore {
-    async fn next_slot(&self) -> Result<NextDue> {
+    async fn next_occurrence(&self) -> Result<NextDue> {
         within(DEADLINE, async {
             let sql = "SELECT next_at FROM schedules WHERE NOT paused ORDER BY next_at LIMIT 1";
             let next: Option<i64> =
@@ -364,7 +364,7 @@ impl Firings for SqlStore {
             let mut unreadable = Vec::new();
             for (id, schedule) in self.schedules_of(&ids).await? {
                 match schedule {
-                    // Between the two reads another node may have run it.
+                    // Between the two reads another node may have fired it.
                     Ok(schedule) if schedule.paused || schedule.next_at > now => {}
                     Ok(schedule) => due.push(schedule),
                     Err(error) => {
@@ -385,12 +385,12 @@ impl Firings for SqlStore {
         .await
     }
 
-    async fn fire(&self, run: &Run) -> Result<bool> {
+    async fn fire(&self, firing: &Firing) -> Result<bool> {
         self.write(LONG_DEADLINE, async |tx| {
-            if !advance(tx, run).await? {
+            if !advance(tx, firing).await? {
                 return Ok(false);
             }
-            if let Ok(accepts) = &run.outcome {
+            if let Ok(accepts) = &firing.outcome {
                 deliveries::insert(tx, accepts, self.max_queues).await?;
             }
             Ok(true)

@@ -10,8 +10,8 @@ use super::{
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{
-    Accept, Accepted, Applied, Cancellation, Delivery, DueLanes, Ended, Lease, Look, NextDue, NodeId,
-    Nodes as _, Repeat, Result, UnfinishedFilter, Want, Work,
+    Accept, Accepted, Applied, Cancellation, Delivery, DueLanes, Ended, Lease, NextDue, NodeId, Nodes as _,
+    Repeat, Result, UnfinishedFilter, UnfinishedPage, Want, Work,
 };
 
 #[async_trait]
@@ -129,7 +129,7 @@ impl Work for SqlStore {
         filter: &UnfinishedFilter,
         after: Option<&MessageId>,
         count: usize,
-    ) -> Result<Look> {
+    ) -> Result<UnfinishedPage> {
         within(LONG_DEADLINE, cancelling::unfinished(&self.lists(), filter, after, count)).await
     }
 

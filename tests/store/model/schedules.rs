@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use homing::domain::id::{MessageId, ScheduleId};
 use homing::domain::time::Timestamp;
-use homing::store::schedules::{Firings, LastRun, Progress, Run, Schedule, Schedules};
+use homing::store::schedules::{Firing, Firings, LastFiring, Progress, Schedule, Schedules};
 use homing::store::{NextDue, Page, Result};
 
 use super::{Model, Next, cut};
@@ -75,7 +75,7 @@ impl Schedules for Model {
 
 #[async_trait]
 impl Firings for Model {
-    async fn next_slot(&self) -> Result<NextDue> {
+    async fn next_occurrence(&self) -> Result<NextDue> {
         let mut state = self.state();
         let now = state.tick();
         let waiting = state.schedules.values().filter(|schedule| !schedule.paused);
@@ -89,17 +89,17 @@ impl Firings for Model {
         Ok(cut(due, count, max_bytes, |schedule| schedule.template.body.len()).items)
     }
 
-    async fn fire(&self, run: &Run) -> Result<bool> {
+    async fn fire(&self, run: &Firing) -> Result<bool> {
         let mut state = self.state();
         let found = state.schedules.get(&run.id).filter(|schedule| {
-            schedule.generation == run.generation && schedule.next_at == run.slot && !schedule.paused
+            schedule.generation == run.generation && schedule.next_at == run.occurrence && !schedule.paused
         });
         let Some(schedule) = found else { return Ok(false) };
         let accepts = run.outcome.as_deref().unwrap_or_default();
         let mut schedule = schedule.clone();
         schedule.next_at = run.next_at;
-        schedule.last_run = Some(LastRun {
-            slot: run.slot,
+        schedule.last_firing = Some(LastFiring {
+            occurrence: run.occurrence,
             messages: accepts.iter().map(|accept| accept.message.id.clone()).collect(),
             error: run.outcome.as_ref().err().cloned(),
         });

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::{claim_postgres, claim_sqlite};
 use crate::domain::gate::FlowChange;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{DueGates, FlowKey, GateStep, Gates, Looks, Pass, Queue, QueueRemoval, Queues};
+use crate::store::gates::{DueGates, FlowKey, GateStep, Gates, Pass, Queue, QueueRemoval, Queues, Snapshot};
 use crate::store::sql::rewind::rewind;
 use crate::store::sql::tx::begin_immediate;
 use crate::store::sql::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, within};
@@ -15,7 +15,7 @@ use crate::store::{Delivery, Lease, NodeId, Result};
 
 #[async_trait]
 impl Gates for SqlStore {
-    async fn look_at_gates(&self, names: &[Arc<str>], count: usize) -> Result<Looks> {
+    async fn snapshot_gates(&self, names: &[Arc<str>], count: usize) -> Result<Snapshot> {
         match &self.backend {
             Backend::Postgres(pools) => {
                 pools.hot(async |conn| claim_postgres::look(conn, names, count).await).await

@@ -12,7 +12,7 @@ use super::{GATE_COLUMNS, GateRow, TAKE_SLOT, codec};
 use crate::domain::gate::Waiting;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
+use crate::store::gates::{BEHIND, GateSnapshot, GateStep, Pass, Snapshot};
 use crate::store::sql::deliveries::set_aside_unreadable;
 use crate::store::sql::hot_postgres::SELECT_TAKEN;
 use crate::store::sql::messages::{ClaimedRow, LEASED};
@@ -69,7 +69,7 @@ pub(in crate::store::sql) async fn look(
     conn: &mut PgConnection,
     names: &[Arc<str>],
     count: usize,
-) -> Result<Looks> {
+) -> Result<Snapshot> {
     let mut wanted: Vec<&str> = names.iter().map(|name| &**name).collect();
     wanted.sort_unstable();
     wanted.dedup();
@@ -80,7 +80,7 @@ pub(in crate::store::sql) async fn look(
         .fetch_all(conn)
         .await?;
     let now = Timestamp::from_millis(rows.first().map_or(0, |row| row.now));
-    let mut gates: Vec<GateLook> = Vec::new();
+    let mut gates: Vec<GateSnapshot> = Vec::new();
     let mut waiting: HashMap<String, Vec<(i64, Waiting)>> = HashMap::new();
     for row in rows {
         let LookRow { gate, message_id: Some(id), lane: Some(lane), due_at: Some(due_at), .. } = row else {
@@ -106,7 +106,7 @@ pub(in crate::store::sql) async fn look(
         });
         gate.waiting = list.into_iter().map(|(_, one)| one).collect();
     }
-    Ok(Looks { now, gates })
+    Ok(Snapshot { now, gates })
 }
 
 /// First the gates, in the order of their names, and only then deliveries, none of which is waited for: whoever holds one

@@ -9,7 +9,7 @@ use super::{GATE_COLUMNS, GateRow, TAKE_SLOT};
 use crate::domain::gate::{Waiting, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
+use crate::store::gates::{BEHIND, GateSnapshot, GateStep, Pass, Snapshot};
 use crate::store::sql::codec::{self, json};
 use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
 use crate::store::sql::messages::{ClaimedRow, SELECTED};
@@ -25,7 +25,7 @@ pub(in crate::store::sql) async fn look(
     names: &[Arc<str>],
     count: usize,
     now: Timestamp,
-) -> Result<Looks> {
+) -> Result<Snapshot> {
     // All of it as one moment sees it.
     let mut tx = readers.begin().await?;
     let wanted: HashSet<&str> = names.iter().map(|name| &**name).collect();
@@ -37,10 +37,14 @@ pub(in crate::store::sql) async fn look(
         let keys = self::gates(&mut tx, &keys, now).await?;
         gates.extend(keys);
     }
-    Ok(Looks { now, gates })
+    Ok(Snapshot { now, gates })
 }
 
-async fn gates(conn: &mut SqliteConnection, names: &HashSet<&str>, now: Timestamp) -> Result<Vec<GateLook>> {
+async fn gates(
+    conn: &mut SqliteConnection,
+    names: &HashSet<&str>,
+    now: Timestamp,
+) -> Result<Vec<GateSnapshot>> {
     static GATES: LazyLock<String> = LazyLock::new(|| {
         format!("SELECT {GATE_COLUMNS} FROM gates g WHERE g.name IN (SELECT value FROM json_each($1))")
     });
@@ -50,8 +54,8 @@ async fn gates(conn: &mut SqliteConnection, names: &HashSet<&str>, now: Timestam
 
 /// Adds what waits at these gates: as many as could go at most, and one more, which tells whether more wait; [`BEHIND`]
 /// more at a queue.
-async fn wait(conn: &mut SqliteConnection, gates: &mut [GateLook], count: usize) -> Result<()> {
-    let open: Vec<&mut GateLook> = gates.iter_mut().filter(|look| !look.gate.paused).collect();
+async fn wait(conn: &mut SqliteConnection, gates: &mut [GateSnapshot], count: usize) -> Result<()> {
+    let open: Vec<&mut GateSnapshot> = gates.iter_mut().filter(|look| !look.gate.paused).collect();
     if open.is_empty() {
         return Ok(());
     }
@@ -92,7 +96,7 @@ async fn wait(conn: &mut SqliteConnection, gates: &mut [GateLook], count: usize)
 }
 
 /// How many of those that hold no slot are worth knowing.
-fn most(look: &GateLook, count: usize) -> usize {
+fn most(look: &GateSnapshot, count: usize) -> usize {
     let number = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
     let behind = if is_queue(&look.name) { BEHIND } else { 0 };
     let limits = look.gate.limits;

@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::domain::gate::{Control, FlowChange, Gate, Limits, Rate, bare_name, flow_gate, queue_gate};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{DueGates, FlowKey, GateLook, Queue, QueueRemoval, RECHECK_BLOCKED};
+use crate::store::gates::{DueGates, FlowKey, GateSnapshot, Queue, QueueRemoval, RECHECK_BLOCKED};
 use crate::store::{Cancellation, Result, StoreError};
 
 /// The columns of [`ControlRow`].
@@ -102,9 +102,9 @@ const TAKE_SLOT: &str = "slot = CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.gate
     holder = CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.message_id ELSE d.holder END";
 
 impl GateRow {
-    fn into_look(self, now: Timestamp) -> Result<GateLook> {
+    fn into_look(self, now: Timestamp) -> Result<GateSnapshot> {
         let control = self.control.control();
-        Ok(GateLook {
+        Ok(GateSnapshot {
             version: self.version,
             gate: Gate {
                 limits: control.limits,
