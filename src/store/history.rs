@@ -98,7 +98,7 @@ impl LogEntry {
 /// A page of the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogPage {
-    /// Perhaps none, though more may follow: a page looks at a bounded number of entries.
+    /// Perhaps none, though more may follow: a page reads a bounded number of entries.
     pub items: Vec<LogEntry>,
     /// The next page begins there; `None`: this is the last one.
     pub next: Option<LogCursor>,
@@ -119,12 +119,12 @@ pub struct DeadLetterFilter {
     pub to: Option<Timestamp>,
 }
 
-/// What retrying dead letters does about those that don't exist.
+/// How a retry treats dead letters that don't exist.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Missing {
-    /// It leaves them out.
+    /// The retry leaves them out.
     Skip,
-    /// It does nothing at all.
+    /// The retry does nothing at all.
     Refuse,
 }
 
@@ -134,7 +134,7 @@ pub type LetterPlace = (Timestamp, DeadLetterId);
 /// A page of the dead letters.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LetterPage<T> {
-    /// Perhaps none, though more may follow: a page looks for a bounded time.
+    /// Perhaps none, though more may follow: a page searches for a bounded time.
     pub items: Vec<T>,
     /// The next page begins there; `None`: this is the last one.
     pub next: Option<LetterPlace>,
@@ -175,7 +175,7 @@ pub trait History: Send + Sync {
         count: usize,
         max_bytes: usize,
     ) -> Result<LetterPage<DeadLetter>>;
-    /// The same without what is in them.
+    /// The places of dead letters after the one of that time and id, at most `count`.
     async fn dead_letter_places(
         &self,
         filter: &DeadLetterFilter,

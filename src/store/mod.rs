@@ -53,7 +53,7 @@ pub struct Page<T> {
     pub more: bool,
 }
 
-/// What users make and name: queues and flow-control keys, URL groups, schedules.
+/// Everything that users make and name: queues and flow-control keys, URL groups, schedules.
 pub trait Catalogue: Queues + UrlGroups + Schedules {}
 
 impl<T: Queues + UrlGroups + Schedules> Catalogue for T {}
@@ -64,11 +64,11 @@ impl<T: Queues + UrlGroups + Schedules> Catalogue for T {}
 pub trait Store:
     Work + Gates + Nodes + Firings + Catalogue + History + Secrets + Quota + Send + Sync + 'static
 {
-    /// What is set when a task of the store panics.
+    /// The failure that is set when a task of the store panics.
     fn failure(&self) -> Failure {
         Failure::default()
     }
-    /// Why it can't be written to, in words that go on after "the database can't be written to: "; `None`: as far as is
+    /// Why the store can't be written to, in words that go on after "the database can't be written to: "; `None`: as far as is
     /// known, it can.
     fn trouble(&self) -> Option<&'static str> {
         None

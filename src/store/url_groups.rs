@@ -16,7 +16,7 @@ pub struct UrlGroupLimits {
     pub endpoints: usize,
 }
 
-/// What became of endpoints to add or change. Nothing is stored unless all are.
+/// The result of adding or changing endpoints. Nothing is stored unless all are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Upserted {
     Stored,

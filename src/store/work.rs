@@ -16,7 +16,7 @@ use crate::domain::time::Timestamp;
 #[derive(Clone, Debug)]
 pub struct Accept {
     pub message: Arc<Message>,
-    /// What its deliveries are limited by.
+    /// The lane of its delivery: its destination's origin.
     pub lane: Arc<str>,
     /// Set: stored already leased to the accepting node. Only for what is due now and waits at no gate.
     pub lease: Option<Lease>,
@@ -31,7 +31,7 @@ pub struct Deduplication {
     pub expires_at: Timestamp,
 }
 
-/// What became of a message to accept.
+/// The result of accepting one message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Accepted {
     Stored,
@@ -99,28 +99,28 @@ pub struct Ended {
     pub slot: Option<Slot>,
 }
 
-/// What became of an attempt's end.
+/// The result of finishing one attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Applied {
-    /// It is stored with all its consequences.
+    /// The end is stored with all its consequences.
     Yes,
     /// Nothing is stored: the lease was not ours any more, or, for a failed attempt, a user has cancelled the message
     /// meanwhile. Finishing it as cancelled tells the two apart.
     No,
 }
 
-/// What a cancellation did.
+/// The result of cancelling one message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cancellation {
     /// No such message, or it is finished.
     NotFound,
-    /// It was waiting, and is gone.
+    /// The message was waiting, and is gone.
     Cancelled,
     /// A node holds it; it will make no further attempt.
     Requested,
 }
 
-/// What is due, and when that was asked, by the store's clock.
+/// The earliest time at which something is due, and the time of the question, by the store's clock.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NextDue {
     /// The earliest due time of an unleased delivery; `None`: there is none.
@@ -155,16 +155,16 @@ pub struct UnfinishedFilter {
     pub to: Option<Timestamp>,
 }
 
-/// What a bounded look has found.
+/// A page of unfinished messages.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UnfinishedPage {
-    /// In order; perhaps none, though more may follow.
+    /// Ids in order; perhaps none, though more may follow.
     pub found: Vec<MessageId>,
-    /// The next look begins after this message; `None`: this was the last one.
+    /// The next page begins after this message; `None`: this is the last one.
     pub next: Option<MessageId>,
 }
 
-/// What the engine does with messages. Every call is one step, which happens as a whole or not at all, but for
+/// Messages as the engine works on them. Every call is one step, which happens as a whole or not at all, but for
 /// [`Work::cancel_many`].
 #[async_trait]
 pub trait Work: Send + Sync {
@@ -201,7 +201,7 @@ pub trait Work: Send + Sync {
 
     /// Cancels a message.
     async fn cancel(&self, id: &MessageId, now: Timestamp) -> Result<Cancellation>;
-    /// Looks at `count` messages after `after` that are unfinished, not cancelled and of the wanted time, in the order of
+    /// Searches `count` messages after `after` that are unfinished, not cancelled and of the wanted time, in the order of
     /// their ids, which is that of their acceptance.
     async fn unfinished(
         &self,
@@ -212,8 +212,8 @@ pub trait Work: Send + Sync {
     /// Cancels messages, each once. Unlike [`Work::cancel`] it says [`Cancellation::NotFound`] also of what is
     /// cancelled already. A few hundred at most, so that nothing waits long for their locks.
     async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>>;
-    /// What the node has leased and a user has cancelled.
+    /// Lists the messages that the node has leased and a user has cancelled.
     async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>>;
-    /// Those of the messages that are cancelled and not finished.
+    /// Filters messages: those that are cancelled and not finished.
     async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>>;
 }

@@ -25,11 +25,11 @@ struct FoundRow {
 /// Which deliveries a cancel takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Take {
-    /// Those that nobody has cancelled or locked. Whoever holds locks and waits for none can't be part of a deadlock.
+    /// Deliveries that nobody has cancelled or locked. Whoever holds locks and waits for none can't be part of a deadlock.
     Free,
-    /// Those that nobody has cancelled. It waits for locks, which is safe while it holds no other.
+    /// Deliveries that nobody has cancelled. The cancel waits for locks, which is safe while it holds no other.
     Uncancelled,
-    /// All, and waits for their locks.
+    /// All deliveries. The cancel waits for their locks.
     Any,
 }
 
@@ -39,7 +39,7 @@ struct LeasedRow {
     lease: i64,
 }
 
-/// What the node has leased and a user has cancelled.
+/// The messages that the node has leased and a user has cancelled.
 pub(super) async fn leases(pools: &Backend<&PgPool, &SqlitePool>, node: NodeId) -> Result<Vec<MessageId>> {
     let mut query = Query::new(pools);
     query
@@ -48,7 +48,7 @@ pub(super) async fn leases(pools: &Backend<&PgPool, &SqlitePool>, node: NodeId) 
     ids(query, pools).await
 }
 
-/// Those of the messages that are cancelled and not finished.
+/// Filters messages: those that are cancelled and not finished.
 pub(super) async fn requested(
     pools: &Backend<&PgPool, &SqlitePool>,
     among: &[MessageId],

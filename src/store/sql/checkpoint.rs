@@ -34,7 +34,7 @@ const HUGE: i64 = 1 << 18;
 
 /// The task that makes the checkpoints.
 pub(super) struct Checkpointer {
-    /// Rung after commits.
+    /// Notified after commits.
     written: Arc<Notify>,
     task: JoinHandle<()>,
 }
@@ -48,7 +48,7 @@ impl Checkpointer {
         Self { written, task }
     }
 
-    /// What to ring after each commit.
+    /// The bell to notify after each commit.
     pub(super) fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.written)
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sqlx::{PgPool, SqlitePool};
 
-use super::query::{LOOK_TIME, Query};
+use super::query::{PAGE_TIME, Query};
 use super::tx::Tx;
 use super::{Backend, codec, deliveries, messages};
 use crate::domain::id::{DeadLetterId, MessageId};
@@ -88,7 +88,7 @@ async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result
         .collect();
     let mut found = HashMap::new();
     for row in rows {
-        // Both are removed together; between the two reads that may have happened.
+        // The letter and its message are removed together, perhaps between the two reads.
         let Some(message) = messages.remove(&row.message_id) else { continue };
         let response = response(row.status, row.response_headers.as_deref(), row.response_body, &row.id)?;
         found.insert(
@@ -113,7 +113,7 @@ pub(super) async fn page(
     count: usize,
     max_bytes: usize,
 ) -> Result<LetterPage<DeadLetter>> {
-    let walk = Walk { pools, filter, order, time: LOOK_TIME };
+    let walk = Walk { pools, filter, order, time: PAGE_TIME };
     let (mut rows, mut next) = walk.rows(after, count).await?;
     let within = fitting(rows.iter().map(|row| row.size), count, max_bytes);
     if within < rows.len() {
@@ -131,7 +131,7 @@ pub(super) async fn places(
     after: Option<&LetterPlace>,
     count: usize,
 ) -> Result<LetterPage<LetterPlace>> {
-    let walk = Walk { pools, filter, order, time: LOOK_TIME };
+    let walk = Walk { pools, filter, order, time: PAGE_TIME };
     let (rows, next) = walk.rows(after, count).await?;
     Ok(LetterPage { items: rows.iter().map(PlaceRow::place).collect(), next })
 }
@@ -141,7 +141,7 @@ struct Walk<'a> {
     pools: &'a Backend<&'a PgPool, &'a SqlitePool>,
     filter: &'a DeadLetterFilter,
     order: Order,
-    /// [`LOOK_TIME`].
+    /// [`PAGE_TIME`].
     time: Duration,
 }
 
@@ -244,7 +244,7 @@ pub(super) fn fitting(sizes: impl Iterator<Item = i64>, count: usize, max_bytes:
         .count()
 }
 
-/// What one transaction may replace at most where others wait for its end: 35 ms in a debug build.
+/// Dead letters that one transaction may replace where others wait for its end: 35 ms in a debug build.
 const PART: usize = 1000;
 const PART_BYTES: usize = 4 << 20;
 

@@ -11,7 +11,7 @@ use crate::domain::time::Timestamp;
 use crate::store::{Accept, DueLanes, Lease, NodeId, Repeat, Result};
 
 /// Lanes looked at after the ones whose deliveries are due first.
-pub(super) const LANES_PER_LOOK: i64 = 64;
+pub(super) const LANES_PER_WALK: i64 = 64;
 
 /// The next lanes with anything waiting, in their order, each found with one step down the index.
 pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
@@ -24,7 +24,7 @@ pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
 
 /// The lanes that are due first and those of one look at [`NEXT_LANES`], each where it comes first.
 pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
-    let complete = i64::try_from(walked.len()).is_ok_and(|count| count < LANES_PER_LOOK);
+    let complete = i64::try_from(walked.len()).is_ok_and(|count| count < LANES_PER_WALK);
     let after = walked.last().filter(|_| !complete).cloned().unwrap_or_default();
     let mut seen = HashSet::with_capacity(first.len() + walked.len());
     let lanes = first.into_iter().chain(walked).filter(|lane| seen.insert(lane.clone())).collect();

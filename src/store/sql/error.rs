@@ -5,7 +5,7 @@ use sqlx::migrate::MigrateError;
 use crate::store::StoreError;
 
 impl StoreError {
-    /// What is wrong with the database, in words; `None` where the trouble is the statement's own, or a passing conflict.
+    /// The trouble with the database, in words; `None` where the trouble is the statement's own, or a passing conflict.
     pub(crate) fn trouble(&self) -> Option<&'static str> {
         match self {
             Self::Deadline(_) => Some(SLOW),
@@ -26,7 +26,7 @@ impl StoreError {
 
 const SLOW: &str = "it does not answer in time";
 
-/// What a code of PostgreSQL (appendix A) or SQLite says about the database.
+/// The trouble with the database that a code of PostgreSQL (appendix A) or SQLite tells of.
 fn trouble_by_code(code: &str) -> Option<&'static str> {
     if code.len() == 5 && code.is_ascii() {
         return match (code, &code[..2]) {
@@ -78,7 +78,7 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => Self::Unavailable(error.into()),
-            // What can't be encoded, decoded or found now can't be the next time.
+            // A value that can't be encoded, decoded or found now can't be the next time.
             _ => Self::Refused(error.into()),
         }
     }

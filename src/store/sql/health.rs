@@ -23,16 +23,16 @@ use crate::domain::time::Timestamp;
 use crate::failure::Failure;
 use crate::store::{Accept, NodeId, Repeat, Result, StoreError};
 
-/// How long a write may take until it counts as one that fails.
+/// A write that takes longer than this counts as one that fails.
 const SLOW: Duration = Duration::from_secs(2);
 /// From a failed write to the next try.
-const REST: Duration = Duration::from_secs(1);
+const TRY_EVERY: Duration = Duration::from_secs(1);
 /// Limit for a try on Postgres. SQLite has a limit of its own for the wait for a lock.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Bytes of the message that is tried, random, so that they take the room that they seem to.
 const SIZE: usize = 8 << 10;
 
-/// What writes tell about the store.
+/// Whether writes to the store succeed, as far as the last ones tell.
 pub(super) struct Health {
     task: OnceLock<AbortHandle>,
     last: Mutex<Option<Trouble>>,
@@ -113,7 +113,7 @@ async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, SqlitePool>, clo
     loop {
         health.bell.notified().await;
         while let Some(at) = { health.last().map(|trouble| trouble.at) } {
-            pause(REST.saturating_sub(at.elapsed())).await;
+            pause(TRY_EVERY.saturating_sub(at.elapsed())).await;
             let began = Instant::now();
             match try_to_write(&to, clock.now()).await {
                 Ok(()) => health.wrote(began),

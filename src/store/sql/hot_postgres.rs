@@ -1,6 +1,7 @@
 //! The hot steps on Postgres: accept, claim, finish. Beside [`super::hot_sqlite`], step for step.
 //!
-//! Each is one statement that commits by itself, over arrays. They run on connections whose plans are pinned (see
+//! Each is one statement over arrays that commits by itself, but for an accept with gates, with deduplication keys or of
+//! more than [`STATEMENT_BYTES`], and for messages that can't be read. They run on connections whose plans are pinned (see
 //! `open`): the nested loop over the batch, through the index that serves the step. Set membership is written as
 //! `CASE WHEN … IN (SELECT …)`, which Postgres answers from a hash table whatever joins are allowed. A row is joined by
 //! its id as `= ANY (ARRAY[id])`, for which the only plan is to look it up: for `= id` Postgres may also read the whole
@@ -14,7 +15,7 @@ use sqlx::{Arguments as _, Connection as _, PgConnection, PgExecutor};
 
 use super::attempts::{self, callbacks, letter, with_letter};
 use super::columns::{Column, add_arrays, add_row, arguments, arrays, names, placeholders};
-use super::gates::entry::{Conn, Entry, enter};
+use super::gates::entering::{Conn, GatePlace, enter};
 use super::low_water::LowWater;
 use super::messages::{self, ClaimedRow, LEASED, New, SELECTED, delivery};
 use super::nodes::now_ms;
@@ -74,7 +75,7 @@ pub(super) async fn accept(
     if repeat == Repeat::First {
         return accept_all(conn, node, batch, repeat, max_queues).await;
     }
-    // What is there already must not touch its gates and its key, which others may have changed or removed since.
+    // A message that is there already must not touch its gates and its key, which others may have changed since.
     let ids: Vec<&str> = batch.iter().map(|accept| accept.message.id.as_str()).collect();
     let present: HashSet<String> = sqlx::query_scalar("SELECT id FROM messages WHERE id = ANY ($1)")
         .bind(ids)
@@ -115,12 +116,12 @@ async fn accept_all(
         return store(conn, node, whole, &[], repeat).await;
     }
     let mut tx = conn.begin().await?;
-    let mut entries = Vec::new();
+    let mut places = Vec::new();
     if gated {
         let messages: Vec<&Message> = batch.iter().map(|accept| &*accept.message).collect();
-        entries = enter(&mut Conn::Postgres(&mut tx), &messages, max_queues).await?;
+        places = enter(&mut Conn::Postgres(&mut tx), &messages, max_queues).await?;
     }
-    let mut rest = entries.as_slice();
+    let mut rest = places.as_slice();
     let mut results = Vec::with_capacity(batch.len());
     for part in parts {
         let (own, later) = rest.split_at(part.len().min(rest.len()));
@@ -131,12 +132,12 @@ async fn accept_all(
     Ok(results)
 }
 
-/// Stores them with what their deliveries have of gates: nothing, or an entry for each message.
+/// Stores messages with the places of their deliveries at gates: none, or one for each message.
 async fn store(
     conn: &mut PgConnection,
     node: NodeId,
     batch: &[Accept],
-    entries: &[Option<Entry>],
+    places: &[Option<GatePlace>],
     repeat: Repeat,
 ) -> Result<Vec<Accepted>> {
     static NEW: LazyLock<String> = LazyLock::new(|| {
@@ -151,7 +152,7 @@ async fn store(
              {deliveries} WHERE CASE WHEN message_id IN (SELECT id FROM m) THEN TRUE END"
         )
     });
-    let rows = rows(node, batch, entries);
+    let rows = rows(node, batch, places);
     if batch.iter().any(|accept| accept.deduplication.is_some()) {
         return accept_deduplicated(conn, &rows).await;
     }
@@ -187,10 +188,10 @@ async fn store_one(conn: &mut PgConnection, row: New<'_>) -> Result<()> {
     Ok(())
 }
 
-fn rows<'a>(node: NodeId, batch: &'a [Accept], entries: &'a [Option<Entry>]) -> Vec<New<'a>> {
-    let entry = |index| entries.get(index).and_then(Option::as_ref);
+fn rows<'a>(node: NodeId, batch: &'a [Accept], places: &'a [Option<GatePlace>]) -> Vec<New<'a>> {
+    let place = |index| places.get(index).and_then(Option::as_ref);
     let accepts = batch.iter().enumerate();
-    accepts.map(|(index, accept)| New { accept, node, entry: entry(index), slot: None }).collect()
+    accepts.map(|(index, accept)| New { accept, node, place: place(index), slot: None }).collect()
 }
 
 /// Stores messages of which some have deduplication keys. The keys are won in one statement with the messages of the
@@ -295,7 +296,7 @@ pub(super) async fn due_lanes(
     if i64::try_from(first.len()).unwrap_or(i64::MAX) == limit {
         walked = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
-            .bind(super::deliveries::LANES_PER_LOOK)
+            .bind(super::deliveries::LANES_PER_WALK)
             .fetch_all(conn)
             .await?;
     }
@@ -378,8 +379,8 @@ pub(super) async fn finish(
         let mut tx = conn.begin().await?;
         let messages: Vec<&Message> = callbacks().collect();
         // Callbacks are in no queue.
-        let entries = enter(&mut Conn::Postgres(&mut tx), &messages, None).await?;
-        let applied = finish_mixed(&mut tx, node, batch, &entries).await?;
+        let places = enter(&mut Conn::Postgres(&mut tx), &messages, None).await?;
+        let applied = finish_mixed(&mut tx, node, batch, &places).await?;
         tx.commit().await?;
         applied
     } else {
@@ -392,7 +393,7 @@ pub(super) async fn finish(
         .collect())
 }
 
-/// What statements that end attempts take of each, as arrays: what is stored of it, and the lease that it must have.
+/// The columns of the statements that end attempts: those of `attempts`, and the lease that the delivery must have.
 fn ends<'a>() -> Vec<Column<'a, &'a Ended>> {
     let mut columns = attempts::columns();
     columns.push(Column::number("lease", |ended: &Ended| Some(ended.lease.0)));
@@ -468,12 +469,12 @@ static FINISH_MIXED: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// `entries`: what the callbacks' deliveries have of gates, nothing or one for each.
+/// Stores ends of any kind. `places`: those of the callbacks' deliveries at gates, none or one for each.
 async fn finish_mixed(
     conn: &mut PgConnection,
     node: NodeId,
     batch: &[Ended],
-    entries: &[Option<Entry>],
+    places: &[Option<GatePlace>],
 ) -> Result<Vec<String>> {
     let callbacks: Vec<(&Ended, Accept)> =
         batch.iter().flat_map(|ended| callbacks(ended).map(move |accept| (ended, accept))).collect();
@@ -481,8 +482,8 @@ async fn finish_mixed(
         .iter()
         .enumerate()
         .map(|(index, (ended, accept))| {
-            let entry = entries.get(index).and_then(Option::as_ref);
-            New { accept, node, entry, slot: ended.slot.as_ref() }
+            let place = places.get(index).and_then(Option::as_ref);
+            New { accept, node, place, slot: ended.slot.as_ref() }
         })
         .collect();
     let mut arguments = bind_new(&rows)?;

@@ -1,9 +1,9 @@
-//! The hot steps on SQLite: accept, claim, finish. Beside [`super::hot_postgres`], step for step.
+//! The hot steps on SQLite: accept, claim, finish, as [`super::hot_postgres`] has them for Postgres.
 //!
 //! SQLite has one writer and syncs once per transaction, so accepts and finishes that wait at the same time share one
 //! transaction: [`GroupCommit`] collects them. What costs most is not SQLite but each statement's way to its thread and
 //! back, so there are few of them: rows are inserted many at a time, by statements for some fixed numbers of rows, which
-//! stay prepared and skip the rows that are not there; and what a statement tells comes as one row.
+//! stay prepared and skip the rows that are not there; and a statement returns all that it has to say as one row.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
@@ -18,7 +18,7 @@ use super::attempts::{self, callbacks, letter, with_letter};
 use super::codec::json;
 use super::columns::{Column, add_row, arguments, names};
 use super::deliveries::set_aside;
-use super::gates::entry::{AtTime, Conn, Entry, enter};
+use super::gates::entering::{AtTime, Conn, GatePlace, enter};
 use super::messages::{self, ClaimedRow, LEASED, New, SELECTED, delivery};
 use super::tx::begin_immediate;
 use crate::clock::Clock;
@@ -59,7 +59,7 @@ pub(super) struct GroupCommit {
 }
 
 impl GroupCommit {
-    /// Starts the task; it rings `written` after each commit.
+    /// Starts the task, which notifies `written` after each commit.
     pub(super) fn start(
         writer: SqlitePool,
         written: Arc<Notify>,
@@ -99,7 +99,7 @@ impl GroupCommit {
         let task = self.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(task) = task {
             task.abort();
-            // It was cancelled, or has ended by itself.
+            // The task was cancelled, or has ended by itself.
             drop(task.await);
         }
     }
@@ -246,7 +246,7 @@ fn accepts(step: &Step) -> Option<&[Accept]> {
     }
 }
 
-/// What the step is worth of time on a processor.
+/// The least time on a processor that the step takes.
 fn work(step: &Step) -> Duration {
     match step {
         Step::Accept { batch, .. } => pace::work(batch.len(), size(step)),
@@ -327,8 +327,7 @@ pub(super) async fn accept(
     }
     let missing: Vec<(&&Accept, &Accepted)> =
         batch.iter().zip(&results).filter(|(accept, _)| is_missing(accept)).collect();
-    let entries =
-        enter_all(conn, missing.iter().map(|(accept, _)| &*accept.message), max_queues, now).await?;
+    let places = enter_all(conn, missing.iter().map(|(accept, _)| &*accept.message), max_queues, now).await?;
     let rows: Vec<New<'_>> = missing
         .iter()
         .enumerate()
@@ -336,7 +335,7 @@ pub(super) async fn accept(
         .map(|(index, (accept, _))| New {
             accept,
             node,
-            entry: entries.get(index).and_then(Option::as_ref),
+            place: places.get(index).and_then(Option::as_ref),
             slot: None,
         })
         .collect();
@@ -380,13 +379,13 @@ async fn present(conn: &mut SqliteConnection, batch: &[&Accept]) -> Result<HashS
     Ok(found.into_iter().collect())
 }
 
-/// Lets messages in: an entry for each, or nothing if none waits at a gate.
+/// Lets messages in at their gates: a place for each that waits at one, or nothing if none does.
 async fn enter_all<'a>(
     conn: &mut SqliteConnection,
     messages: impl Iterator<Item = &'a Message>,
     max_queues: Option<u32>,
     now: Timestamp,
-) -> Result<Vec<Option<Entry>>> {
+) -> Result<Vec<Option<GatePlace>>> {
     let messages: Vec<&Message> = messages.collect();
     if !messages.iter().any(|message| is_gated(message)) {
         return Ok(Vec::new());
@@ -414,7 +413,7 @@ pub(super) async fn due_lanes(
     if i64::try_from(first.len()).unwrap_or(i64::MAX) == limit {
         walked = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
-            .bind(super::deliveries::LANES_PER_LOOK)
+            .bind(super::deliveries::LANES_PER_WALK)
             .fetch_all(readers)
             .await?;
     }
@@ -501,7 +500,7 @@ async fn finish(
     static LETTERS: LazyLock<Inserts> = LazyLock::new(|| inserts("dead_letters", &letter()));
     let messages = batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message);
     // Callbacks are in no queue.
-    let entries = enter_all(conn, messages, None, now).await?;
+    let places = enter_all(conn, messages, None, now).await?;
     let mut applied: HashSet<String> = HashSet::with_capacity(batch.len());
     let of = |wanted: fn(&Next) -> bool| -> Vec<&Ended> {
         batch.iter().filter(|ended| wanted(&ended.finish.next)).collect()
@@ -534,8 +533,8 @@ async fn finish(
         .enumerate()
         .filter(|(_, (ended, _))| applied.contains(ended.id.as_str()))
         .map(|(index, (ended, accept))| {
-            let entry = entries.get(index).and_then(Option::as_ref);
-            New { accept, node, entry, slot: ended.slot.as_ref() }
+            let place = places.get(index).and_then(Option::as_ref);
+            New { accept, node, place, slot: ended.slot.as_ref() }
         })
         .collect();
     insert_new(conn, &rows).await?;

@@ -23,9 +23,9 @@ const FULL_SCAN_EVERY: Duration = Duration::from_secs(1);
 const MARGIN_MS: i64 = 1000;
 
 /// The bound on due times.
-pub(super) struct LowWater(Mutex<State>);
+pub(super) struct LowWater(Mutex<Mark>);
 
-struct State {
+struct Mark {
     due_ms: i64,
     /// The lowest that the mark was lowered to since the last scan began, which may not have seen what it was lowered for.
     since_ms: i64,
@@ -36,49 +36,49 @@ struct State {
 
 impl LowWater {
     pub(super) fn new() -> Self {
-        let state =
-            State { due_ms: i64::MIN, since_ms: i64::MAX, full_scan_at: Instant::now(), full_scan: None };
-        Self(Mutex::new(state))
+        let mark =
+            Mark { due_ms: i64::MIN, since_ms: i64::MAX, full_scan_at: Instant::now(), full_scan: None };
+        Self(Mutex::new(mark))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn mark(&self) -> MutexGuard<'_, Mark> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a scan; the due time that it begins at, in Unix milliseconds.
     pub(super) fn begin_scan(&self) -> i64 {
-        let mut state = self.state();
-        state.since_ms = i64::MAX;
-        state.due_ms
+        let mut mark = self.mark();
+        mark.since_ms = i64::MAX;
+        mark.due_ms
     }
 
     /// The mark, for claims of what the last scan has seen.
     pub(super) fn due_ms(&self) -> i64 {
-        self.state().due_ms
+        self.mark().due_ms
     }
 
     /// Lets the mark be no higher than what was stored with this due time; `i64::MIN` for anything at all.
     pub(super) fn lower(&self, due_ms: i64) {
-        let mut state = self.state();
-        state.due_ms = state.due_ms.min(due_ms);
-        state.since_ms = state.since_ms.min(due_ms);
+        let mut mark = self.mark();
+        mark.due_ms = mark.due_ms.min(due_ms);
+        mark.since_ms = mark.since_ms.min(due_ms);
     }
 
     /// Raises the mark to the earliest due time that the last scan has seen.
     pub(super) fn raise(&self, due_ms: i64) {
-        let mut state = self.state();
-        state.due_ms = due_ms.saturating_sub(MARGIN_MS).min(state.since_ms);
+        let mut mark = self.mark();
+        mark.due_ms = due_ms.saturating_sub(MARGIN_MS).min(mark.since_ms);
     }
 
     /// Starts a full scan beside the others, if one is due and none is under way.
     pub(super) fn scan_beside(self: &Arc<Self>, pool: &PgPool, failure: &Failure) {
-        let mut state = self.state();
-        let is_under_way = state.full_scan.as_ref().is_some_and(|scan| !scan.is_finished());
-        if is_under_way || Instant::now() < state.full_scan_at {
+        let mut mark = self.mark();
+        let is_under_way = mark.full_scan.as_ref().is_some_and(|scan| !scan.is_finished());
+        if is_under_way || Instant::now() < mark.full_scan_at {
             return;
         }
         let (low_water, pool) = (Arc::clone(self), pool.clone());
-        state.full_scan = Some(failure.spawn("scanning all that waits", async move {
+        mark.full_scan = Some(failure.spawn("scanning all that waits", async move {
             let backend = Backend::Postgres(&pool);
             match within(DEADLINE, deliveries::next_due(&backend, i64::MIN)).await {
                 Ok(Some(due_at)) => low_water.lower(due_at.as_millis()),
@@ -90,13 +90,13 @@ impl LowWater {
                     );
                 }
             }
-            low_water.state().full_scan_at = Instant::now() + FULL_SCAN_EVERY;
+            low_water.mark().full_scan_at = Instant::now() + FULL_SCAN_EVERY;
         }));
     }
 
     /// Ends a full scan.
     pub(super) fn stop(&self) {
-        if let Some(scan) = self.state().full_scan.take() {
+        if let Some(scan) = self.mark().full_scan.take() {
             scan.abort();
         }
     }

@@ -78,11 +78,11 @@ static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Deadline of a call to Postgres, the wait for a connection included. A database that is slower than this is away.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Limit for the answer whether the database can be read.
+/// Deadline of the answer whether the database can be read.
 const PING: Duration = Duration::from_secs(2);
-/// The same for a page of a list, which looks for a second or so, waits for others, and reads bodies.
+/// Deadline of a page of a list, which searches for a second or so, waits for others, and reads bodies.
 const LIST_DEADLINE: Duration = Duration::from_secs(20);
-/// The same for retention and takeovers, which may read much.
+/// Deadline of retention and takeovers, which may read much.
 const LONG_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Which database, and how many connections to it.

@@ -112,7 +112,7 @@ impl Nodes for SqlStore {
             let mut listener = PgListener::connect_with(&pools.listening).await?;
             listener.listen(CHANGES).await?;
             *place = Some((listener, ticket));
-            // What changed before this was heard by nobody.
+            // A change before this was heard by nobody.
             return Ok(());
         };
         // Nothing was received when the connection was lost and made anew. What was said meanwhile was heard by nobody, so
@@ -149,8 +149,8 @@ impl Nodes for SqlStore {
     }
 }
 
-/// The stamp is the statement's own time where others compare it: what happened before in the transaction, or in the
-/// process, may have taken long.
+/// Registers an incarnation. Its first heartbeat is the statement's own time where others compare it: the transaction
+/// and the process may have taken long until then.
 async fn insert(tx: &mut Tx, node: NodeId, name: &str) -> Result<()> {
     let now = tx.now;
     match &mut tx.on {

@@ -202,7 +202,8 @@ async fn sqlite(path: &Path, options: &Options, clock: &Clock, failure: &Failure
     })
 }
 
-/// What can't be done with a path, and what may help. Files are made in the folder, which is what must be writable.
+/// A sentence about a path that can't be used, with advice where there is some. Files are made in the folder, which is
+/// what must be writable.
 fn folder_help(path: &Path, verb: &str, error: &std::io::Error) -> String {
     let text = format!("{} can't be {verb}: {error}", path.display());
     if error.kind() != std::io::ErrorKind::PermissionDenied {

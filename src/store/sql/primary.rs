@@ -24,8 +24,8 @@ use crate::failure::Failure;
 use crate::store::{Result, StoreError};
 
 /// Between two looks, and while one has failed.
-const REST: Duration = Duration::from_secs(5);
-const REST_IN_TROUBLE: Duration = Duration::from_secs(1);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBE_EVERY_IN_TROUBLE: Duration = Duration::from_secs(1);
 /// Limit for a look.
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long after a standby has stopped following steps are confirmed one by one, unless it follows again. It may be
@@ -65,7 +65,7 @@ impl Server {
     }
 }
 
-/// What is known.
+/// Everything that is known of the primary.
 #[derive(Clone, Copy, Default)]
 struct Seen {
     /// The server that the node works with; `None` until the first connection.
@@ -322,7 +322,7 @@ async fn run(primary: Arc<Primary>, options: PgConnectOptions) {
                 primary.look_failed();
             }
         }
-        let rest = if primary.trouble().is_some() { REST_IN_TROUBLE } else { REST };
+        let rest = if primary.trouble().is_some() { PROBE_EVERY_IN_TROUBLE } else { PROBE_EVERY };
         tokio::select! {
             biased;
             () = pause(rest) => {}

@@ -24,7 +24,7 @@ use crate::store::{Result, StoreError};
 /// How long one statement may read. Postgres has it as the connection's `statement_timeout`.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(5);
 /// How long a page of a list looks for what matches before it says how far it has come.
-pub(super) const LOOK_TIME: Duration = Duration::from_secs(1);
+pub(super) const PAGE_TIME: Duration = Duration::from_secs(1);
 /// Instructions of SQLite's virtual machine between two looks at whether a statement is to stop: some ten microseconds.
 const INSTRUCTIONS: i32 = 1000;
 

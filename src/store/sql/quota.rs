@@ -19,7 +19,7 @@ impl Quota for SqlStore {
     }
 }
 
-/// What is reserved so far, the row locked.
+/// Messages reserved so far on a day, its row locked.
 async fn reserved(tx: &mut Tx, day: i64) -> Result<u64> {
     let begin = "INSERT INTO reserved_messages (day, reserved) VALUES ($1, 0) ON CONFLICT (day) DO NOTHING";
     // Not yesterday: about midnight a node may be a moment behind.

@@ -1,4 +1,4 @@
-//! Transactions that write, and what a step tells the low-water mark.
+//! Transactions that write. They know what they make claimable, and lower the low-water mark when they end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(super) struct Claimable {
 }
 
 impl Claimable {
-    /// What a step on Postgres makes claimable: nothing yet.
+    /// Nothing claimable yet, of a step on Postgres.
     pub(super) const fn below(low_water: Arc<LowWater>) -> Self {
         Self { low_water: Some(low_water), due_ms: None }
     }

@@ -11,7 +11,7 @@ use crate::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
 use crate::store::{Result, StoreError};
 
 #[derive(sqlx::FromRow)]
-struct Row {
+struct GroupRow {
     name: String,
     created_at: i64,
     updated_at: i64,
@@ -19,7 +19,7 @@ struct Row {
     endpoints: String,
 }
 
-impl Row {
+impl GroupRow {
     fn read(self) -> Result<UrlGroup> {
         let table = "url_groups";
         let headers = codec::read_headers(self.headers.as_deref(), table, &self.name)?;
@@ -59,9 +59,9 @@ impl SqlStore {
 }
 
 async fn find(tx: &mut Tx, name: &str) -> Result<Option<UrlGroup>> {
-    let row: Option<Row> =
+    let row: Option<GroupRow> =
         on_backend!(&mut tx.on, |tx| sqlx::query_as(ONE).bind(name).fetch_optional(&mut **tx).await?);
-    row.map(Row::read).transpose()
+    row.map(GroupRow::read).transpose()
 }
 
 async fn count(tx: &mut Tx) -> Result<i64> {
@@ -101,10 +101,10 @@ async fn delete(tx: &mut Tx, name: &str) -> Result<()> {
 impl UrlGroups for SqlStore {
     async fn url_group(&self, name: &str) -> Result<Option<UrlGroup>> {
         within(DEADLINE, async {
-            let row: Option<Row> = on_backend!(self.readers(), |pool| {
+            let row: Option<GroupRow> = on_backend!(self.readers(), |pool| {
                 sqlx::query_as(ONE).bind(name).fetch_optional(pool).await?
             });
-            row.map(Row::read).transpose()
+            row.map(GroupRow::read).transpose()
         })
         .await
     }
@@ -112,9 +112,9 @@ impl UrlGroups for SqlStore {
     async fn url_groups(&self) -> Result<Vec<UrlGroup>> {
         within(LONG_DEADLINE, async {
             let sql = concat!(select!(), "ORDER BY name");
-            let rows: Vec<Row> =
+            let rows: Vec<GroupRow> =
                 on_backend!(self.readers(), |pool| sqlx::query_as(sql).fetch_all(pool).await?);
-            rows.into_iter().map(Row::read).collect()
+            rows.into_iter().map(GroupRow::read).collect()
         })
         .await
     }

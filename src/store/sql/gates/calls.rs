@@ -18,10 +18,10 @@ impl Gates for SqlStore {
     async fn snapshot_gates(&self, names: &[Arc<str>], count: usize) -> Result<Snapshot> {
         match &self.backend {
             Backend::Postgres(pools) => {
-                pools.hot(async |conn| claim_postgres::look(conn, names, count).await).await
+                pools.hot(async |conn| claim_postgres::snapshot(conn, names, count).await).await
             }
             Backend::Sqlite(pools) => {
-                claim_sqlite::look(&pools.readers, names, count, self.clock.now()).await
+                claim_sqlite::snapshot(&pools.readers, names, count, self.clock.now()).await
             }
         }
     }

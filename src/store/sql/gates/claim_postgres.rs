@@ -1,6 +1,6 @@
-//! Looking at gates and taking deliveries from them, on Postgres. Beside [`super::claim_sqlite`], step for step.
+//! Snapshots of gates and claims from them, on Postgres, as [`super::claim_sqlite`] has them for SQLite.
 //!
-//! Both run on the connections with pinned plans, each as one statement that commits by itself. A condition inside a
+//! They run on the connections with pinned plans, each as one statement that commits by itself. A condition inside a
 //! `CASE` is one that no index may serve: the plan is made when nothing waits, and must not walk all that does later.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::store::{Delivery, Lease, NodeId, Result};
 
 /// A gate, or something that waits at one.
 #[derive(sqlx::FromRow)]
-struct LookRow {
+struct SnapshotRow {
     now: i64,
     #[sqlx(flatten)]
     gate: GateRow,
@@ -34,8 +34,8 @@ struct LookRow {
     holds_slot: Option<bool>,
 }
 
-/// As many as could go at most, and one more, which tells whether more wait; `$3` more at a queue.
-static LOOK: LazyLock<String> = LazyLock::new(|| {
+/// Of each gate as many deliveries as could go at most, and one more, which tells whether more wait; `$3` more at a queue.
+static SNAPSHOT: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH g AS MATERIALIZED ( \
              SELECT {GATE_COLUMNS} FROM unnest($1::text[]) AS n (name) JOIN gates g ON g.name = n.name), \
@@ -64,8 +64,8 @@ static LOOK: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// What waits at these gates, and what is in use.
-pub(in crate::store::sql) async fn look(
+/// Takes a snapshot of gates: what waits there, and what is in use.
+pub(in crate::store::sql) async fn snapshot(
     conn: &mut PgConnection,
     names: &[Arc<str>],
     count: usize,
@@ -73,7 +73,7 @@ pub(in crate::store::sql) async fn look(
     let mut wanted: Vec<&str> = names.iter().map(|name| &**name).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let rows: Vec<LookRow> = sqlx::query_as(LOOK.as_str())
+    let rows: Vec<SnapshotRow> = sqlx::query_as(SNAPSHOT.as_str())
         .bind(wanted)
         .bind(i64::try_from(count).unwrap_or(i64::MAX - 1))
         .bind(i64::from(BEHIND))
@@ -83,8 +83,9 @@ pub(in crate::store::sql) async fn look(
     let mut gates: Vec<GateSnapshot> = Vec::new();
     let mut waiting: HashMap<String, Vec<(i64, Waiting)>> = HashMap::new();
     for row in rows {
-        let LookRow { gate, message_id: Some(id), lane: Some(lane), due_at: Some(due_at), .. } = row else {
-            gates.push(row.gate.into_look(now)?);
+        let SnapshotRow { gate, message_id: Some(id), lane: Some(lane), due_at: Some(due_at), .. } = row
+        else {
+            gates.push(row.gate.into_snapshot(now)?);
             continue;
         };
         let holds_slot = row.holds_slot == Some(true);

@@ -1,4 +1,4 @@
-//! Looking at gates and taking deliveries from them, on SQLite. Beside [`super::claim_postgres`], step for step.
+//! Snapshots of gates and claims from them, on SQLite, as [`super::claim_postgres`] has them for Postgres.
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
@@ -19,8 +19,8 @@ use crate::store::{Delivery, Lease, NodeId, Result};
 /// One that waits: id, lane, size, due time, key.
 type WaitingRow = (String, String, i64, i64, Option<String>);
 
-/// What waits at these gates, and what is in use.
-pub(in crate::store::sql) async fn look(
+/// Takes a snapshot of gates: what waits there, and what is in use.
+pub(in crate::store::sql) async fn snapshot(
     readers: &SqlitePool,
     names: &[Arc<str>],
     count: usize,
@@ -49,19 +49,19 @@ async fn gates(
         format!("SELECT {GATE_COLUMNS} FROM gates g WHERE g.name IN (SELECT value FROM json_each($1))")
     });
     let rows: Vec<GateRow> = sqlx::query_as(GATES.as_str()).bind(json(names)).fetch_all(conn).await?;
-    rows.into_iter().map(|row| row.into_look(now)).collect()
+    rows.into_iter().map(|row| row.into_snapshot(now)).collect()
 }
 
 /// Adds what waits at these gates: as many as could go at most, and one more, which tells whether more wait; [`BEHIND`]
 /// more at a queue.
 async fn wait(conn: &mut SqliteConnection, gates: &mut [GateSnapshot], count: usize) -> Result<()> {
-    let open: Vec<&mut GateSnapshot> = gates.iter_mut().filter(|look| !look.gate.paused).collect();
+    let open: Vec<&mut GateSnapshot> = gates.iter_mut().filter(|gate| !gate.gate.paused).collect();
     if open.is_empty() {
         return Ok(());
     }
-    let counts: Vec<usize> = open.iter().map(|look| most(look, count).saturating_add(1)).collect();
-    let names: Vec<&str> = open.iter().map(|look| &*look.name).collect();
-    // What a statement tells comes cheapest as one row.
+    let counts: Vec<usize> = open.iter().map(|gate| most(gate, count).saturating_add(1)).collect();
+    let names: Vec<&str> = open.iter().map(|gate| &*gate.name).collect();
+    // The result of a statement comes cheapest as one row.
     let text: String = sqlx::query_scalar(
         "SELECT json_group_array(json_array( \
              (SELECT json_group_array(json_array(message_id, lane, size, due_at, flow)) FROM ( \
@@ -79,28 +79,28 @@ async fn wait(conn: &mut SqliteConnection, gates: &mut [GateSnapshot], count: us
     .await?;
     let lists: Vec<(Vec<WaitingRow>, Vec<WaitingRow>)> =
         serde_json::from_str(&text).map_err(|error| sqlx::Error::Decode(error.into()))?;
-    for ((look, count), (holding, others)) in open.into_iter().zip(counts).zip(lists) {
+    for ((gate, count), (holding, others)) in open.into_iter().zip(counts).zip(lists) {
         let one = |holds_slot: bool, (id, lane, size, due_at, flow): WaitingRow| Waiting {
             id: MessageId::new(id),
             lane: Arc::from(lane),
             size: usize::try_from(size).unwrap_or(usize::MAX),
             due_at: Timestamp::from_millis(due_at),
             holds_slot,
-            flow: flow.filter(|flow| **flow != *look.name).map(Arc::from),
+            flow: flow.filter(|flow| **flow != *gate.name).map(Arc::from),
         };
         let holding = holding.into_iter().map(|row| one(true, row));
         let others = others.into_iter().take(count).map(|row| one(false, row));
-        look.waiting = holding.chain(others).collect();
+        gate.waiting = holding.chain(others).collect();
     }
     Ok(())
 }
 
 /// How many of those that hold no slot are worth knowing.
-fn most(look: &GateSnapshot, count: usize) -> usize {
+fn most(gate: &GateSnapshot, count: usize) -> usize {
     let number = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
-    let behind = if is_queue(&look.name) { BEHIND } else { 0 };
-    let limits = look.gate.limits;
-    let free = limits.parallelism.map(|limit| limit.saturating_sub(look.gate.in_use));
+    let behind = if is_queue(&gate.name) { BEHIND } else { 0 };
+    let limits = gate.gate.limits;
+    let free = limits.parallelism.map(|limit| limit.saturating_sub(gate.gate.in_use));
     let free = free.map(|free| number(free.saturating_add(behind)));
     let rate = limits.rate.map(|rate| number(rate.count));
     [Some(count), free, rate].into_iter().flatten().min().unwrap_or(count)
@@ -137,7 +137,7 @@ pub(in crate::store::sql) async fn pass(
     };
     let wanted: Vec<(&str, &str)> =
         passes.iter().filter(is_open).map(|pass| (pass.id.as_str(), &*pass.gate)).collect();
-    // As they are once they are taken.
+    // The rows as they are once they are taken.
     static TAKEN: LazyLock<String> = LazyLock::new(|| {
         format!(
             "SELECT d.lane, $2 AS attempt_due_at, d.retried, d.claims + 1 AS claims, \

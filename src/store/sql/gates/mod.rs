@@ -1,14 +1,13 @@
 //! The tables `gates` and `queue_places`: queues and flow-control keys, and when to look at which.
 //!
-//! [`entry`] is what accepting a message does here, `claim_postgres` and `claim_sqlite` how deliveries are taken, side by
-//! side. Whoever accepts holds the row of its gate against its removal and against [`rest_postgres`], not against claims.
+//! [`entering`] has the part of accepts, `claim_postgres` and `claim_sqlite` the snapshots and claims. Whoever accepts holds the row of its gate against its removal and against [`rest_postgres`], not against claims.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, SqlitePool};
 
-use self::entry::{AtTime, Conn, has_room};
+use self::entering::{AtTime, Conn, has_room};
 use super::cancelling::{self, Take};
 use super::nodes::now_ms;
 use super::query::table;
@@ -31,7 +30,7 @@ macro_rules! control_columns {
 mod calls;
 mod claim_postgres;
 mod claim_sqlite;
-pub(super) mod entry;
+pub(super) mod entering;
 
 /// Messages that are cancelled in one step of a queue's removal: few enough to hold no lock for long.
 const REMOVED_AT_ONCE: i64 = 500;
@@ -78,7 +77,7 @@ fn count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-/// A gate as a look sees it.
+/// A gate in a snapshot.
 #[derive(sqlx::FromRow)]
 struct GateRow {
     name: String,
@@ -97,12 +96,12 @@ const GATE_COLUMNS: &str = "g.name, g.version, g.parallelism, g.rate, g.period_s
     (SELECT COUNT(DISTINCT d.holder) FROM deliveries d WHERE d.slot = g.name) + \
     (SELECT COUNT(*) FROM deliveries d WHERE d.flow = g.name AND d.node > 0) AS in_use";
 
-/// What a delivery `d` that passes its gate has of slots: in a queue its message's own.
+/// Sets the slot of a delivery `d` that passes its gate: in a queue its message's own, at a key's gate the one it has.
 const TAKE_SLOT: &str = "slot = CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.gate ELSE d.slot END, \
     holder = CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.message_id ELSE d.holder END";
 
 impl GateRow {
-    fn into_look(self, now: Timestamp) -> Result<GateSnapshot> {
+    fn into_snapshot(self, now: Timestamp) -> Result<GateSnapshot> {
         let control = self.control.control();
         Ok(GateSnapshot {
             version: self.version,
@@ -177,7 +176,7 @@ pub(super) const WAKE_POSTGRES: &str = concat!(
     now_ms!(),
     " ORDER BY name) AS later WHERE gates.name = later.name"
 );
-/// The same; `$1` is now.
+/// Makes all gates due that have a time; `$1` is now.
 pub(super) const WAKE_SQLITE: &str = "UPDATE gates SET next_at = $1 WHERE next_at > $1";
 
 /// A gate that may rest.
@@ -399,7 +398,7 @@ pub(super) async fn remove_queue(tx: &mut Tx, name: &str, now: Timestamp) -> Res
         cancelled.into_iter().filter(|(_, cancellation)| *cancellation == Cancellation::Requested);
     let mut requested: Vec<MessageId> = in_flight.map(|(id, _)| MessageId::new(id)).collect();
     requested.sort();
-    // What is in flight leaves the queue, so that it needs no gate if it is given back.
+    // A delivery in flight leaves the queue, so that it needs no gate if it is given back.
     let detach = "UPDATE deliveries SET gate = NULL, place = NULL, slot = NULL, holder = NULL \
                   WHERE slot = $1 AND gate = $1 AND node <> 0";
     on_backend!(&mut tx.on, |tx| {
@@ -610,7 +609,7 @@ pub(super) async fn prune(tx: &mut Tx, keys: &[String], cutoff: Timestamp) -> Re
     }
     match &mut tx.on {
         Backend::Postgres(tx) => {
-            // What somebody is accepting now is seen only by a statement that begins after it.
+            // A delivery that somebody is accepting now is seen only by a statement that begins after it.
             let sql = concat!(idle_keys!("$1"), " AND name = ANY ($2) FOR UPDATE SKIP LOCKED");
             let idle: Vec<String> =
                 sqlx::query_scalar(sql).bind(cutoff.as_millis()).bind(keys).fetch_all(&mut **tx).await?;

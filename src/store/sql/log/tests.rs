@@ -62,7 +62,7 @@ async fn filled(folder: &tempfile::TempDir) -> SqlStore {
 }
 
 /// All pages of a walk, and how many there are.
-async fn pages(walk: &Walk<'_>, count: usize) -> (Vec<(Place, State)>, usize) {
+async fn pages(walk: &Walk<'_>, count: usize) -> (Vec<(LogPlace, State)>, usize) {
     let (mut found, mut cursor) = (Vec::new(), None);
     for page in 1.. {
         let (entries, next) = walk.entries(cursor.as_ref(), count).await.expect("a page");
@@ -91,7 +91,7 @@ async fn whatever_its_windows_a_walk_finds_the_same() {
         for order in [Order::EarliestFirst, Order::LatestFirst] {
             let pools = store.lists();
             let ample = Duration::from_hours(1);
-            let walk = |window, look, time| Walk { pools: &pools, filter, order, window, look, time };
+            let walk = |window, look, time| Walk { pools: &pools, filter, order, window, rows: look, time };
             let (whole, count) = pages(&walk(1000, 1000, ample), 1000).await;
             assert!(count == 1 && !whole.is_empty());
             assert!(whole.is_sorted_by(|(a, _), (b, _)| match order {

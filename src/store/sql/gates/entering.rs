@@ -1,4 +1,4 @@
-//! What accepting a message does at its gates: it makes them, takes over what the message says about its key, wakes
+//! Entering gates, which is a part of accepting messages: it makes the gates, follows what a message says about its key, wakes
 //! them, and takes the message's place.
 
 use std::collections::{BTreeMap, HashSet};
@@ -43,20 +43,21 @@ impl DerefMut for AtTime<'_> {
 }
 
 /// Where a delivery waits: the columns of its row.
-pub(in crate::store::sql) struct Entry {
+pub(in crate::store::sql) struct GatePlace {
     pub(in crate::store::sql) gate: Arc<str>,
     pub(in crate::store::sql) flow: Option<Arc<str>>,
-    pub(in crate::store::sql) place: i64,
+    /// Its order at the gate: Unix microseconds, each once in a queue.
+    pub(in crate::store::sql) order_us: i64,
 }
 
-/// What the messages of one batch want of a gate.
+/// The wants of one batch's messages at a gate.
 #[derive(Default)]
 struct Wanted<'a> {
     /// When the first of those that wait here is due.
     due_at: Option<Timestamp>,
     /// How many join a queue at once.
     joining: i64,
-    /// What the last one says about its key.
+    /// The limits that the last message under this key names.
     flow: Option<&'a FlowControl>,
 }
 
@@ -85,13 +86,13 @@ pub(in crate::store::sql) async fn enter(
     conn: &mut Conn<'_>,
     messages: &[&Message],
     max_queues: Option<u32>,
-) -> Result<Vec<Option<Entry>>> {
+) -> Result<Vec<Option<GatePlace>>> {
     let paths: Vec<Option<Path>> = messages.iter().map(|message| Path::of(message)).collect();
     let wanted = wanted(messages, &paths);
     let accepted_at = messages.iter().map(|message| message.created_at).max().unwrap_or_default();
     let now = hold(conn, &wanted, accepted_at, max_queues).await?;
     let mut places = take_places(conn, &wanted, now).await?;
-    let entries = messages.iter().zip(paths).map(|(message, path)| {
+    let entered = messages.iter().zip(paths).map(|(message, path)| {
         let path = path?;
         let next = places.get_mut(&path.gate).filter(|_| !is_delayed(message));
         let place = match next {
@@ -103,9 +104,9 @@ pub(in crate::store::sql) async fn enter(
             None if !is_delayed(message) => message.due_at.min(now).as_millis() * 1000,
             None => message.due_at.as_millis() * 1000,
         };
-        Some(Entry { gate: path.gate, flow: path.flow, place })
+        Some(GatePlace { gate: path.gate, flow: path.flow, order_us: place })
     });
-    Ok(entries.collect())
+    Ok(entered.collect())
 }
 
 /// A delayed message joins when it is due, and takes its place by that time.
@@ -194,8 +195,7 @@ async fn known(conn: &mut Conn<'_>, wanted: &BTreeMap<Arc<str>, Wanted<'_>>) -> 
     }
 }
 
-/// What a batch sets of a gate that it makes, or changes about one that is there: its limits, and when something is due
-/// there that it would not be looked at for.
+/// A gate to make or to change: its limits, and when something is due there earlier than it would be looked at.
 #[derive(Serialize)]
 struct Change<'a> {
     name: &'a str,
@@ -223,7 +223,7 @@ impl<'a> Change<'a> {
         Self { name, changed, parallelism, rate, period_s, due_at: due_at.map(Timestamp::as_millis) }
     }
 
-    /// A gate to make.
+    /// The gate that a batch makes.
     fn making(name: &'a str, wanted: &Wanted<'_>) -> Self {
         let mut control =
             Control { limits: Limits { parallelism: Some(1), rate: None }, ..Control::default() };
@@ -233,7 +233,7 @@ impl<'a> Change<'a> {
         Self::new(name, false, control.limits, wanted.due_at)
     }
 
-    /// What changes about a gate; `None`: nothing does.
+    /// The change of a gate that is there; `None`: it stays as it is.
     fn of(row: &'a KnownRow, wanted: &Wanted<'_>) -> Option<Self> {
         let before = row.control.control();
         let mut control = before;
