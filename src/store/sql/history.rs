@@ -91,7 +91,10 @@ impl History for SqlStore {
     async fn prune(&self, retention: Retention, now: Timestamp, after: &str) -> Result<Option<String>> {
         let _kept = self.keep_dead_letters().await?;
         let idle_keys = match after {
-            "" => within(LONG_DEADLINE, gates::idle_keys(&self.readers(), now.before(retention.log))).await?,
+            "" => {
+                within(LONG_DEADLINE, gates::keys::idle_keys(&self.readers(), now.before(retention.log)))
+                    .await?
+            }
             _ => Vec::new(),
         };
         let prune = async |tx: &mut Tx| retention::prune(tx, retention, now, after, &idle_keys).await;

@@ -41,6 +41,7 @@ mod deduplication;
 mod deliveries;
 mod error;
 mod gates;
+mod group_commit;
 mod health;
 mod history;
 mod hot_postgres;
@@ -158,7 +159,7 @@ impl PostgresPools {
 struct SqlitePools {
     /// Of one connection.
     writer: SqlitePool,
-    group: hot_sqlite::GroupCommit,
+    group: group_commit::GroupCommit,
     health: Arc<Health>,
     checkpointer: checkpoint::Checkpointer,
     /// The checkpointer's connection.

@@ -18,11 +18,12 @@ use sqlx::{Connection as _, Row as _};
 
 use super::checkpoint::{self, Checkpointer};
 use super::damage::{self, Checkup};
+use super::group_commit::GroupCommit;
 use super::health::Health;
 use super::low_water::LowWater;
 use super::primary::Primary;
 use super::query::READ_LIMIT;
-use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
+use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools};
 use crate::clock::Clock;
 use crate::failure::Failure;
 use crate::store::{Result, StoreError};
@@ -184,8 +185,7 @@ async fn sqlite(path: &Path, options: &Options, clock: &Clock, failure: &Failure
         .await?;
     let checkup = Checkup::start(unchecked, options, writer.clone(), path.clone(), failure);
     let checkpointer = Checkpointer::start(checkpoints.clone(), writer.clone(), path, failure);
-    let group =
-        hot_sqlite::GroupCommit::start(writer.clone(), checkpointer.bell(), max_queues, clock, failure);
+    let group = GroupCommit::start(writer.clone(), checkpointer.bell(), max_queues, clock, failure);
     let health = Health::start(Backend::Sqlite(writer.clone()), clock, failure);
     Ok(SqlitePools {
         writer,

@@ -32,7 +32,7 @@ pub(super) async fn prune(
     }
     let more_expired = prune_expired(tx, retention, now).await?;
     let cutoff = now.before(retention.log);
-    gates::prune(tx, idle_keys, cutoff).await?;
+    gates::keys::prune(tx, idle_keys, cutoff).await?;
     let bound = MessageId::earliest_at(cutoff);
     let page = "SELECT MAX(id), COUNT(*) FROM \
                 (SELECT id FROM messages WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) AS page";

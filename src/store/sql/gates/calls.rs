@@ -1,16 +1,15 @@
-//! The traits [`Gates`] and [`Queues`] of the store on SQL: which connection each call takes.
+//! The trait [`Gates`] of the store on SQL: which connection each call takes.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use super::{claim_postgres, claim_sqlite};
-use crate::domain::gate::FlowChange;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{DueGates, FlowKey, GateStep, Gates, Pass, Queue, QueueRemoval, Queues, Snapshot};
+use crate::store::gates::{DueGates, GateStep, Gates, Pass, Snapshot};
 use crate::store::sql::rewind::rewind;
 use crate::store::sql::tx::begin_immediate;
-use crate::store::sql::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, within};
+use crate::store::sql::{Backend, DEADLINE, SqlStore, within};
 use crate::store::{Delivery, Lease, NodeId, Result};
 
 #[async_trait]
@@ -71,52 +70,5 @@ impl Gates for SqlStore {
             }
         }
         Ok(())
-    }
-}
-
-#[async_trait]
-impl Queues for SqlStore {
-    async fn upsert_queue(
-        &self,
-        name: &str,
-        parallelism: Option<u32>,
-        paused: Option<bool>,
-        max: Option<u32>,
-        now: Timestamp,
-    ) -> Result<bool> {
-        self.write(DEADLINE, async |tx| super::upsert_queue(tx, name, parallelism, paused, max, now).await)
-            .await
-    }
-
-    async fn pause_queue(&self, name: &str, paused: bool, now: Timestamp) -> Result<bool> {
-        self.write(DEADLINE, async |tx| super::pause_queue(tx, name, paused, now).await).await
-    }
-
-    async fn queue(&self, name: &str) -> Result<Option<Queue>> {
-        within(DEADLINE, super::queue(&self.readers(), name)).await
-    }
-
-    async fn queues(&self) -> Result<Vec<Queue>> {
-        within(LONG_DEADLINE, super::queues(&self.readers())).await
-    }
-
-    async fn may_use_queue(&self, name: &str, max: u32) -> Result<bool> {
-        within(DEADLINE, super::may_use(&self.readers(), name, max)).await
-    }
-
-    async fn remove_queue(&self, name: &str, now: Timestamp) -> Result<QueueRemoval> {
-        self.write(LONG_DEADLINE, async |tx| super::remove_queue(tx, name, now).await).await
-    }
-
-    async fn change_flow_key(&self, key: &str, change: &FlowChange, now: Timestamp) -> Result<bool> {
-        self.write(DEADLINE, async |tx| super::change_flow_key(tx, key, change, now).await).await
-    }
-
-    async fn flow_key(&self, key: &str, now: Timestamp) -> Result<Option<FlowKey>> {
-        within(DEADLINE, super::flow_key(&self.readers(), key, now)).await
-    }
-
-    async fn flow_keys(&self, containing: &str, now: Timestamp) -> Result<Vec<FlowKey>> {
-        within(LONG_DEADLINE, super::flow_keys(&self.readers(), containing, now)).await
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, SqliteConnection};
 
-use super::{ControlRow, contended, limit_columns};
+use super::{ControlRow, limit_columns};
 use crate::domain::gate::{Control, Limits, Path, is_queue};
 use crate::domain::message::{FlowControl, Message};
 use crate::domain::time::Timestamp;
@@ -157,7 +157,7 @@ async fn hold(
         }
         insert(conn, &missing, accepted_at).await?;
     }
-    Err(contended())
+    Err(StoreError::Contended)
 }
 
 /// Whether there may be these queues, by their gates, where there may be `max`: those that are missing fit. No other

@@ -1,10 +1,12 @@
 //! Windows are an optimisation: whatever their size, a walk finds the same.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::clock::Clock;
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::DeadLetterId;
-use crate::domain::message::{Headers, Method, Options};
+use crate::domain::message::{Headers, Message, Method, Options};
 use crate::domain::outcome::{Attempt, Finish, Next, Outcome, Response};
 use crate::domain::template::{Target, Template};
 use crate::store::sql::{Database, Options as StoreOptions, SqlStore};
