@@ -10,7 +10,7 @@ use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{Accept, DueLanes, Lease, NodeId, Repeat, Result};
 
-/// Lanes looked at after the ones whose deliveries are due first.
+/// Lanes in one step of the walk through all lanes.
 pub(super) const LANES_PER_WALK: i64 = 64;
 
 /// The next lanes with anything waiting, in their order, each found with one step down the index.
@@ -22,7 +22,7 @@ pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
          FROM next WHERE next.lane IS NOT NULL) \
      SELECT lane FROM next WHERE lane IS NOT NULL LIMIT $2";
 
-/// The lanes that are due first and those of one look at [`NEXT_LANES`], each where it comes first.
+/// The lanes that are due first and those of one walk by [`NEXT_LANES`], each where it comes first.
 pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
     let complete = i64::try_from(walked.len()).is_ok_and(|count| count < LANES_PER_WALK);
     let after = walked.last().filter(|_| !complete).cloned().unwrap_or_default();

@@ -123,8 +123,8 @@ struct PostgresPools {
     unlimited: PgConnectOptions,
     health: Arc<Health>,
     primary: Arc<Primary>,
-    /// The task that looks for the primary.
-    looks: AbortHandle,
+    /// The task that probes for the primary.
+    probes: AbortHandle,
 }
 
 impl PostgresPools {
@@ -275,7 +275,7 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 pools.health.stop();
-                pools.looks.abort();
+                pools.probes.abort();
                 pools.low_water.stop();
                 pools.hot.close().await;
                 pools.rest.close().await;

@@ -109,7 +109,7 @@ async fn postgres(url: &str, options: &Options, clock: &Clock, failure: &Failure
     Ok(PostgresPools {
         hot: current(pool(None)).max_connections(options.hot_connections).connect_with(hot).await?,
         health: Health::start(Backend::Postgres(probe), clock, failure),
-        looks: primary.start(unlimited.clone(), failure),
+        probes: primary.start(unlimited.clone(), failure),
         heartbeat: clean().max_connections(1).connect_with(rest.clone()).await?,
         rest: clean().max_connections(short).connect_with(rest).await?,
         lists: current(pool(Some(WATCH_CLIENT))).max_connections(long).connect_with(lists).await?,

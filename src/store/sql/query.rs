@@ -23,9 +23,9 @@ use crate::store::{Result, StoreError};
 
 /// How long one statement may read. Postgres has it as the connection's `statement_timeout`.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(5);
-/// How long a page of a list looks for what matches before it says how far it has come.
+/// How long a page of a list searches for what matches before it says how far it has come.
 pub(super) const PAGE_TIME: Duration = Duration::from_secs(1);
-/// Instructions of SQLite's virtual machine between two looks at whether a statement is to stop: some ten microseconds.
+/// Instructions of SQLite's virtual machine between two checks whether a statement is to stop: some ten microseconds.
 const INSTRUCTIONS: i32 = 1000;
 
 enum Value {
