@@ -121,7 +121,7 @@ impl Jumps {
     }
 }
 
-/// What a store's clock said: then, when by ours since boot, and by how much that may be wrong.
+/// A reading of a store's clock: its time, our time since boot then, and by how much that may be wrong.
 #[derive(Clone, Copy, Debug)]
 pub struct Observation {
     store: Timestamp,
@@ -135,7 +135,7 @@ const MAX_ROUND_TRIP: Duration = Duration::from_millis(500);
 const DRIFT: u32 = 10_000;
 
 impl Observation {
-    /// What an answer tells that took `round_trip` and came at `boot`: it was true at about half of that.
+    /// The reading of an answer that took `round_trip` and came at `boot`: it was true at about half of that.
     fn new(store: Timestamp, round_trip: Duration, boot: Duration) -> Self {
         let half = round_trip / 2;
         Self { store, boot: boot.saturating_sub(half), error: half + Duration::from_millis(1) }
@@ -146,7 +146,7 @@ impl Observation {
         self.store.after(boot.saturating_sub(self.boot))
     }
 
-    /// Whether this one tells more than an older one, or tells that the store's clock was set.
+    /// Whether this reading tells more than an older one, or tells that the store's clock was set.
     fn replaces(self, older: Self) -> bool {
         let error = older.error + self.boot.saturating_sub(older.boot) / DRIFT;
         let expected = older.at(self.boot);

@@ -103,7 +103,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
     })?;
     let settings = engine_settings(config, address)?;
     let tasks = Tasks::new(store.failure());
-    let world = World { clock, chance, destinations: Arc::new(client), tasks };
+    let world = World { clock, chance, destinations: Arc::new(client), tasks, observer: None };
     let engine = Arc::new(Engine::start(settings, Arc::clone(&store), keys, world).await?);
     let api = Api::new(api_settings(config)?, tokens, policy, Arc::clone(&engine));
     let settings = listener::Settings {

@@ -39,7 +39,7 @@ impl Tasks {
         }
     }
 
-    /// What is set when a task panics.
+    /// The failure that is set when a task panics.
     pub fn failure(&self) -> &Failure {
         &self.failure
     }

@@ -1,11 +1,11 @@
-//! Cron expressions: when a schedule's slots are.
+//! Cron expressions: when a schedule's occurrences are.
 //!
 //! Five fields (minute, hour, day of month, month, day of week) in a time zone, one bit for each value that a field allows.
 //! Rules that crons differ in:
 //!
 //! - When both day fields are restricted, a day that matches either will do. A day field that begins with `*` restricts
 //!   nothing in this sense, also with a step: `*/2` beside `MON` is the Mondays on odd days. Cronie and crontab(5) say so.
-//! - Where the minute or the hour field begins with `*`, a slot is each minute of real time whose local time matches, so
+//! - Where the minute or the hour field begins with `*`, an occurrence is each minute of real time whose local time matches, so
 //!   that intervals stay even when the clocks are changed.
 //! - Of all others, local times that such a change skips fire once, right after the gap, and local times that come twice
 //!   fire the first time only. Cronie tells the two apart in the same way.
@@ -63,7 +63,7 @@ pub struct Cron {
     weekdays: u64,
     /// Both day fields are restricted: a day that matches one of them will do.
     either_day: bool,
-    /// Each minute that matches is a slot, whatever the clocks are changed by.
+    /// Each minute that matches is an occurrence, whatever the clocks are changed by.
     real_time: bool,
 }
 
@@ -154,7 +154,7 @@ impl Cron {
         Ok(cron)
     }
 
-    /// The first slot after a time; `None` beyond the year 9999.
+    /// The first occurrence after a time; `None` beyond the year 9999.
     pub fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
         let after = jiff::Timestamp::from_millisecond(after.as_millis()).ok()?;
         let next = if self.real_time { self.next_real_time(after) } else { self.next_local_time(after) };
@@ -336,17 +336,17 @@ mod tests {
         jiff::Timestamp::from_millisecond(time.as_millis()).unwrap().to_string()
     }
 
-    /// The slots after a time, seconds and `Z` left out.
+    /// The occurrences after a time, seconds and `Z` left out.
     #[track_caller]
     fn check(cron: &str, after: &str, expected: &[&str]) {
         let parsed = Cron::parse(cron).unwrap_or_else(|error| panic!("{cron}: {error}"));
         let mut at = time(&format!("{after}:00Z"));
-        let mut slots = Vec::new();
+        let mut occurrences = Vec::new();
         for _ in expected {
             at = parsed.next_after(at).unwrap();
-            slots.push(text(at).replace(":00Z", ""));
+            occurrences.push(text(at).replace(":00Z", ""));
         }
-        assert_eq!(slots, expected, "{cron}");
+        assert_eq!(occurrences, expected, "{cron}");
     }
 
     #[track_caller]
@@ -378,13 +378,13 @@ mod tests {
     }
 
     #[test]
-    fn the_next_slot_is_later_by_whatever_little() {
+    fn the_next_occurrence_is_later_by_whatever_little() {
         let cron = Cron::parse("0 4 * * *").unwrap();
-        let slot = time("2026-01-01T04:00:00Z");
-        let before = Timestamp::from_millis(slot.as_millis() - 1);
-        assert_eq!(cron.next_after(before), Some(slot));
-        assert_eq!(cron.next_after(slot), Some(time("2026-01-02T04:00:00Z")));
-        assert_eq!(cron.next_after(time("2026-01-01T03:59:59.999Z")), Some(slot));
+        let occurrence = time("2026-01-01T04:00:00Z");
+        let before = Timestamp::from_millis(occurrence.as_millis() - 1);
+        assert_eq!(cron.next_after(before), Some(occurrence));
+        assert_eq!(cron.next_after(occurrence), Some(time("2026-01-02T04:00:00Z")));
+        assert_eq!(cron.next_after(time("2026-01-01T03:59:59.999Z")), Some(occurrence));
     }
 
     #[test]
@@ -723,11 +723,11 @@ mod tests {
 
     /// Minute by minute. A cron of intervals fires whenever the local minute matches. Any other does when it was not there
     /// before, and on the first minute after a gap in which one would have matched.
-    fn slots(parts: &[Part; 5], zone: &TimeZone, after: i64, until: i64) -> Vec<i64> {
+    fn occurrences(parts: &[Part; 5], zone: &TimeZone, after: i64, until: i64) -> Vec<i64> {
         let real_time = parts[..2].iter().any(|(text, _)| text.starts_with('*'));
         let mut seen = HashSet::new();
         let mut last: Option<DateTime> = None;
-        let mut slots = Vec::new();
+        let mut occurrences = Vec::new();
         // What comes twice must be seen the first time.
         for minute in after / 60 - 300..=until / 60 {
             let local = zone.to_datetime(jiff::Timestamp::from_second(minute * 60).unwrap());
@@ -740,10 +740,10 @@ mod tests {
             }
             last = Some(local);
             if fires && minute * 60 > after {
-                slots.push(minute * 60);
+                occurrences.push(minute * 60);
             }
         }
-        slots
+        occurrences
     }
 
     const ZONES: [&str; 12] = [
@@ -765,7 +765,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(128))]
 
         #[test]
-        fn slots_are_those_of_a_clock_that_is_watched(
+        fn occurrences_are_those_of_a_clock_that_is_watched(
             parts in (part(0, 59), part(0, 23), part(1, 31), part(1, 12), part(0, 6)),
             zone in proptest::sample::select(&ZONES[..]),
             day in 14_600..29_200_i64,
@@ -794,7 +794,7 @@ mod tests {
                 found.push(next.as_secs());
                 at = next;
             }
-            prop_assert_eq!(found, slots(&parts, &zone, after, until), "{}", text);
+            prop_assert_eq!(found, occurrences(&parts, &zone, after, until), "{}", text);
         }
 
         #[test]

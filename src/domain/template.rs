@@ -25,7 +25,7 @@ impl Target {
     }
 }
 
-/// What the messages of one publish, or of all slots of a schedule, have in common.
+/// What the messages of one publish, or of all occurrences of a schedule, have in common.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Template {
     pub method: Method,

@@ -1,11 +1,10 @@
-//! One request: checked, signed, sent; what it came to goes to the finisher.
+//! Attempts: one request each, checked, signed, and sent; its outcome goes to the finisher.
 //!
 //! Invariant: nothing of the database is held while the request is out, and whatever happens here, a panic included, ends
 //! as an outcome.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -15,12 +14,17 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, H
 use http::{Uri, uri};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Shared, finisher, gates};
+use super::dispatcher::{Held, Running};
+use super::finisher::Finisher;
+use super::observer::Happened;
+use super::shared::{Shared, names};
+use super::wakeups::opened_by;
 use crate::clock::pause;
 use crate::domain::destination::{RequestTarget, request_target};
 use crate::domain::message::{Message, Method};
 use crate::domain::outcome::{Attempt, FailureClass, Outcome};
 use crate::domain::signature;
+use crate::egress::Destinations;
 use crate::egress::client::{Outgoing, SendError};
 use crate::store::Delivery;
 
@@ -30,9 +34,9 @@ const SUSPECT_CLAIMS: u32 = 5;
 const MAX_STARTS: u32 = 15;
 /// How long an attempt waits that can't be made for want of descriptors or the like.
 const LACK_PAUSE: Duration = Duration::from_secs(1);
-/// How often it waits before its delivery is given back, to whoever has what it takes.
+/// How often an attempt waits so before its delivery is given back, to a node that has what it takes.
 const LACK_PATIENCE: u32 = 10;
-/// How often the log says so.
+/// The least time between two log lines that say that attempts wait.
 const LACK_SAID_EVERY: Duration = Duration::from_mins(1);
 /// The client that destinations see, unless the message says otherwise.
 const AGENT: HeaderValue = HeaderValue::from_static("Upstash-QStash");
@@ -45,14 +49,32 @@ const TOPIC_NAME: HeaderName = HeaderName::from_static("upstash-topic-name");
 const ENDPOINT_NAME: HeaderName = HeaderName::from_static("upstash-endpoint-name");
 const CALLER_IP: HeaderName = HeaderName::from_static("upstash-caller-ip");
 
-/// Starts the attempts of deliveries that the dispatcher let go.
-pub(super) fn start(shared: &Arc<Shared>, deliveries: Vec<Delivery>) {
-    for delivery in deliveries {
-        super::spawn(shared, &shared.attempts, "an attempt", run(Arc::clone(shared), delivery));
+/// The means of all attempts.
+pub(super) struct Attempts {
+    shared: Arc<Shared>,
+    destinations: Arc<dyn Destinations>,
+    finisher: Finisher,
+    lack: Lack,
+}
+
+/// Starts attempts as the dispatcher lets them, until the engine drains.
+pub(super) async fn run(shared: Arc<Shared>, destinations: Arc<dyn Destinations>, finisher: Finisher) {
+    let attempts = Arc::new(Attempts { shared, destinations, finisher, lack: Lack::default() });
+    let shared = &attempts.shared;
+    loop {
+        let started = tokio::select! {
+            biased;
+            started = shared.dispatcher.next() => started,
+            () = shared.draining.cancelled() => return,
+        };
+        for (held, running) in started {
+            let task = Arc::clone(&attempts).one(held, running);
+            shared.tasks.spawn("an attempt", shared.attempts.track_future(task));
+        }
     }
 }
 
-/// What became of a delivery whose turn it was.
+/// The result of trying to attempt a delivery.
 enum Tried {
     /// An attempt, and the share of memory that its response holds.
     Made(Attempt, Option<OwnedSemaphorePermit>),
@@ -62,25 +84,130 @@ enum Tried {
     GivenBack,
 }
 
-async fn run(shared: Arc<Shared>, delivery: Delivery) {
-    let lane = Arc::clone(&delivery.lane);
-    let mut answered = false;
-    let tried =
-        if is_late(&shared, &delivery) { Tried::GivenBack } else { attempt(&shared, &delivery).await };
-    match tried {
-        // The slot is kept until the outcome is handed over, so that outcomes don't pile up while the store is away.
-        Tried::Made(attempt, memory) => {
-            answered = matches!(attempt.outcome, Outcome::Response(_));
-            finisher::submit(&shared, delivery, attempt, memory).await;
-        }
-        Tried::GivenBack => give_back(&shared, &delivery).await,
-        Tried::Untrusted => {
-            // The delivery is left to whoever finds it free.
-            shared.dispatcher.forget(&delivery);
-            shared.doubt_leases();
+impl Attempts {
+    async fn one(self: Arc<Self>, held: Held, mut running: Running) {
+        let shared = &self.shared;
+        let delivery = &held.delivery;
+        let tried = if is_late(shared, delivery) { Tried::GivenBack } else { self.attempt(delivery).await };
+        match tried {
+            // The slot is kept until the outcome is handed over, so that outcomes don't pile up while the store is away.
+            Tried::Made(attempt, memory) => {
+                if matches!(attempt.outcome, Outcome::Response(_)) {
+                    running.answered();
+                }
+                self.finisher.submit(shared, held, attempt, memory).await;
+            }
+            Tried::GivenBack => give_back(shared, held).await,
+            Tried::Untrusted => {
+                // The delivery is left to whoever finds it free.
+                drop(held);
+                shared.node.mark_in_doubt();
+            }
         }
     }
-    start(&shared, shared.dispatcher.attempt_ended(&lane, answered));
+
+    async fn attempt(&self, delivery: &Delivery) -> Tried {
+        if !self.shared.node.holds(delivery.lease) {
+            return Tried::Untrusted;
+        }
+        if delivery.claims > SUSPECT_CLAIMS {
+            return self.suspect(delivery).await;
+        }
+        self.make(delivery, LACK_PATIENCE).await
+    }
+
+    /// Attempts a message whose leases ended without an outcome again and again. It may be what ends its nodes, or it only
+    /// waited in memory whenever they ended: what begins is counted in the store before it begins.
+    async fn suspect(&self, delivery: &Delivery) -> Tried {
+        let (shared, id) = (&self.shared, &delivery.message.id);
+        match shared.store.count_start(shared.node.id(), id, delivery.lease).await {
+            Ok(Some(starts)) if starts > MAX_STARTS => {
+                let now = shared.clock.now().max(delivery.message.due_at);
+                let error = format!("given up: the server itself ended in each of {MAX_STARTS} attempts");
+                let outcome = Outcome::Unsendable { class: FailureClass::Message, error };
+                let attempt = Attempt { retried: delivery.retried, started_at: now, ended_at: now, outcome };
+                Tried::Made(attempt, None)
+            }
+            // Not given back where it only has to wait: the next start would count again.
+            Ok(Some(_)) => self.make(delivery, u32::MAX).await,
+            Ok(None) => Tried::Untrusted,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    message.id = %id,
+                    "an attempt could not be counted, and is not made now"
+                );
+                Tried::Untrusted
+            }
+        }
+    }
+
+    /// Makes the attempt, as soon as this machine has what it takes; it waits for that `patience` times.
+    async fn make(&self, delivery: &Delivery, patience: u32) -> Tried {
+        let (shared, message) = (&self.shared, &delivery.message);
+        let retried = delivery.retried;
+        shared.tell(Happened::Started { message, lease: delivery.lease, retried });
+        let mut waits = 0;
+        loop {
+            let started_at = shared.clock.now().max(message.due_at);
+            let made = AssertUnwindSafe(self.send(delivery)).catch_unwind().await;
+            let made = made.unwrap_or_else(|_| {
+                tracing::error!(message.id = %message.id, "an attempt's task failed");
+                let error = "the server failed while it made the attempt".to_owned();
+                Ok((Outcome::NoResponse { class: FailureClass::Internal, error }, None))
+            });
+            match made {
+                Ok((outcome, memory)) => {
+                    let ended_at = shared.clock.now().max(started_at);
+                    return Tried::Made(Attempt { retried, started_at, ended_at, outcome }, memory);
+                }
+                Err(Lacking(error)) => self.lack.say(shared.clock.since_boot(), &error),
+            }
+            waits += 1;
+            let stays = tokio::select! {
+                biased;
+                () = shared.draining.cancelled() => false,
+                () = pause(LACK_PAUSE) => waits < patience,
+            };
+            if !shared.node.holds(delivery.lease) {
+                return Tried::Untrusted;
+            }
+            if !stays || is_late(shared, delivery) {
+                return Tried::GivenBack;
+            }
+        }
+    }
+
+    async fn send(&self, delivery: &Delivery) -> Result<(Outcome, Option<OwnedSemaphorePermit>), Lacking> {
+        let message = &*delivery.message;
+        let unsendable =
+            |error: String| Ok((Outcome::Unsendable { class: FailureClass::Message, error }, None));
+        let no_response =
+            |class: FailureClass, error: String| Ok((Outcome::NoResponse { class, error }, None));
+        if signature::body_sha256(&message.body) != message.body_sha256 {
+            return unsendable("the stored body does not match its hash".to_owned());
+        }
+        let outgoing = match outgoing(&self.shared, delivery) {
+            Ok(outgoing) => outgoing,
+            Err(error) => return unsendable(error),
+        };
+        let limit = timeout(message, self.shared.settings.max_timeout);
+        match tokio::time::timeout(limit, self.destinations.send(outgoing)).await {
+            Ok(Ok(received)) => {
+                if received.perhaps_cut {
+                    tracing::info!(
+                        message.id = %message.id,
+                        status = received.response.status,
+                        "the connection broke off during a response's body, which is perhaps cut off; its status counts"
+                    );
+                }
+                Ok((Outcome::Response(received.response), received.memory))
+            }
+            Ok(Err(SendError::Failed(failure))) => no_response(failure.class, failure.error),
+            Ok(Err(SendError::Lacking(error))) => Err(Lacking(error)),
+            Err(_) => no_response(FailureClass::Timeout, format!("no complete response within {limit:?}")),
+        }
+    }
 }
 
 /// Whether a delivery can't start any more within the time in which its rate has counted it.
@@ -89,146 +216,39 @@ fn is_late(shared: &Shared, delivery: &Delivery) -> bool {
 }
 
 /// Gives a delivery back unattempted.
-async fn give_back(shared: &Arc<Shared>, delivery: &Delivery) {
-    let held = super::held(std::slice::from_ref(delivery));
-    let released = shared.store.release(shared.node(), &held).await;
-    shared.dispatcher.forget(delivery);
+async fn give_back(shared: &Shared, held: Held) {
+    let released = shared.store.release(shared.node.id(), &names(std::slice::from_ref(&held))).await;
+    let delivery = held.let_go();
     match released {
-        Ok(_) => shared.gates.look_at(gates::opened_by(delivery)),
+        Ok(_) => shared.wakeups.gates.opened(opened_by(&delivery)),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "a delivery could not be given back");
-            shared.doubt_leases();
+            shared.node.mark_in_doubt();
         }
     }
 }
 
-async fn attempt(shared: &Shared, delivery: &Delivery) -> Tried {
-    if !shared.holds(delivery.lease) {
-        return Tried::Untrusted;
-    }
-    if delivery.claims > SUSPECT_CLAIMS {
-        return suspect(shared, delivery).await;
-    }
-    make(shared, delivery, LACK_PATIENCE).await
-}
-
-/// The attempt of a message whose leases ended without an outcome again and again. It may be what ends its nodes, or it
-/// only waited in memory whenever they ended: what begins is counted in the store before it begins.
-async fn suspect(shared: &Shared, delivery: &Delivery) -> Tried {
-    let id = &delivery.message.id;
-    match shared.store.count_start(shared.node(), id, delivery.lease).await {
-        Ok(Some(starts)) if starts > MAX_STARTS => {
-            let now = shared.clock.now().max(delivery.message.due_at);
-            let error = format!("given up: the server itself ended in each of {MAX_STARTS} attempts");
-            let outcome = Outcome::Unsendable { class: FailureClass::Message, error };
-            let attempt = Attempt { retried: delivery.retried, started_at: now, ended_at: now, outcome };
-            Tried::Made(attempt, None)
-        }
-        // It is not given back where it only has to wait: the next start would count again.
-        Ok(Some(_)) => make(shared, delivery, u32::MAX).await,
-        Ok(None) => Tried::Untrusted,
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                message.id = %id,
-                "an attempt could not be counted, and is not made now"
-            );
-            Tried::Untrusted
-        }
-    }
-}
-
-/// Makes the attempt, as soon as this machine has what it takes; it waits for that `patience` times.
-async fn make(shared: &Shared, delivery: &Delivery, patience: u32) -> Tried {
-    let message = &*delivery.message;
-    let mut waits = 0;
-    loop {
-        let started_at = shared.clock.now().max(message.due_at);
-        let made = AssertUnwindSafe(send(shared, delivery)).catch_unwind().await;
-        let made = made.unwrap_or_else(|_| {
-            tracing::error!(message.id = %message.id, "an attempt's task failed");
-            let error = "the server failed while it made the attempt".to_owned();
-            Ok((Outcome::NoResponse { class: FailureClass::Internal, error }, None))
-        });
-        match made {
-            Ok((outcome, memory)) => {
-                let ended_at = shared.clock.now().max(started_at);
-                return Tried::Made(
-                    Attempt { retried: delivery.retried, started_at, ended_at, outcome },
-                    memory,
-                );
-            }
-            Err(Lacking(error)) => shared.lack.say(shared.boot_ms(), &error),
-        }
-        waits += 1;
-        let stays = tokio::select! {
-            biased;
-            () = shared.draining.cancelled() => false,
-            () = pause(LACK_PAUSE) => waits < patience,
-        };
-        if !shared.holds(delivery.lease) {
-            return Tried::Untrusted;
-        }
-        if !stays || is_late(shared, delivery) {
-            return Tried::GivenBack;
-        }
-    }
-}
-
-/// An attempt could not be made for want of something on this machine; the system's text.
+/// The system's text when an attempt could not be made for want of something on this machine.
 struct Lacking(String);
 
 /// Says in the log that attempts wait for something that this machine lacks, seldom enough not to add to its troubles.
 #[derive(Default)]
-pub(super) struct Lack {
-    /// When it was last said, in milliseconds since boot.
-    said_ms: AtomicU64,
+struct Lack {
+    /// When the last line was logged, since boot.
+    said_at: Mutex<Option<Duration>>,
 }
 
 impl Lack {
-    /// `now` is in milliseconds since boot.
-    fn say(&self, now: u64, error: &str) {
-        let every = super::millis(LACK_SAID_EVERY);
-        let due = |said: u64| (said == 0 || now.saturating_sub(said) >= every).then_some(now);
-        if self.said_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_ok() {
+    fn say(&self, now: Duration, error: &str) {
+        let mut said_at = self.said_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if said_at.is_none_or(|said_at| now.saturating_sub(said_at) >= LACK_SAID_EVERY) {
+            *said_at = Some(now);
             tracing::warn!(
                 error,
                 "deliveries wait and are not counted as attempts: this machine is short of descriptors, ports or memory \
                  for connections"
             );
         }
-    }
-}
-
-async fn send(
-    shared: &Shared,
-    delivery: &Delivery,
-) -> Result<(Outcome, Option<OwnedSemaphorePermit>), Lacking> {
-    let message = &*delivery.message;
-    let unsendable = |error: String| Ok((Outcome::Unsendable { class: FailureClass::Message, error }, None));
-    let no_response = |class: FailureClass, error: String| Ok((Outcome::NoResponse { class, error }, None));
-    if signature::body_sha256(&message.body) != message.body_sha256 {
-        return unsendable("the stored body does not match its hash".to_owned());
-    }
-    let outgoing = match outgoing(shared, delivery) {
-        Ok(outgoing) => outgoing,
-        Err(error) => return unsendable(error),
-    };
-    let limit = timeout(message, shared.settings.max_timeout);
-    match tokio::time::timeout(limit, shared.destinations.send(outgoing)).await {
-        Ok(Ok(received)) => {
-            if received.perhaps_cut {
-                tracing::info!(
-                    message.id = %message.id,
-                    status = received.response.status,
-                    "the connection broke off during a response's body, which is perhaps cut off; its status counts"
-                );
-            }
-            Ok((Outcome::Response(received.response), received.memory))
-        }
-        Ok(Err(SendError::Failed(failure))) => no_response(failure.class, failure.error),
-        Ok(Err(SendError::Lacking(error))) => Err(Lacking(error)),
-        Err(_) => no_response(FailureClass::Timeout, format!("no complete response within {limit:?}")),
     }
 }
 

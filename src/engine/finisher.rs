@@ -1,17 +1,20 @@
-//! What attempts came to, stored in batches: each outcome with all its consequences, only while its lease holds.
+//! Stores the outcomes of attempts in batches: each with all its consequences, only while its lease holds.
 //!
-//! Invariant: an outcome is kept and tried again until the store has answered; what it held of this node's room is
-//! freed only then.
+//! Invariant: an outcome is kept and tried again until the store has answered; its delivery's room is given back only then.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
-use tokio_util::task::TaskTracker;
 
+use super::backoff::Backoff;
+use super::dispatcher::{Held, Permit};
 use super::ids::FreshIds;
-use super::{Shared, cancelling, gates, recent};
+use super::observer::Happened;
+use super::recent::Step;
+use super::shared::Shared;
+use super::wakeups::opened_by;
 use crate::clock::pause;
 use crate::domain::destination::validate_url;
 use crate::domain::gate::is_gated;
@@ -19,6 +22,8 @@ use crate::domain::message::Message;
 use crate::domain::outcome::{Attempt, Context, Finish, Next, decide};
 use crate::store::{Applied, Delivery, Ended, Lease, StoreError};
 
+/// Outcomes that wait for the finisher; beyond, attempts keep their slots.
+const WAITING: usize = 512;
 /// Outcomes in one batch.
 const BATCH: usize = 256;
 /// Bytes of responses and callbacks in one batch, unless one outcome alone has more.
@@ -30,8 +35,8 @@ const FEW: usize = 16;
 const LINGER: Duration = Duration::from_millis(1);
 
 /// An outcome to store.
-pub(super) struct Job {
-    delivery: Delivery,
+struct Job {
+    held: Held,
     finish: Arc<Finish>,
     /// Lanes of the callback messages.
     lanes: Vec<Arc<str>>,
@@ -40,68 +45,95 @@ pub(super) struct Job {
 }
 
 impl Job {
+    fn new(finish: Finish, held: Held, memory: Option<OwnedSemaphorePermit>) -> Self {
+        let lanes = finish.callbacks.iter().map(|message| lane(message)).collect();
+        Self { held, finish: Arc::new(finish), lanes, memory }
+    }
+
+    /// Bytes of the response and the callbacks.
     fn size(&self) -> usize {
         let callbacks: usize = self.finish.callbacks.iter().map(|message| message.size()).sum();
-        let response = match &self.finish.attempt.outcome {
-            crate::domain::outcome::Outcome::Response(response) => response.body.len(),
-            _ => 0,
+        callbacks + self.finish.attempt.response().map_or(0, |response| response.body.len())
+    }
+
+    /// Whether nothing else can have the delivery's slot once it is finished: no callback of this attempt or an earlier
+    /// one.
+    fn frees_slot(&self) -> bool {
+        let delivery = &self.held.delivery;
+        let holder = delivery.slot.as_ref().map(|slot| &slot.holder);
+        matches!(self.finish.next, Next::Delivered)
+            && delivery.retried == 0
+            && self.finish.callbacks.is_empty()
+            && holder == Some(&delivery.message.id)
+    }
+}
+
+/// Takes outcomes, to be stored.
+#[derive(Clone)]
+pub(super) struct Finisher(mpsc::Sender<Job>);
+
+impl Finisher {
+    /// Starts the tasks that store outcomes.
+    pub(super) fn start(shared: &Arc<Shared>) -> Self {
+        let (jobs, waiting) = mpsc::channel(WAITING);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..shared.settings.writers {
+            shared.spawn("storing outcomes", run(Arc::clone(shared), Arc::clone(&waiting)));
+        }
+        Self(jobs)
+    }
+
+    /// Decides what follows from an attempt, and hands it over. Waits while storing is behind.
+    pub(super) async fn submit(
+        &self,
+        shared: &Shared,
+        held: Held,
+        attempt: Attempt,
+        memory: Option<OwnedSemaphorePermit>,
+    ) {
+        let message = &held.delivery.message;
+        let deciding = AssertUnwindSafe(|| finish(shared, message, attempt, Cancel::NotRequested));
+        let Ok(finish) = std::panic::catch_unwind(deciding) else {
+            tracing::error!(message.id = %message.id, "deciding on an outcome failed; the attempt will be repeated");
+            drop(held);
+            shared.node.mark_in_doubt();
+            return;
         };
-        callbacks + response
+        if let Err(mpsc::error::SendError(job)) = self.0.send(Job::new(finish, held, memory)).await {
+            let id = &job.held.delivery.message.id;
+            tracing::error!(message.id = %id, "an outcome came too late to be stored");
+        }
     }
 }
 
-/// Decides what follows from an attempt, and hands it over. Waits while the finisher is behind.
-pub(super) async fn submit(
-    shared: &Arc<Shared>,
-    delivery: Delivery,
-    attempt: Attempt,
-    memory: Option<OwnedSemaphorePermit>,
-) {
-    let decided = AssertUnwindSafe(|| job(shared, delivery.clone(), attempt, false, memory));
-    let Ok(job) = std::panic::catch_unwind(decided) else {
-        tracing::error!(message.id = %delivery.message.id, "deciding on an outcome failed; the attempt will be repeated");
-        shared.dispatcher.forget(&delivery);
-        shared.doubt_leases();
-        return;
+/// Whether a user has cancelled a message during its attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cancel {
+    Requested,
+    NotRequested,
+}
+
+fn finish(shared: &Shared, message: &Message, attempt: Attempt, cancel: Cancel) -> Finish {
+    let mut context = Context {
+        cancel_requested: cancel == Cancel::Requested,
+        max_body: shared.settings.max_response,
+        ids: &mut FreshIds(shared.chance.clone()),
     };
-    if let Err(mpsc::error::SendError(job)) = shared.finisher.send(job).await {
-        tracing::error!(message.id = %job.delivery.message.id, "an outcome came too late to be stored");
-    }
-}
-
-fn job(
-    shared: &Shared,
-    delivery: Delivery,
-    attempt: Attempt,
-    cancel_requested: bool,
-    memory: Option<OwnedSemaphorePermit>,
-) -> Job {
-    let mut ids = FreshIds(shared.chance.clone());
-    let mut context = Context { cancel_requested, max_body: shared.settings.max_response, ids: &mut ids };
-    let finish = Arc::new(decide(&delivery.message, attempt, &mut context));
-    let lanes = finish.callbacks.iter().map(|message| lane(message)).collect();
-    Job { delivery, finish, lanes, memory }
+    decide(message, attempt, &mut context)
 }
 
 /// The lane of a message: its destination's origin.
 pub fn lane(message: &Message) -> Arc<str> {
     match validate_url(&message.url) {
         Ok(origin) => Arc::from(origin.to_string()),
-        // It will fail at its attempt, with the reason; the lane only has to be one.
+        // The attempt will fail, with the reason; the lane only has to be one.
         Err(_) => Arc::from("invalid"),
-    }
-}
-
-pub(super) fn start(shared: &Arc<Shared>, jobs: mpsc::Receiver<Job>, tasks: &TaskTracker) {
-    let jobs = Arc::new(Mutex::new(jobs));
-    for _ in 0..shared.settings.writers {
-        super::spawn(shared, tasks, "storing outcomes", run(Arc::clone(shared), Arc::clone(&jobs)));
     }
 }
 
 async fn run(shared: Arc<Shared>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) {
     loop {
-        let batch = {
+        let mut batch = {
             let mut jobs = jobs.lock().await;
             let first = tokio::select! {
                 biased;
@@ -109,10 +141,12 @@ async fn run(shared: Arc<Shared>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) {
                 () = shared.stopping.cancelled() => return,
             };
             let Some(first) = first else { return };
-            // What is taken out of the channel must not be dropped with a future that loses a race.
+            // Not in the race above: jobs that are taken out of the channel must not be dropped with a loser.
             gather(first, &mut jobs).await
         };
-        store(&shared, batch).await;
+        while !batch.is_empty() {
+            batch = store(&shared, batch).await;
+        }
     }
 }
 
@@ -121,7 +155,7 @@ async fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
     let mut batch = vec![first];
     take_waiting(jobs, &mut batch, &mut bytes);
     // Where another one waits for this one's end, a moment is long.
-    let hurry = |job: &Job| gates::opened_by(&job.delivery).next().is_some();
+    let hurry = |job: &Job| opened_by(&job.held.delivery).next().is_some();
     if batch.len() < FEW && !batch.iter().any(hurry) {
         pause(LINGER).await;
         take_waiting(jobs, &mut batch, &mut bytes);
@@ -137,169 +171,141 @@ fn take_waiting(jobs: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>, bytes: &mu
     }
 }
 
-async fn store(shared: &Arc<Shared>, mut jobs: Vec<Job>) {
-    // Outcomes whose message was cancelled meanwhile go through again, as cancelled.
-    while !jobs.is_empty() {
-        jobs = store_once(shared, jobs).await;
-    }
-}
-
-/// Stores each outcome by itself: one that the store refuses must not take the others with it.
-async fn finish_singly(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool) {
-    let mut all = Vec::with_capacity(ended.len());
-    let mut all_sure = true;
-    for one in ended {
-        let (applied, sure) = Box::pin(finish(shared, std::slice::from_ref(one))).await;
-        all.extend(applied);
-        all_sure &= sure;
-    }
-    (all, all_sure)
-}
-
-/// Stores a batch; what is to be stored differently.
-async fn store_once(shared: &Arc<Shared>, jobs: Vec<Job>) -> Vec<Job> {
-    let lease = shared.dispatcher.open_lease();
-    let ended = lease_callbacks(shared, &jobs, lease);
-    let withdrawals = cancelling::withdrawals(shared);
+/// Stores a batch; returns failures whose message was cancelled meanwhile, to be stored as cancelled.
+async fn store(shared: &Shared, jobs: Vec<Job>) -> Vec<Job> {
+    let claim = shared.claim();
+    let (ends, permits): (Vec<Ended>, Vec<Permits>) =
+        jobs.iter().map(|job| lease_callbacks(shared, job, claim.lease())).unzip();
     let held_at = shared.clock.since_boot();
-    let (applied, sure) = finish(shared, &ended).await;
+    let Stored { applied, sure } = store_ends(shared, &ends).await;
     // Also those whose leases were gone: they may have come to the new primary before their messages do.
-    recent::keep(shared, || recent::Step::Ended(ended.clone()));
-    let mut started = Vec::new();
+    shared.recent.keep(&*shared.store, || Step::Ended(ends.clone()));
+    let mut leased = Vec::new();
     let mut again = Vec::new();
     let mut finished = Vec::with_capacity(jobs.len());
-    for ((job, ended), applied) in jobs.into_iter().zip(ended).zip(applied) {
-        let callbacks = job.finish.callbacks.iter().zip(&ended.callbacks);
-        match applied {
-            Applied::Yes => {
-                note_due(shared, &job, &ended.callbacks);
-                for (message, (lane, lease)) in callbacks {
-                    let Some(lease) = *lease else { continue };
-                    started.push(Delivery::stored_leased(message, lane, lease, ended.slot.as_ref()));
-                }
-            }
-            Applied::No => {
-                if !sure {
-                    // It may have been stored all the same.
-                    note_due(shared, &job, &ended.callbacks);
-                }
-                for (message, (lane, lease)) in callbacks {
-                    if lease.is_some() {
-                        shared.dispatcher.unreserve(lane, message.size());
-                    }
-                }
-            }
+    for (((job, ended), permits), applied) in jobs.into_iter().zip(&ends).zip(permits).zip(applied) {
+        if applied == Applied::Yes || !sure {
+            // Without a sure answer the outcome may have been stored all the same.
+            wake_for(shared, &job, ended);
+        }
+        if applied == Applied::Yes {
+            let callbacks = ended.finish.callbacks.iter().zip(&ended.callbacks).zip(permits);
+            leased.extend(callbacks.filter_map(|((message, (lane, _)), permit)| {
+                let delivery = Delivery::stored_leased(message, lane, claim.lease(), ended.slot.as_ref());
+                Some((delivery, permit?))
+            }));
         }
         let failed = matches!(job.finish.next, Next::Retry { .. } | Next::Failed { .. });
         if applied == Applied::No && failed {
-            again.push(self::job(shared, job.delivery, job.finish.attempt.clone(), true, job.memory));
-        } else {
-            if applied == Applied::No {
-                tracing::debug!(message.id = %job.delivery.message.id, "an outcome was dropped: the lease was gone");
-            }
-            let last = applied == Applied::Yes && is_last(&job);
-            finished.push((job.delivery, last));
+            let attempt = job.finish.attempt.clone();
+            let finish = finish(shared, &job.held.delivery.message, attempt, Cancel::Requested);
+            again.push(Job::new(finish, job.held, job.memory));
+            continue;
         }
+        let (message, lease) = (&job.held.delivery.message, job.held.delivery.lease);
+        if applied == Applied::No {
+            tracing::debug!(message.id = %message.id, "an outcome was dropped: the lease was gone");
+        }
+        shared.tell(Happened::Finished { message, lease, finish: &job.finish, applied });
+        let frees_slot = applied == Applied::Yes && job.frees_slot();
+        finished.push((job.held.let_go(), frees_slot));
     }
-    shared.dispatcher.forget_all(finished.iter().map(|(delivery, _)| delivery));
-    shared.gates.ended(finished.iter().map(|(delivery, last)| (delivery, *last)), held_at);
-    cancelling::start(shared, withdrawals, lease, shared.dispatcher.admit(started)).await;
-    shared.dispatcher.close_lease(lease);
-    if !sure {
-        shared.doubt_leases();
+    shared.wakeups.gates.ended(finished.into_iter(), held_at);
+    // Without a sure answer the store may have leased callbacks that are not known here: all are left to whoever finds them
+    // free.
+    if sure {
+        claim.settle(leased);
     }
     again
 }
 
-/// Whether nothing else can have the delivery's slot, once it is finished: no callback of this attempt or an earlier one.
-fn is_last(job: &Job) -> bool {
-    let holder = job.delivery.slot.as_ref().map(|slot| &slot.holder);
-    matches!(job.finish.next, Next::Delivered)
-        && job.delivery.retried == 0
-        && job.finish.callbacks.is_empty()
-        && holder == Some(&job.delivery.message.id)
+/// Room for each of an outcome's callbacks that is leased.
+type Permits = Vec<Option<Permit>>;
+
+/// The outcome for the store; callbacks that are due now are leased as far as there is room.
+fn lease_callbacks(shared: &Shared, job: &Job, lease: Lease) -> (Ended, Permits) {
+    let delivery = &job.held.delivery;
+    let room = |(message, lane): (&Arc<Message>, &Arc<str>)| {
+        let is_due = message.due_at <= message.created_at && !is_gated(message);
+        let wanted = is_due.then_some((lane, message.size()));
+        shared.dispatcher.permits(wanted.into_iter()).pop().flatten()
+    };
+    let permits: Permits = job.finish.callbacks.iter().zip(&job.lanes).map(room).collect();
+    let leases = permits.iter().map(|permit| permit.as_ref().map(|_| lease));
+    let ended = Ended {
+        id: delivery.message.id.clone(),
+        lease: delivery.lease,
+        finish: Arc::clone(&job.finish),
+        callbacks: job.lanes.iter().map(Arc::clone).zip(leases).collect(),
+        slot: delivery.slot.clone(),
+    };
+    (ended, permits)
 }
 
-/// The batch for the store; callbacks that are due now are leased as far as there is room.
-fn lease_callbacks(shared: &Shared, jobs: &[Job], lease: Lease) -> Vec<Ended> {
-    jobs.iter()
-        .map(|job| {
-            let callbacks = job
-                .finish
-                .callbacks
-                .iter()
-                .zip(&job.lanes)
-                .map(|(message, lane)| {
-                    let due = message.due_at <= message.created_at && !is_gated(message);
-                    let room = due
-                        && shared
-                            .dispatcher
-                            .reserve(std::iter::once((lane, message.size())))
-                            .first()
-                            .is_some_and(|fits| *fits);
-                    (Arc::clone(lane), room.then_some(lease))
-                })
-                .collect();
-            Ended {
-                id: job.delivery.message.id.clone(),
-                lease: job.delivery.lease,
-                finish: Arc::clone(&job.finish),
-                callbacks,
-                slot: job.delivery.slot.clone(),
-            }
-        })
-        .collect()
-}
-
-fn note_due(shared: &Shared, job: &Job, callbacks: &[(Arc<str>, Option<Lease>)]) {
+/// Wakes for what waits in the store after an outcome: the retry, and callbacks that are not leased.
+fn wake_for(shared: &Shared, job: &Job, ended: &Ended) {
     if let Next::Retry { due_at } = job.finish.next
-        && !is_gated(&job.delivery.message)
+        && !is_gated(&job.held.delivery.message)
     {
-        shared.refill.note_due(due_at);
+        shared.wakeups.due.wake_at(due_at);
     }
-    for (message, (_, lease)) in job.finish.callbacks.iter().zip(callbacks) {
+    for (message, (_, lease)) in job.finish.callbacks.iter().zip(&ended.callbacks) {
         if lease.is_none() {
-            shared.note_waiting(message);
+            shared.wakeups.waits(message);
         }
     }
 }
 
-/// Stores the batch, as often as it takes. Whether the answer is that of the only try: after a lost answer a batch that
-/// was stored looks like one whose leases are gone.
-async fn finish(shared: &Shared, ended: &[Ended]) -> (Vec<Applied>, bool) {
-    let mut rest = Duration::from_millis(20);
+/// The store's answer to a batch of outcomes.
+struct Stored {
+    applied: Vec<Applied>,
+    /// Whether the store was asked only once: after a lost answer a batch that was stored looks like one whose leases are gone.
+    sure: bool,
+}
+
+/// Stores the batch, as often as it takes.
+async fn store_ends(shared: &Shared, ends: &[Ended]) -> Stored {
+    let mut backoff = Backoff::from(Duration::from_millis(20));
     let mut sure = true;
     loop {
-        match shared.store.finish(shared.node(), ended).await {
-            Ok(applied) => return (applied, sure),
-            Err(StoreError::Deadline(_)) if ended.len() > 1 => {
-                // Too much at once for this connection, perhaps; or it was stored and the answer was late.
-                let (applied, _) = finish_singly(shared, ended).await;
-                return (applied, false);
+        match shared.store.finish(shared.node.id(), ends).await {
+            Ok(applied) => return Stored { applied, sure },
+            // Too much at once for this connection, perhaps; or it was stored and the answer was late.
+            Err(StoreError::Deadline(_)) if ends.len() > 1 => {
+                return Stored { sure: false, ..store_singly(shared, ends).await };
             }
             Err(error) if error.is_transient() => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
-                    outcomes = ended.len(),
+                    outcomes = ends.len(),
                     "storing outcomes is tried again"
                 );
             }
-            Err(_) if ended.len() > 1 => return finish_singly(shared, ended).await,
+            Err(_) if ends.len() > 1 => return store_singly(shared, ends).await,
             Err(error) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    message.id = ended.first().map(|ended| ended.id.as_str()),
+                    message.id = ends.first().map(|ended| ended.id.as_str()),
                     "an outcome could not be stored; the attempt will be repeated"
                 );
-                return (vec![Applied::No; ended.len()], false);
+                break;
             }
         }
         sure = false;
-        tokio::select! {
-            biased;
-            () = shared.stopping.cancelled() => return (vec![Applied::No; ended.len()], false),
-            () = pause(rest) => {}
+        if !backoff.wait(&shared.stopping).await {
+            break;
         }
-        rest = (rest * 2).min(Duration::from_secs(2));
     }
+    Stored { applied: vec![Applied::No; ends.len()], sure: false }
+}
+
+/// Stores each outcome by itself: one that the store refuses must not take the others with it.
+async fn store_singly(shared: &Shared, ends: &[Ended]) -> Stored {
+    let mut all = Stored { applied: Vec::with_capacity(ends.len()), sure: true };
+    for one in ends {
+        let stored = Box::pin(store_ends(shared, std::slice::from_ref(one))).await;
+        all.applied.extend(stored.applied);
+        all.sure &= stored.sure;
+    }
+    all
 }

@@ -13,13 +13,16 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
 
-use super::{Shared, cancelling, recent};
+use super::backoff::Backoff;
+use super::dispatcher::Permit;
+use super::observer::Happened;
+use super::recent::Step;
+use super::shared::Shared;
 use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
 use crate::store::pace::{self, Pace};
-use crate::store::{Accept, Accepted, Deduplication, Delivery, Repeat, Result, StoreError};
+use crate::store::{Accept, Accepted, Deduplication, Delivery, Lease, Repeat, Result, StoreError};
 
 /// Publishes that wait for a writer; beyond, publishers wait to hand theirs over.
 const WAITING: usize = 1024;
@@ -29,9 +32,10 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 16 << 20;
 /// Helpers for each writer.
 pub(super) const HELPERS: usize = 3;
-/// How long what waits waits for a batch that is being written: longer ones wait for the database, or have much to write.
+/// How long the next batch waits for the one that is being written: one that takes longer waits for the database, or has
+/// much to write, and the next is written beside it.
 const PATIENCE: Duration = Duration::from_millis(1);
-/// How long what waits waits for a batch whose answers the next one is to wait for: something is wrong then.
+/// How long the next batch waits where it is to wait for the answers of the one before: something is wrong then.
 const LONG_PATIENCE: Duration = Duration::from_millis(20);
 /// How often a batch is tried while the store is away.
 const TRIES: u32 = 3;
@@ -40,7 +44,7 @@ const TRIES: u32 = 3;
 #[derive(Clone, Debug)]
 pub struct NewMessage {
     pub message: Arc<Message>,
-    /// What its deliveries are limited by.
+    /// The destination's lane.
     pub lane: Arc<str>,
     pub deduplication: Option<Deduplication>,
 }
@@ -53,7 +57,7 @@ struct Submission {
     reply: oneshot::Sender<Result<Vec<Accepted>>>,
 }
 
-/// What is stored in one step.
+/// Publishes that are stored in one step.
 struct Batch {
     submissions: Vec<Submission>,
     messages: usize,
@@ -82,16 +86,16 @@ impl Batch {
     }
 }
 
-/// What is published and in no batch yet.
+/// Publishes that are in no batch yet.
 struct Backlog {
     waiting: Mutex<mpsc::Receiver<Submission>>,
     messages: AtomicUsize,
-    /// Rung when another batch should not wait.
+    /// Notified when another batch should not wait.
     hurry: Notify,
     pace: Pace,
-    /// Messages that can be in the next batch: those that the last one answered, and those that came meanwhile.
+    /// Messages that can be in the next batch: as many as the last one answered, and those that came meanwhile.
     expected: AtomicUsize,
-    /// Rung for each publish while a batch may wait for it.
+    /// Notified of each publish, for which a batch may wait.
     arrived: Notify,
 }
 
@@ -103,7 +107,8 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    pub(super) fn start(shared: &Arc<Shared>, tasks: &TaskTracker) -> Self {
+    /// Starts the writers.
+    pub(super) fn start(shared: &Arc<Shared>) -> Self {
         let (submissions, waiting) = mpsc::channel(WAITING);
         let backlog = Arc::new(Backlog {
             waiting: Mutex::new(waiting),
@@ -114,14 +119,9 @@ impl Ingest {
             arrived: Notify::new(),
         });
         for _ in 0..shared.settings.writers {
-            super::spawn(shared, tasks, "accepting messages", run(Arc::clone(shared), Arc::clone(&backlog)));
+            shared.spawn("accepting messages", run(Arc::clone(shared), Arc::clone(&backlog)));
             for _ in 0..HELPERS {
-                super::spawn(
-                    shared,
-                    tasks,
-                    "accepting messages",
-                    help(Arc::clone(shared), Arc::clone(&backlog)),
-                );
+                shared.spawn("accepting messages", help(Arc::clone(shared), Arc::clone(&backlog)));
             }
         }
         Self { submissions, backlog }
@@ -181,7 +181,7 @@ async fn help(shared: Arc<Shared>, backlog: Arc<Backlog>) {
 impl Backlog {
     /// Writes a batch, and calls for help when that takes long. Not where the batch is in a queue: the next one may have to
     /// wait for the end of its transaction.
-    async fn write_on(&self, shared: &Arc<Shared>, batch: Batch) {
+    async fn write_on(&self, shared: &Shared, batch: Batch) {
         let queued = batch.messages().any(|new| new.message.queue.is_some());
         let work = pace::work(batch.messages, batch.bytes);
         let began = Instant::now();
@@ -243,33 +243,33 @@ impl Backlog {
     }
 }
 
-async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Batch) {
-    let lease = shared.dispatcher.open_lease();
-    let accepts = lease_due(shared, &batch, lease);
-    let withdrawals = cancelling::withdrawals(shared);
-    let result = store(shared, &accepts).await;
-    let leased = |accept: &&Accept| accept.lease.is_some();
-    match result {
+async fn write(shared: &Shared, backlog: &Backlog, batch: Batch) {
+    let claim = shared.claim();
+    let (accepts, permits): (Vec<Accept>, Vec<Option<Permit>>) =
+        lease_due(shared, &batch, claim.lease()).unzip();
+    match store(shared, &accepts).await {
         Ok(results) => {
-            let mut deliveries = Vec::with_capacity(accepts.len());
-            for (accept, result) in accepts.iter().zip(&results) {
-                match (result, accept.lease) {
-                    (Accepted::Stored, Some(lease)) => {
-                        deliveries.push(Delivery::stored_leased(&accept.message, &accept.lane, lease, None));
+            let mut leased = Vec::with_capacity(accepts.len());
+            for ((accept, result), permit) in accepts.iter().zip(&results).zip(permits) {
+                if *result != Accepted::Stored {
+                    continue;
+                }
+                let message = &accept.message;
+                shared.tell(Happened::Accepted { message, lease: accept.lease });
+                match permit {
+                    Some(permit) => {
+                        let delivery = Delivery::stored_leased(message, &accept.lane, claim.lease(), None);
+                        leased.push((delivery, permit));
                     }
-                    (Accepted::Stored, None) => shared.note_waiting(&accept.message),
-                    (Accepted::Duplicate(_), Some(_)) => {
-                        shared.dispatcher.unreserve(&accept.lane, accept.message.size());
-                    }
-                    (Accepted::Duplicate(_), None) => {}
+                    None => shared.wakeups.waits(message),
                 }
             }
-            recent::keep(shared, || {
+            shared.recent.keep(&*shared.store, || {
                 let stored = accepts.iter().zip(&results).filter(|(_, result)| **result == Accepted::Stored);
-                recent::Step::Accepted(stored.map(|(accept, _)| accept.clone()).collect())
+                Step::Accepted(stored.map(|(accept, _)| accept.clone()).collect())
             });
             // A cancel that follows the answer must find the message here.
-            let started = shared.dispatcher.admit(deliveries);
+            claim.settle(leased);
             backlog.expect(&batch);
             let mut results = results.into_iter();
             for submission in batch.submissions {
@@ -277,26 +277,23 @@ async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Batch) {
                 // A publisher that has gone away loses the answer, not the message.
                 let _gone = submission.reply.send(Ok(own)).is_err();
             }
-            // A cancel of all that matches may have come before the answer.
-            cancelling::start(shared, withdrawals, lease, started).await;
-            shared.dispatcher.close_lease(lease);
         }
         Err(error) => {
-            for accept in accepts.iter().filter(leased) {
-                shared.dispatcher.unreserve(&accept.lane, accept.message.size());
-            }
-            shared.dispatcher.close_lease(lease);
-            if !error.is_transient() && batch.submissions.len() > 1 {
-                // One publish that the store refuses must not take the others with it.
-                for submission in batch.submissions {
-                    Box::pin(write(shared, backlog, Batch::new(submission))).await;
-                }
-                return;
-            }
+            drop(permits);
             if error.is_transient() {
-                shared.doubt_leases();
+                // It may have been stored all the same.
+                drop(claim);
+            } else {
+                claim.settle([]);
+                if batch.submissions.len() > 1 {
+                    // One publish that the store refuses must not take the others with it.
+                    for submission in batch.submissions {
+                        Box::pin(write(shared, backlog, Batch::new(submission))).await;
+                    }
+                    return;
+                }
             }
-            // That is the publisher's affair.
+            // Too many queues are the publisher's affair.
             if !matches!(error, StoreError::TooManyQueues(_)) {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
@@ -314,36 +311,35 @@ async fn write(shared: &Arc<Shared>, backlog: &Backlog, batch: Batch) {
 }
 
 /// The batch, with what is due now and waits at no gate leased as far as there is room.
-fn lease_due(shared: &Shared, batch: &Batch, lease: crate::store::Lease) -> Vec<Accept> {
-    let due = |new: &&NewMessage| new.message.due_at <= new.message.created_at && !is_gated(&new.message);
-    let reserved =
-        shared.dispatcher.reserve(batch.messages().filter(due).map(|new| (&new.lane, new.message.size())));
-    let mut reserved = reserved.into_iter();
-    batch
-        .messages()
-        .map(|new| Accept {
+fn lease_due(shared: &Shared, batch: &Batch, lease: Lease) -> impl Iterator<Item = (Accept, Option<Permit>)> {
+    let is_due = |new: &&NewMessage| new.message.due_at <= new.message.created_at && !is_gated(&new.message);
+    let wanted = batch.messages().filter(is_due).map(|new| (&new.lane, new.message.size()));
+    let mut permits = shared.dispatcher.permits(wanted).into_iter();
+    batch.messages().map(move |new| {
+        let permit = if is_due(&new) { permits.next().flatten() } else { None };
+        let accept = Accept {
             message: Arc::clone(&new.message),
             lane: Arc::clone(&new.lane),
-            lease: (due(&new) && reserved.next() == Some(true)).then_some(lease),
+            lease: permit.as_ref().map(|_| lease),
             deduplication: new.deduplication.clone(),
-        })
-        .collect()
+        };
+        (accept, permit)
+    })
 }
 
 /// Stores the batch, again after a fault that may pass. The ids make repeats harmless.
 async fn store(shared: &Shared, accepts: &[Accept]) -> Result<Vec<Accepted>> {
     let mut repeat = Repeat::First;
-    let mut pause = Duration::from_millis(50);
+    let mut backoff = Backoff::from(Duration::from_millis(50));
     for _ in 1..TRIES {
-        match shared.store.accept(shared.node(), accepts, repeat).await {
+        match shared.store.accept(shared.node.id(), accepts, repeat).await {
             Err(error) if error.is_transient() && !matches!(error, StoreError::Deadline(_)) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "storing messages is tried again");
             }
             result => return result,
         }
         repeat = Repeat::Again;
-        crate::clock::pause(pause).await;
-        pause *= 4;
+        backoff.wait(&shared.stopping).await;
     }
-    shared.store.accept(shared.node(), accepts, repeat).await
+    shared.store.accept(shared.node.id(), accepts, repeat).await
 }

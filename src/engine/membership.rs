@@ -2,25 +2,27 @@
 //! to this node with what it holds.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{HEARTBEAT, NODE_TTL, Shared, cancelling, ids, millis, recent};
+use super::node::{HEARTBEAT, NODE_TTL};
+use super::observer::{Happened, Membership};
+use super::shared::Shared;
+use super::{cancelling, failover, ids, keys};
 use crate::clock::{Jumps, pause};
 use crate::store::Result;
 
-/// How often silent nodes are looked for, which with the time to live and the sweep is well below 20 s; and what others have
-/// changed without its being heard.
-const LOOK: Duration = Duration::from_millis(2500);
-/// How often the clock is looked at.
-const CLOCK_LOOK: Duration = Duration::from_secs(1);
-/// How often the leases are compared without a reason: each five minutes where there are other nodes.
-const LOOKS_PER_RECONCILE: u32 = 120;
-/// Between a doubt and the look that settles it.
+/// How often to look for silent nodes, which with the time to live and the sweep is well below 20 s, and for changes by
+/// other nodes of which no word was heard.
+const CHECK: Duration = Duration::from_millis(2500);
+/// How often the clock is checked.
+const CLOCK_CHECK: Duration = Duration::from_secs(1);
+/// Checks from one comparison of the leases without a reason to the next: five minutes, where there are other nodes.
+const CHECKS_PER_RECONCILE: u32 = 120;
+/// From a doubt to the comparison that settles it, so that one settles many.
 const SETTLE: Duration = Duration::from_millis(500);
-/// How often nothing is looked at, on a store that is not shared.
+/// How long to wait for a doubt where there are no other nodes: there is nothing else to do.
 const RECONCILE: Duration = Duration::from_hours(1);
 
 /// Says that this node is alive, in a task and on a connection of its own: nothing else may keep it from that.
@@ -37,12 +39,12 @@ pub(super) async fn beat(shared: Arc<Shared>) {
     }
 }
 
-async fn beat_once(shared: &Arc<Shared>) -> Result<()> {
+async fn beat_once(shared: &Shared) -> Result<()> {
     let asked = shared.clock.since_boot();
-    match shared.store.heartbeat(shared.node()).await? {
+    match shared.store.heartbeat(shared.node.id()).await? {
         Some(now) => {
             shared.clock.observe(now, shared.clock.since_boot().saturating_sub(asked));
-            shared.renewed(millis(asked));
+            shared.node.renewed(asked);
             Ok(())
         }
         None => rejoin(shared).await,
@@ -51,21 +53,21 @@ async fn beat_once(shared: &Arc<Shared>) -> Result<()> {
 
 /// Looks after the others and after our own leases.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut looks: u32 = 0;
+    let mut checks: u32 = 0;
     loop {
         if shared.store.is_shared()
-            && let Err(error) = look(&shared, looks).await
+            && let Err(error) = check(&shared, checks).await
         {
             tracing::debug!(error = &error as &dyn std::error::Error, "looking after the other nodes failed");
         }
         reconcile(&shared).await;
-        looks = looks.wrapping_add(1);
+        checks = checks.wrapping_add(1);
         tokio::select! {
             biased;
             () = shared.stopping.cancelled() => return,
-            () = pause(if shared.store.is_shared() || shared.is_unsure() { LOOK } else { RECONCILE }) => {}
-            // Many doubts at once are settled by one look.
-            () = async { shared.reconcile.notified().await; pause(SETTLE).await } => {}
+            () = pause(if shared.store.is_shared() || shared.node.is_in_doubt() { CHECK } else { RECONCILE }) => {}
+            // Many doubts at once are settled by comparing once.
+            () = async { shared.node.doubted().await; pause(SETTLE).await } => {}
         }
     }
 }
@@ -82,50 +84,50 @@ pub(super) async fn watch_clock(shared: Arc<Shared>) {
                     "what is due after the jump could not be looked for"
                 );
             }
-            shared.note_due(shared.clock.now());
-            shared.gates.look_at_all();
-            shared.schedules.notify_one();
+            shared.wakeups.due_at(shared.clock.now());
+            shared.wakeups.gates.all_opened();
+            shared.wakeups.schedules.notify_one();
         }
         tokio::select! {
             biased;
             () = shared.stopping.cancelled() => return,
-            () = pause(CLOCK_LOOK) => {}
+            () = pause(CLOCK_CHECK) => {}
         }
     }
 }
 
 /// Another node may have rotated the keys.
 async fn read_keys(shared: &Shared) -> Result<()> {
-    let fresh = super::keys::fresh_pair(&shared.chance);
+    let fresh = keys::fresh_pair(&shared.chance);
     let stored = shared.store.signing_keys(&fresh, shared.clock.now());
     shared.keys.follow(async { Ok(stored.await?.pair) }).await?;
     Ok(())
 }
 
 /// Follows what other nodes change, and the database to where it moves. A word of it may get lost, with the connection
-/// that listens or otherwise, so this node looks every [`LOOK`] as well; for keys [`look`] does.
+/// that listens or otherwise, so this node looks every [`CHECK`] as well; for keys [`check`] does.
 pub(super) async fn follow(shared: Arc<Shared>) {
     let mut moves = shared.store.moves();
     while shared.store.is_shared() {
-        // Asked again and again, and not anew: nothing must be missed during a look.
+        // The call goes on during a check, and is not made anew: no word must be missed.
         let mut heard = std::pin::pin!(shared.store.changed_elsewhere());
         let result = loop {
             tokio::select! {
                 biased;
                 () = shared.stopping.cancelled() => return,
                 heard = heard.as_mut() => break heard,
-                () = pause(LOOK) => look_for_cancels(&shared).await,
+                () = pause(CHECK) => look_for_cancels(&shared).await,
             }
         };
         if std::mem::replace(&mut moves, shared.store.moves()) != moves {
-            recent::store_again(&shared).await;
-            // What else is missing there may have freed leases that are ours again.
-            shared.doubt_leases();
+            failover::store_again(&shared).await;
+            // Other steps that are missing there may have freed leases that are ours again.
+            shared.node.mark_in_doubt();
         }
         let result = match result {
             Ok(()) => read_keys(&shared).await,
             Err(error) => {
-                pause(LOOK).await;
+                pause(CHECK).await;
                 Err(error)
             }
         };
@@ -136,7 +138,7 @@ pub(super) async fn follow(shared: Arc<Shared>) {
     }
 }
 
-async fn look_for_cancels(shared: &Arc<Shared>) {
+async fn look_for_cancels(shared: &Shared) {
     if let Err(error) = cancelling::withdraw_cancelled(shared).await {
         tracing::debug!(error = &error as &dyn std::error::Error, "looking for cancelled messages failed");
     }
@@ -144,54 +146,57 @@ async fn look_for_cancels(shared: &Arc<Shared>) {
 
 /// The others have taken over: what is here is theirs now. A new incarnation begins with nothing; what steps under way
 /// still lease in the old one's name is fenced off, and freed by reconciling.
-async fn rejoin(shared: &Arc<Shared>) -> Result<()> {
+async fn rejoin(shared: &Shared) -> Result<()> {
     let node = ids::incarnation(&shared.chance);
-    let asked_ms = shared.boot_ms();
+    let asked = shared.clock.since_boot();
     shared.store.rejoin(node, &shared.settings.node_name).await?;
-    shared.set_node(node);
-    let (dropped, last) = shared.dispatcher.fence();
-    shared.fence.store(last.0, Ordering::Release);
-    shared.renewed(asked_ms);
-    shared.doubt_leases();
+    shared.node.begin_anew(node);
+    let (dropped, last) = shared.dispatcher.let_go_of_waiting();
+    shared.node.fence_off(last);
+    shared.node.renewed(asked);
+    shared.node.mark_in_doubt();
     tracing::warn!(
         deliveries = dropped,
         "this node was silent for too long; others have taken over its deliveries, and it begins anew"
     );
+    shared.tell(Happened::Membership(Membership::BeganAnew { dropped }));
     Ok(())
 }
 
-async fn look(shared: &Shared, looks: u32) -> Result<()> {
-    shared.refill.set_nodes(shared.store.count_nodes().await?);
-    if looks % LOOKS_PER_RECONCILE == 1 {
-        shared.doubt_leases();
+async fn check(shared: &Shared, checks: u32) -> Result<()> {
+    shared.node.set_alive(shared.store.count_nodes().await?);
+    if checks % CHECKS_PER_RECONCILE == 1 {
+        shared.node.mark_in_doubt();
     }
     read_keys(shared).await?;
-    if !shared.leases_hold() {
+    if !shared.node.leases_hold() {
         return Ok(());
     }
     let dead = shared.store.take_over(NODE_TTL).await?;
     if dead > 0 {
         tracing::warn!(nodes = dead, "took over the deliveries of silent nodes");
-        shared.note_due(shared.clock.now());
+        shared.tell(Happened::Membership(Membership::TookOver { nodes: dead }));
+        shared.wakeups.due_at(shared.clock.now());
     }
     Ok(())
 }
 
 /// Frees what the store has leased to this node and this node does not know of, while there may be something.
 async fn reconcile(shared: &Shared) {
-    if !shared.is_unsure() {
+    if !shared.node.is_in_doubt() {
         return;
     }
     let (live, last) = shared.dispatcher.live_leases();
-    match shared.store.reconcile(shared.node(), &live, last).await {
+    match shared.store.reconcile(shared.node.id(), &live, last).await {
         Ok(0) => {}
         Ok(freed) => {
             tracing::info!(deliveries = freed, "freed deliveries whose lease had got lost");
-            shared.note_due(shared.clock.now());
+            shared.tell(Happened::Membership(Membership::Reconciled { deliveries: freed }));
+            shared.wakeups.due_at(shared.clock.now());
         }
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "comparing the leases failed");
-            shared.stay_unsure();
+            shared.node.stay_in_doubt();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What was stored lately, to be stored again where a failover has lost it.
+//! Steps that were stored lately, to be stored again where a failover has lost them ([`super::failover`]).
 //!
 //! With an asynchronous standby the last steps may not have reached it when it takes the primary's place. As long as the
 //! node that has made them lives, it has them in memory and makes them there again: messages under their ids, outcomes
@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Backoff, Shared};
-use crate::store::{Accept, Ended, Repeat, Result};
+use crate::store::{Accept, Ended, Store};
 
 /// How long steps are kept before the last one: longer than a standby is behind. How long the failover takes makes no
 /// difference, since nothing is stored meanwhile.
@@ -36,17 +35,15 @@ impl Step {
                 let callbacks = |ended: &Ended| -> usize {
                     ended.finish.callbacks.iter().map(|message| message.size() + OVERHEAD).sum()
                 };
-                let response = |ended: &Ended| match &ended.finish.attempt.outcome {
-                    crate::domain::outcome::Outcome::Response(response) => response.body.len(),
-                    _ => 0,
-                };
+                let response =
+                    |ended: &Ended| ended.finish.attempt.response().map_or(0, |response| response.body.len());
                 ends.iter().map(|ended| OVERHEAD + callbacks(ended) + response(ended)).sum()
             }
         }
     }
 
-    /// Messages or outcomes.
-    fn len(&self) -> usize {
+    /// How many messages or outcomes there are.
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::Accepted(accepts) => accepts.len(),
             Self::Ended(ends) => ends.len(),
@@ -58,7 +55,7 @@ impl Step {
     }
 
     /// A step for each message or outcome, in their order.
-    fn into_singles(self) -> Vec<Self> {
+    pub(super) fn into_singles(self) -> Vec<Self> {
         match self {
             Self::Accepted(accepts) => accepts.into_iter().map(|one| Self::Accepted(vec![one])).collect(),
             Self::Ended(ends) => ends.into_iter().map(|one| Self::Ended(vec![one])).collect(),
@@ -68,7 +65,7 @@ impl Step {
 
 /// The steps that were made lately, in their order.
 #[derive(Default)]
-pub(crate) struct Recent(Mutex<State>);
+pub(super) struct Recent(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -83,9 +80,14 @@ impl Recent {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps a step that the store has just made, where it may have to be made again.
+    pub(super) fn keep(&self, store: &dyn Store, step: impl FnOnce() -> Step) {
+        self.keep_after(step, store.is_followed(), store.moves());
+    }
+
     /// Keeps a step that was made after so many moves of the database. One that nothing can lose, since nothing follows
-    /// the database, is kept only while those before it wait to be made again: it may depend on them.
-    fn keep(&self, step: impl FnOnce() -> Step, is_followed: bool, moves: u64) {
+    /// the database, is kept only while earlier ones wait to be made again: it may depend on them.
+    fn keep_after(&self, step: impl FnOnce() -> Step, is_followed: bool, moves: u64) {
         let has_moved = self.state().moves != moves;
         if !is_followed && !has_moved {
             return;
@@ -107,73 +109,17 @@ impl Recent {
         }
     }
 
+    /// Takes note that what was kept before so many moves has been made again.
+    pub(super) fn made_again(&self, moves: u64) {
+        self.state().moves = moves;
+    }
+
     /// Takes all that is kept.
-    fn take(&self) -> Vec<Step> {
+    pub(super) fn take(&self) -> Vec<Step> {
         let mut state = self.state();
         state.bytes = 0;
         std::mem::take(&mut state.steps).into_iter().map(|(_, step)| step).collect()
     }
-}
-
-/// Keeps a step that was just made, where it may have to be made again.
-pub(super) fn keep(shared: &Shared, step: impl FnOnce() -> Step) {
-    shared.recent.keep(step, shared.store.is_followed(), shared.store.moves());
-}
-
-/// Makes the steps again that were made lately.
-pub(super) async fn store_again(shared: &Shared) {
-    let moves = shared.store.moves();
-    let mut steps = make_all(shared).await;
-    // Outcomes that came meanwhile may have come before their messages.
-    steps += make_all(shared).await;
-    shared.recent.state().moves = moves;
-    if steps > 0 {
-        tracing::info!(steps, "what was stored lately is stored again where it was missing");
-        shared.note_due(shared.clock.now());
-    }
-}
-
-/// Makes all again that is kept; how many steps.
-async fn make_all(shared: &Shared) -> usize {
-    let mut steps: VecDeque<Step> = shared.recent.take().into();
-    let count = steps.len();
-    let mut backoff = Backoff::new();
-    while let Some(step) = steps.pop_front() {
-        let Err(error) = make(shared, &step).await else {
-            backoff.reset();
-            continue;
-        };
-        let again = error.is_transient() && !shared.draining.is_cancelled();
-        if !error.is_transient() && step.len() > 1 {
-            // One that the store refuses must not take the others with it.
-            for single in step.into_singles().into_iter().rev() {
-                steps.push_front(single);
-            }
-            continue;
-        }
-        tracing::error!(
-            error = &error as &dyn std::error::Error,
-            "what was stored shortly before a failover could not be stored again"
-        );
-        if again {
-            steps.push_front(step);
-            backoff.wait(shared).await;
-        }
-    }
-    count
-}
-
-async fn make(shared: &Shared, step: &Step) -> Result<()> {
-    match step {
-        Step::Accepted(accepts) => {
-            shared.store.accept(shared.node(), accepts, Repeat::Again).await?;
-            for accept in accepts {
-                shared.note_waiting(&accept.message);
-            }
-        }
-        Step::Ended(ends) => drop(shared.store.finish(shared.node(), ends).await?),
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -207,9 +153,9 @@ mod tests {
     fn steps_are_taken_once_in_their_order() {
         let recent = Recent::default();
         for number in [3, 1, 2] {
-            recent.keep(|| step(number, 10), true, 0);
+            recent.keep_after(|| step(number, 10), true, 0);
         }
-        recent.keep(|| Step::Ended(Vec::new()), true, 0);
+        recent.keep_after(|| Step::Ended(Vec::new()), true, 0);
         assert_eq!(taken(&recent), ["3", "1", "2"]);
         assert_eq!((taken(&recent).len(), recent.state().bytes), (0, 0));
     }
@@ -218,29 +164,29 @@ mod tests {
     fn the_oldest_give_way() {
         let recent = Recent::default();
         for (number, bytes) in [(1, BYTES / 3), (2, BYTES / 3), (3, BYTES / 2)] {
-            recent.keep(|| step(number, bytes), true, 0);
+            recent.keep_after(|| step(number, bytes), true, 0);
             assert!(recent.state().bytes <= BYTES);
         }
         assert_eq!(taken(&recent), ["2", "3"]);
-        recent.keep(|| step(4, 10), true, 0);
+        recent.keep_after(|| step(4, 10), true, 0);
         recent.state().steps[0].0 -= KEPT * 2;
-        recent.keep(|| step(5, 10), true, 0);
+        recent.keep_after(|| step(5, 10), true, 0);
         assert_eq!(taken(&recent), ["5"]);
     }
 
     #[test]
     fn steps_outlast_a_long_failover() {
         let recent = Recent::default();
-        recent.keep(|| step(1, 10), true, 0);
-        recent.keep(|| step(2, 10), true, 0);
+        recent.keep_after(|| step(1, 10), true, 0);
+        recent.keep_after(|| step(2, 10), true, 0);
         for (at, _) in &mut recent.state().steps {
             *at -= KEPT * 2;
         }
         // After a move, the first steps come before those are made again; nothing follows the new primary yet.
-        recent.keep(|| step(3, 10), false, 1);
+        recent.keep_after(|| step(3, 10), false, 1);
         assert_eq!(taken(&recent), ["1", "2", "3"]);
         recent.state().moves = 1;
-        recent.keep(|| step(4, 10), false, 1);
+        recent.keep_after(|| step(4, 10), false, 1);
         assert!(taken(&recent).is_empty(), "nothing can lose it");
     }
 

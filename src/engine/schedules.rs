@@ -1,13 +1,16 @@
-//! Runs schedules when their slots come.
+//! Fires schedules at their occurrences.
 //!
-//! Every node sleeps until the earliest slot and then tries to run what is due; the store lets one of them. The slot after
-//! a run is the first one after now, so that slots which passed while nobody was there are run once, not once each.
+//! Every node sleeps until the earliest occurrence and then tries to fire what is due; the store lets one of them. The next
+//! occurrence is the first one after now, so that those which passed while nobody was there are made up for once, not once
+//! each.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::backoff;
 use super::ids::FreshIds;
-use super::{Backoff, Shared};
+use super::observer::Happened;
+use super::shared::Shared;
 use crate::clock::pause;
 use crate::domain::cron::Cron;
 use crate::domain::destination::{Destination, DestinationError, parse_literal, validate_url};
@@ -23,16 +26,16 @@ const BATCH: usize = 64;
 const BATCH_BYTES: usize = 16 << 20;
 
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut backoff = Backoff::new();
+    let mut backoff = backoff::fetching();
     while !shared.draining.is_cancelled() {
-        match run_due(&shared).await {
+        match fire_due(&shared).await {
             Ok(wait) => {
                 backoff.reset();
                 tokio::select! {
                     biased;
                     () = shared.draining.cancelled() => return,
                     () = pause(wait) => {}
-                    () = shared.schedules.notified() => {}
+                    () = shared.wakeups.schedules.notified() => {}
                 }
             }
             Err(error) => {
@@ -40,19 +43,19 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     error = &error as &dyn std::error::Error,
                     "schedules could not be run; trying again"
                 );
-                backoff.wait(&shared).await;
+                backoff.wait(&shared.draining).await;
             }
         }
     }
 }
 
-/// Runs what is due. How long nothing will be due, as far as this node can know.
-async fn run_due(shared: &Shared) -> Result<Duration> {
+/// Fires what is due. How long nothing will be due, as far as this node can know.
+async fn fire_due(shared: &Shared) -> Result<Duration> {
     let next = shared.store.next_occurrence().await?;
-    let sweep = super::refill::sweep(shared);
+    let sweep = shared.node.sweep();
     match next.due_at {
         None => return Ok(sweep),
-        Some(slot) if slot > next.now => return Ok(slot.since(next.now).min(sweep)),
+        Some(due_at) if due_at > next.now => return Ok(due_at.since(next.now).min(sweep)),
         Some(_) => {}
     }
     let mut due = shared.store.due_schedules(next.now, BATCH, BATCH_BYTES).await?;
@@ -73,7 +76,7 @@ async fn run_due(shared: &Shared) -> Result<Duration> {
     result
 }
 
-/// Runs a schedule whose slot has come, unless another node has.
+/// Fires a schedule whose occurrence has come, unless another node has.
 async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()> {
     let group = match parse_literal(&schedule.destination) {
         Ok(destination) => group(&*shared.store, &destination).await?,
@@ -85,11 +88,15 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
         run.outcome = Err(error.to_string());
         fired = shared.store.fire(&run).await;
     }
-    // Whether it took effect is unknown after a fault; then it is looked for in vain at worst.
+    // After a fault it may have taken effect all the same; a needless wake-up costs a query.
     if !matches!(fired, Ok(false)) {
         for accept in run.outcome.iter().flatten() {
-            shared.note_waiting(&accept.message);
+            shared.wakeups.waits(&accept.message);
         }
+    }
+    if matches!(fired, Ok(true)) {
+        let (schedule, occurrence) = (&schedule.id, schedule.next_at);
+        shared.tell(Happened::Fired { schedule, occurrence, outcome: &run.outcome });
     }
     if let (Ok(true), Err(error)) = (&fired, &run.outcome) {
         tracing::warn!(schedule.id = %schedule.id, error, "a schedule's run could not publish");
@@ -97,7 +104,7 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
     fired.map(|_| ())
 }
 
-/// The run of a schedule whose slot has come.
+/// The firing of a schedule whose occurrence has come.
 fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp, ids: &mut FreshIds) -> Firing {
     let (next_at, outcome) = match Cron::parse(&schedule.cron) {
         Ok(cron) => {
@@ -116,7 +123,7 @@ fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp, ids: &mut
     }
 }
 
-/// The messages of a run. They are never repeats of one another, whatever deduplication says about publishes.
+/// The messages of a firing. They are never repeats of one another, whatever deduplication says about publishes.
 fn accepts(
     schedule: &Schedule,
     group: Option<&UrlGroup>,
@@ -144,7 +151,7 @@ pub async fn group(store: &dyn Store, destination: &Destination) -> Result<Optio
     }
 }
 
-/// Where the messages of a run go: one for a URL, one for each endpoint of a URL group.
+/// Where the messages of a firing go: one for a URL, one for each endpoint of a URL group.
 pub fn targets(destination: Destination, group: Option<&UrlGroup>) -> Result<Vec<Target>, DestinationError> {
     match destination {
         Destination::Url(url) => Ok(vec![Target::url(url)]),
@@ -166,7 +173,7 @@ mod tests {
     use crate::domain::message::{Headers, Method, Options};
     use crate::domain::template::Template;
 
-    const SLOT: i64 = 1_790_000_040_000;
+    const OCCURRENCE: i64 = 1_790_000_040_000;
 
     fn schedule(destination: &str) -> Schedule {
         let labels = vec!["l".to_owned()];
@@ -183,7 +190,7 @@ mod tests {
             delay: None,
             created_at: Timestamp::from_millis(0),
             paused: false,
-            next_at: Timestamp::from_millis(SLOT),
+            next_at: Timestamp::from_millis(OCCURRENCE),
             last_firing: None,
         }
     }
@@ -195,10 +202,10 @@ mod tests {
     #[test]
     fn a_run_makes_the_message_of_its_template() {
         let schedule = schedule("https://Example.com/a?b");
-        let now = Timestamp::from_millis(SLOT + 3);
+        let now = Timestamp::from_millis(OCCURRENCE + 3);
         let run = planned(&schedule, now);
         assert_eq!((run.generation, run.occurrence), (3, schedule.next_at));
-        assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
+        assert_eq!(run.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
         let [accept] = &run.outcome.unwrap()[..] else { panic!("one message") };
         assert_eq!((&*accept.lane, accept.lease), ("https://example.com:443", None));
         assert_eq!(accept.deduplication, None);
@@ -211,22 +218,22 @@ mod tests {
     #[test]
     fn a_delay_counts_from_the_run() {
         let schedule = Schedule { delay: Some(Duration::from_secs(90)), ..schedule("http://e.com") };
-        let run = planned(&schedule, Timestamp::from_millis(SLOT + 3));
+        let run = planned(&schedule, Timestamp::from_millis(OCCURRENCE + 3));
         let message = &run.outcome.unwrap()[0].message;
-        assert_eq!(message.due_at, Timestamp::from_millis(SLOT + 90_003));
-        assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
+        assert_eq!(message.due_at, Timestamp::from_millis(OCCURRENCE + 90_003));
+        assert_eq!(run.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
     }
 
     #[test]
-    fn missed_slots_are_run_once() {
-        let run = planned(&schedule("http://e.com"), Timestamp::from_millis(SLOT + 600_000));
+    fn missed_occurrences_are_made_up_for_once() {
+        let run = planned(&schedule("http://e.com"), Timestamp::from_millis(OCCURRENCE + 600_000));
         assert_eq!(run.outcome.unwrap().len(), 1);
-        assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 660_000));
+        assert_eq!(run.next_at, Timestamp::from_millis(OCCURRENCE + 660_000));
     }
 
     #[test]
     fn what_can_not_be_published_is_an_error_of_the_run() {
-        let now = Timestamp::from_millis(SLOT);
+        let now = Timestamp::from_millis(OCCURRENCE);
         for (destination, expected) in [
             ("a-group", "topic a-group not found"),
             ("api/llm", "api/llm is not available: no language model is configured"),
@@ -234,7 +241,7 @@ mod tests {
         ] {
             let run = planned(&schedule(destination), now);
             assert_eq!(run.outcome.unwrap_err(), expected);
-            assert_eq!(run.next_at, Timestamp::from_millis(SLOT + 60_000));
+            assert_eq!(run.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
         }
         let run = planned(&Schedule { cron: "@fortnightly".to_owned(), ..schedule("http://e.com") }, now);
         assert!(run.outcome.unwrap_err().starts_with("invalid cron: unknown word"));

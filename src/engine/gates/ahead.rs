@@ -1,10 +1,10 @@
-//! What a look at a queue saw behind those that could go, kept for the next slots that become free.
+//! Messages that a snapshot of a queue showed behind those that could go, kept for the next slots that become free.
 //!
-//! Without it, a queue of parallelism 1 is looked at for each of its messages. What was seen stays true while the gate's
-//! version does, but for what leaves: a message that is cancelled can't be taken, and then nothing behind it is; a slot
-//! that becomes free counts here only when the look has surely counted it as taken. What comes has a place behind all that
-//! was due when the look was made, and no more than that is kept. (A delayed message that was stored only after it was
-//! due may have a place among these. It waits for the next look, behind messages that were accepted before it.)
+//! Without them, each message of a queue of parallelism 1 takes a snapshot. A snapshot stays true while the gate's version
+//! does, but for what leaves: a message that is cancelled can't be claimed, and then nothing behind it is; a slot that
+//! becomes free counts here only when the snapshot has surely counted it as taken. What comes has a place behind all that
+//! was due when the snapshot was taken, and no more than that is kept. (A delayed message that was stored only after it
+//! was due may have a place among these. It waits for the next snapshot, behind messages that were accepted before it.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,28 +13,20 @@ use std::time::Duration;
 use crate::domain::gate::is_queue;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
+use crate::engine::wakeups::Freed;
 use crate::store::gates::{BEHIND, GateSnapshot};
 
-/// Queues in memory; beyond, all are forgotten, which costs looks.
+/// Queues in memory; beyond, all are forgotten, which costs snapshots.
 const QUEUES: usize = 512;
 
-/// A queue's slot that is free.
-pub(super) struct Freed {
-    pub(super) queue: Arc<str>,
-    /// The message that had it.
-    pub(super) holder: MessageId,
-    /// It had it at that time since boot, and was finished in the store after it.
-    pub(super) held_at: Duration,
-}
-
-/// A look at a queue, as it would be now.
+/// A queue as a snapshot showed it, brought up to date.
 pub(super) struct Seen {
-    /// In use is what was in use when the look was made, without the slots that have become free.
+    /// In use is what was in use in the snapshot, without the slots that have become free.
     look: GateSnapshot,
-    /// When the look was made, by the store's clock, and when its answer came, since boot.
+    /// When the snapshot was taken, by the store's clock, and when it came, since boot.
     now: Timestamp,
     answered: Duration,
-    /// Messages that went since and have their slots.
+    /// Messages that went since then and have their slots.
     went: BTreeSet<MessageId>,
 }
 
@@ -48,7 +40,7 @@ impl Seen {
         &self.look.name
     }
 
-    /// The look with what is in use now at most.
+    /// The queue with what is in use now at most.
     pub(super) fn as_of_now(&self) -> GateSnapshot {
         let mut look = self.look.clone();
         look.gate.in_use = self.in_use();
@@ -65,8 +57,8 @@ impl Seen {
         !self.look.gate.paused && taken.len() == self.look.waiting.len()
     }
 
-    /// What is left of it after these went, by their places in the list; `None` unless someone can go without another
-    /// look as soon as a slot is free.
+    /// The rest of the queue after these went, by their places in the list; `None` unless someone can go without another
+    /// snapshot as soon as a slot is free.
     pub(super) fn after(mut self, taken: &[usize]) -> Option<Self> {
         let taken: BTreeSet<usize> = taken.iter().copied().collect();
         let mut rest = Vec::with_capacity(BEHIND as usize);
@@ -87,14 +79,14 @@ impl Seen {
         (!self.look.gate.paused && !self.look.waiting.is_empty()).then_some(self)
     }
 
-    /// The same once the gate was changed by this node.
+    /// The queue once this node has changed its gate.
     pub(super) fn stepped(mut self, next_at: Option<Timestamp>) -> Self {
         self.look.version += 1;
         self.look.next_at = next_at.or(self.look.next_at);
         self
     }
 
-    /// Takes note of a free slot; false: the look may have seen it free.
+    /// Takes note of a free slot; false: it may have been free in the snapshot.
     fn free(&mut self, freed: &Freed) -> bool {
         if self.went.remove(&freed.holder) {
             return true;
@@ -111,7 +103,7 @@ impl Seen {
     }
 }
 
-/// What is kept, by the queues' gates.
+/// Queues that are known, by their gates.
 #[derive(Default)]
 pub(super) struct Ahead(BTreeMap<Arc<str>, Seen>);
 
@@ -127,8 +119,7 @@ impl Ahead {
         self.0.remove(gate);
     }
 
-    /// Takes out what is known of the queues in which these slots became free, if someone can go; the other queues have
-    /// to be looked at.
+    /// Takes out the queues in which these slots became free and someone can go; the others of them need a snapshot.
     pub(super) fn freed(&mut self, all: Vec<Freed>) -> (Vec<Seen>, BTreeSet<Arc<str>>) {
         let mut queues = BTreeSet::new();
         for freed in all {
@@ -156,7 +147,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
     const LATER: Timestamp = Timestamp::from_millis(1_700_000_005_000);
-    /// Since boot: before a look's answer came, and when it did.
+    /// Since boot: before the snapshot came, and when it did.
     const BEFORE: Duration = Duration::from_secs(99);
     const ANSWERED: Duration = Duration::from_secs(100);
 
@@ -171,7 +162,7 @@ mod tests {
         }
     }
 
-    /// What a look saw of a queue with this parallelism.
+    /// A snapshot of a queue with this parallelism.
     fn seen(parallelism: u32, in_use: u32, waiting: Vec<Waiting>) -> Seen {
         let gate = Gate {
             limits: Limits { parallelism: Some(parallelism), rate: None },
@@ -188,12 +179,12 @@ mod tests {
         ["a", "b", "c"].map(waiting).into()
     }
 
-    /// Those that wait, and what is in use.
+    /// The messages that wait, and what is in use.
     fn state(seen: &Seen) -> (Vec<&str>, u32) {
         (seen.look.waiting.iter().map(|one| one.id.as_str()).collect(), seen.in_use())
     }
 
-    /// What is known of the queue once these messages' slots are free.
+    /// The queue, if it is known, once these messages' slots are free.
     fn freed(seen: Seen, slots: &[(&str, Duration)]) -> Option<Seen> {
         let mut ahead = Ahead::default();
         ahead.keep(seen);
@@ -217,10 +208,10 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_counts_that_the_look_saw_taken() {
+    fn a_slot_counts_that_the_snapshot_showed_taken() {
         let full = || seen(1, 1, three()).after(&[]).unwrap();
         assert_eq!(state(&freed(full(), &[("before", ANSWERED)]).unwrap()), (vec!["a", "b", "c"], 0));
-        assert!(freed(full(), &[("before", BEFORE)]).is_none(), "the look may have seen it free");
+        assert!(freed(full(), &[("before", BEFORE)]).is_none(), "it may have been free in the snapshot");
         let both = seen(2, 1, three()).after(&[0]).unwrap();
         assert!(freed(both, &[("a", ANSWERED), ("before", BEFORE)]).is_none());
     }
@@ -244,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_that_needs_a_look() {
+    fn nothing_is_kept_that_needs_a_snapshot() {
         let with = |change: fn(&mut Waiting)| {
             let mut all = three();
             change(&mut all[1]);
             seen(1, 0, all).after(&[0])
         };
         assert!(with(|one| one.holds_slot = true).is_none(), "a retry to come has a time of its own");
-        assert!(with(|one| one.flow = Some(Arc::from("f:k"))).is_none(), "its key has to be looked at");
+        assert!(with(|one| one.flow = Some(Arc::from("f:k"))).is_none(), "its key needs a snapshot");
         assert!(with(|one| one.due_at = LATER).is_none(), "others may come before it");
         assert!(seen(1, 0, vec![waiting("a")]).after(&[0]).is_none(), "nobody is left");
         let mut paused = seen(1, 0, three());
