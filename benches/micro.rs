@@ -29,9 +29,10 @@ use homing::domain::signature::{self, SigningKey, body_sha256};
 use homing::domain::template::{Target, Template};
 use homing::domain::time::Timestamp;
 use homing::engine::ids::FreshIds;
-use homing::store::sql::{Database, Options, SqlStore, VACUUM_AFTER};
+use homing::store::sql::{Database, Options, SqlStore};
 use homing::store::{
-    Accept, Accepted, Applied, Delivery, Ended, Lease, LogEntry, NodeId, Repeat, State, Store, Want,
+    Accept, Accepted, Applied, Delivery, Ended, Lease, LogEntry, NodeId, Nodes as _, Repeat, State,
+    Store as _, Want, Work as _,
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::runtime::Runtime;
@@ -254,13 +255,7 @@ fn step(
 /// hot table the next ones take away, untimed.
 fn store(c: &mut Criterion, runtime: &Runtime, engine: &str, database: Database) {
     let store = runtime.block_on(async {
-        let options = Options {
-            database,
-            connections: 4,
-            hot_connections: 4,
-            max_queues: None,
-            vacuum_after: VACUUM_AFTER,
-        };
+        let options = Options { database, connections: 4, hot_connections: 4, max_queues: None };
         let store = SqlStore::connect(&options, Clock::system()).await.unwrap();
         store.migrate().await.unwrap();
         store.register(NODE, "bench").await.unwrap();

@@ -138,7 +138,6 @@ async fn open(config: &Config, clock: &Clock) -> anyhow::Result<SqlStore> {
         connections: config.postgres_connections,
         hot_connections: hot,
         max_queues: config.max_queues,
-        vacuum_after: sql::VACUUM_AFTER,
     };
     SqlStore::connect(&options, clock.clone())
         .await

@@ -21,7 +21,7 @@ use crate::clock::{pause, pause_until};
 use crate::domain::gate::Admission;
 use crate::domain::time::Timestamp;
 use crate::store::Result;
-use crate::store::gates::{GateLook, Looks};
+use crate::store::gates::{GateSnapshot, Snapshot};
 
 mod ahead;
 mod taking;
@@ -287,10 +287,10 @@ impl Task {
         let count = (DELIVERIES / names.len().max(1)).max(MIN_PER_GATE);
         let asked_at = Instant::now();
         let mut snapshot = if names.is_empty() {
-            Looks { now: self.shared.clock.now(), gates: Vec::new() }
+            Snapshot { now: self.shared.clock.now(), gates: Vec::new() }
         } else {
             let names: Vec<Arc<str>> = names.iter().cloned().collect();
-            self.shared.store.look_at_gates(&names, count).await?
+            self.shared.store.snapshot_gates(&names, count).await?
         };
         // Attempts are given their time to start from here on.
         let since_boot = self.shared.clock.since_boot();
@@ -332,7 +332,7 @@ impl Task {
     /// nothing due can go there.
     fn decide(
         &mut self,
-        snapshot: &Looks,
+        snapshot: &Snapshot,
         wanted: &BTreeSet<Arc<str>>,
         count: usize,
         now: Timestamp,
@@ -348,7 +348,7 @@ impl Task {
     }
 
     /// Keeps in mind what a gate waits for of which no wake-up of its own tells.
-    fn remember(&mut self, look: &GateLook, admission: &Admission, count: usize) {
+    fn remember(&mut self, look: &GateSnapshot, admission: &Admission, count: usize) {
         let name = || Arc::clone(&look.name);
         if admission.no_room {
             self.without_room.insert(name());
@@ -374,7 +374,7 @@ impl Task {
     }
 
     /// Asks the store again when the first of these gates is due.
-    fn look_by(&mut self, snapshot: &Looks, taking: &Taking, now: Timestamp) {
+    fn look_by(&mut self, snapshot: &Snapshot, taking: &Taking, now: Timestamp) {
         let stepped = taking.stepped();
         for look in snapshot.gates.iter().filter(|look| taking.admissions.contains_key(&look.name)) {
             if let Some(next_at) = stepped.get(&look.name).copied().flatten().or(look.next_at) {

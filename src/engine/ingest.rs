@@ -129,14 +129,13 @@ impl Ingest {
 
     /// Stores the messages, all or none. The results are in their order. Dropping the call cancels nothing.
     pub async fn publish(&self, messages: Vec<NewMessage>) -> Result<Vec<Accepted>> {
-        let stopped = || StoreError::Unavailable(sqlx::Error::PoolClosed);
         let (reply, result) = oneshot::channel();
         let answer = async {
-            let place = self.submissions.reserve().await.map_err(|_| stopped())?;
+            let place = self.submissions.reserve().await.map_err(|_| StoreError::Closed)?;
             self.backlog.messages.fetch_add(messages.len(), Ordering::Relaxed);
             place.send(Submission { messages, reply });
             self.backlog.arrived.notify_one();
-            result.await.map_err(|_| stopped())?
+            result.await.map_err(|_| StoreError::Closed)?
         };
         tokio::time::timeout(ANSWER, answer).await.map_err(|_| StoreError::Deadline(ANSWER))?
     }

@@ -18,7 +18,7 @@ use crate::domain::outcome::Ids as _;
 use crate::domain::template::Target;
 use crate::domain::time::Timestamp;
 use crate::domain::url_group::{UrlGroup, targets};
-use crate::store::schedules::{Run, Schedule};
+use crate::store::schedules::{Firing, Schedule};
 use crate::store::{Accept, Result, StoreError};
 
 /// Schedules read at once, and bytes of their bodies.
@@ -51,7 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 /// Fires what is due. How long nothing will be due, as far as this node can know.
 async fn fire_due(shared: &Shared) -> Result<Duration> {
-    let next = shared.store.next_slot().await?;
+    let next = shared.store.next_occurrence().await?;
     let sweep = shared.node.sweep();
     match next.due_at {
         None => return Ok(sweep),
@@ -106,7 +106,7 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
 }
 
 /// The firing of a schedule whose occurrence has come.
-fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp, ids: &mut FreshIds) -> Run {
+fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp, ids: &mut FreshIds) -> Firing {
     let (next_at, outcome) = match Cron::parse(&schedule.cron) {
         Ok(cron) => {
             let accepts = accepts(schedule, group, now, ids).map_err(|error| error.to_string());
@@ -115,7 +115,13 @@ fn plan(schedule: &Schedule, group: Option<&UrlGroup>, now: Timestamp, ids: &mut
         // The version that accepted it knew more.
         Err(error) => (Timestamp::MAX, Err(format!("invalid cron: {error}"))),
     };
-    Run { id: schedule.id.clone(), generation: schedule.generation, slot: schedule.next_at, next_at, outcome }
+    Firing {
+        id: schedule.id.clone(),
+        generation: schedule.generation,
+        occurrence: schedule.next_at,
+        next_at,
+        outcome,
+    }
 }
 
 /// The messages of a firing. They are never repeats of one another, whatever deduplication says about publishes.
@@ -166,11 +172,11 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             paused: false,
             next_at: Timestamp::from_millis(OCCURRENCE),
-            last_run: None,
+            last_firing: None,
         }
     }
 
-    fn planned(schedule: &Schedule, now: Timestamp) -> Run {
+    fn planned(schedule: &Schedule, now: Timestamp) -> Firing {
         plan(schedule, None, now, &mut FreshIds(Chance::seeded(1)))
     }
 
@@ -179,7 +185,7 @@ mod tests {
         let schedule = schedule("https://Example.com/a?b");
         let now = Timestamp::from_millis(OCCURRENCE + 3);
         let run = planned(&schedule, now);
-        assert_eq!((run.generation, run.slot), (3, schedule.next_at));
+        assert_eq!((run.generation, run.occurrence), (3, schedule.next_at));
         assert_eq!(run.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
         let [accept] = &run.outcome.unwrap()[..] else { panic!("one message") };
         assert_eq!((&*accept.lane, accept.lease), ("https://example.com:443", None));

@@ -29,7 +29,7 @@ pub struct ScheduleDraft {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScheduleState {
     pub schedule: Schedule,
-    /// How far the messages of its last run have come, those that are still kept.
+    /// How far the messages of its last firing have come, those that are still kept.
     pub progress: Vec<(MessageId, Progress)>,
 }
 
@@ -99,7 +99,7 @@ impl Operations {
             created_at: now,
             paused: false,
             next_at: cron.next_after(now).ok_or_else(|| invalid_cron(&CronError::Never))?,
-            last_run: None,
+            last_firing: None,
         };
         self.put_schedule(schedule).await?;
         Ok(id)
@@ -165,7 +165,7 @@ impl Operations {
 
     async fn states(&self, schedules: Vec<Schedule>) -> Result<Vec<ScheduleState>> {
         let messages = |schedule: &Schedule| {
-            schedule.last_run.as_ref().map(|run| run.messages.clone()).unwrap_or_default()
+            schedule.last_firing.as_ref().map(|firing| firing.messages.clone()).unwrap_or_default()
         };
         let ids: Vec<MessageId> = schedules.iter().flat_map(messages).collect();
         let mut known: HashMap<MessageId, Progress> = HashMap::new();

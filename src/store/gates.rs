@@ -1,8 +1,8 @@
-//! The store's part in queues and flow control: the [`Gates`] trait.
+//! The store's part in queues and flow control: the traits [`Gates`] and [`Queues`].
 //!
-//! A claim takes two steps. [`Gates::look_at_gates`] tells what waits and what is in use, as one moment saw it; what may
+//! A claim from a gate takes two steps. [`Gates::snapshot_gates`] tells what waits and what is in use, as one moment saw it; what may
 //! go is decided above. [`Gates::pass_gates`] leases that, for each gate only if nobody has claimed from it or changed
-//! its limits since the look: [`GateLook::version`] says so. So no lock is held while something is decided, and what is
+//! its limits since the snapshot: [`GateSnapshot::version`] says so. So no lock is held while something is decided, and what is
 //! accepted or finished meanwhile never waits.
 
 use std::sync::Arc;
@@ -18,10 +18,11 @@ use crate::domain::time::Timestamp;
 /// How long nobody may look at a gate at which something waits that could go. Only [`Gates::rest_gates`] makes it longer,
 /// as it alone can see that nothing is being accepted meanwhile.
 pub const RECHECK: Duration = Duration::from_secs(5);
-/// The same where something waits that can't go, or is in flight: its end is told, or found after that time.
+/// How long nobody may look at a gate at which something waits that can't go, or is in flight: its end is told, or found
+/// after that time.
 pub const RECHECK_BLOCKED: Duration = Duration::from_mins(1);
 
-/// Deliveries that a look at a queue tells beyond those that could go: they may go later without another look.
+/// Deliveries of a queue in a snapshot beyond those that could go: they may go later without another snapshot.
 pub const BEHIND: u32 = 32;
 
 /// A queue's slot, as a delivery has it: its message's own one, or, for a callback, its source's.
@@ -33,18 +34,18 @@ pub struct Slot {
     pub holder: MessageId,
 }
 
-/// What one moment saw of some gates.
+/// Some gates as one moment saw them.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Looks {
-    /// That moment, by the store's clock.
+pub struct Snapshot {
+    /// The moment, by the store's clock.
     pub now: Timestamp,
-    /// Those that were asked for and exist, and the keys that deliveries waiting there have to pass as well.
-    pub gates: Vec<GateLook>,
+    /// The gates that were asked for and exist, and the keys that deliveries waiting there have to pass as well.
+    pub gates: Vec<GateSnapshot>,
 }
 
-/// What was seen of a gate.
+/// A gate in a [`Snapshot`].
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct GateLook {
+pub struct GateSnapshot {
     pub name: Arc<str>,
     pub version: i64,
     pub gate: Gate,
@@ -55,7 +56,7 @@ pub struct GateLook {
     pub waiting: Vec<Waiting>,
 }
 
-/// What becomes of a gate that was looked at.
+/// A change of a gate, made if it still is as a snapshot saw it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GateStep {
     pub name: Arc<str>,
@@ -74,7 +75,7 @@ pub struct Pass {
     pub gate: Arc<str>,
     /// The other gate that it passes, if any; among the steps too.
     pub flow: Option<Arc<str>>,
-    /// It may not go before those in front of it: not without the ones before it among the passes of its gate.
+    /// Taken only if all earlier passes of its gate that go in order are taken, too.
     pub in_order: bool,
 }
 
@@ -122,12 +123,12 @@ pub struct QueueRemoval {
     pub requested: Vec<MessageId>,
 }
 
-/// Queues and flow control.
+/// Gates as the engine uses them.
 #[async_trait]
-pub trait Gates {
-    /// Looks at these gates; of each, `count` deliveries more than the one that can't go, at most. Less than that, if its
-    /// limits let fewer go: these, [`BEHIND`] at a queue, and one.
-    async fn look_at_gates(&self, names: &[Arc<str>], count: usize) -> Result<Looks>;
+pub trait Gates: Send + Sync {
+    /// Takes a snapshot of these gates: of each as many deliveries as its limits let go now, at most `count`, and one more,
+    /// which tells whether more wait; at a queue [`BEHIND`] in addition.
+    async fn snapshot_gates(&self, names: &[Arc<str>], count: usize) -> Result<Snapshot>;
     /// Applies the steps whose gate is as it was seen, and leases the deliveries all of whose gates are; they are due at
     /// `now`. Deliveries that are not returned wait on.
     async fn pass_gates(
@@ -145,7 +146,11 @@ pub trait Gates {
     async fn due_gates(&self, limit: usize) -> Result<DueGates>;
     /// Makes all gates due at which anything waits or is in flight.
     async fn wake_gates(&self) -> Result<()>;
+}
 
+/// Queues and flow-control keys as users see them.
+#[async_trait]
+pub trait Queues: Send + Sync {
     /// Makes a queue, with parallelism 1 unless it says otherwise, or changes what is given of it. False: there are
     /// `max` queues already, and nothing was done.
     async fn upsert_queue(

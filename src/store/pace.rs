@@ -15,14 +15,14 @@ const WINDOW: u32 = 16;
 /// Waits in vain, less those that were not, after which it does not pay.
 const VAIN: u32 = 8;
 /// Batches until it is tried again.
-const REST: u32 = 64;
+const RETRY_AFTER: u32 = 64;
 
-/// What batches of one kind have been like lately.
+/// How long batches of one kind took lately, and whether waiting for more has paid.
 #[derive(Debug, Default)]
-pub(crate) struct Pace(Mutex<State>);
+pub(crate) struct Pace(Mutex<Lately>);
 
 #[derive(Debug, Default)]
-struct State {
+struct Lately {
     batches: u32,
     fastest: Option<Duration>,
     slow: bool,
@@ -56,13 +56,13 @@ impl Pace {
         let mut state = self.state();
         state.vain = if came { state.vain.saturating_sub(1) } else { state.vain + 1 };
         if state.vain == VAIN {
-            state.rest = REST;
+            state.rest = RETRY_AFTER;
             // The next try decides.
             state.vain = VAIN - 1;
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Lately> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -109,7 +109,7 @@ mod tests {
             assert!(pace.pays());
             pace.waited(false);
         }
-        for _ in 0..REST {
+        for _ in 0..RETRY_AFTER {
             assert!(!pace.pays());
             pace.took(SLOW * 2, NONE);
         }

@@ -1,4 +1,4 @@
-//! Schedules in the store: what makes messages at the slots of a cron.
+//! Schedules in the store: they make messages at the occurrences of a cron.
 
 use std::time::Duration;
 
@@ -20,52 +20,52 @@ pub struct Schedule {
     pub cron: String,
     /// A URL, or the name of a URL group.
     pub destination: String,
-    /// What its messages are made from.
+    /// The parts that all its messages have.
     pub template: Template,
-    /// How long after its run a message is due.
+    /// How long after its firing a message is due.
     pub delay: Option<Duration>,
     pub created_at: Timestamp,
     pub paused: bool,
-    /// The slot that comes next, or that has come and not been run yet. Stale while it is paused.
+    /// The occurrence that comes next, or has come and was not fired yet. Stale while the schedule is paused.
     pub next_at: Timestamp,
-    pub last_run: Option<LastRun>,
+    pub last_firing: Option<LastFiring>,
 }
 
-/// What a schedule's last run came to.
+/// The result of a schedule's last firing.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct LastRun {
-    /// The slot that it was for.
-    pub slot: Timestamp,
+pub struct LastFiring {
+    /// The occurrence that it was for.
+    pub occurrence: Timestamp,
     /// The messages that it made.
     pub messages: Vec<MessageId>,
     /// Why it made none.
     pub error: Option<String>,
 }
 
-/// A run of a schedule for the slot that has come.
+/// A schedule's firing for the occurrence that has come.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub struct Firing {
     pub id: ScheduleId,
     pub generation: i64,
-    /// The slot: the schedule's `next_at`.
-    pub slot: Timestamp,
-    /// The slot after this run.
+    /// The occurrence: the schedule's `next_at`.
+    pub occurrence: Timestamp,
+    /// The occurrence after this firing.
     pub next_at: Timestamp,
     /// The messages to store, unleased, or why there are none.
     pub outcome: Result<Vec<Accept>, String>,
 }
 
-/// How far the message of a run has come.
+/// How far the message of a firing has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
-    /// It has not ended.
+    /// The message has not ended.
     Waiting,
     Delivered,
-    /// It failed for good, or was cancelled.
+    /// The message failed for good, or was cancelled.
     Failed,
 }
 
-/// The schedules of a [`Store`](super::Store).
+/// Schedules as users see them.
 #[async_trait]
 pub trait Schedules: Send + Sync {
     /// Stores a schedule, in the place of the one with its id, if any. False: there are `max` others, and nothing was done.
@@ -81,18 +81,23 @@ pub trait Schedules: Send + Sync {
     ) -> Result<Page<Schedule>>;
     /// Deletes a schedule; whether there was one. The messages that it made stay.
     async fn delete_schedule(&self, id: &ScheduleId) -> Result<bool>;
-    /// Lets slots pass without a run; whether there is such a schedule.
+    /// Lets occurrences pass without a firing; whether there is such a schedule.
     async fn pause_schedule(&self, id: &ScheduleId) -> Result<bool>;
-    /// Goes on with the slot `next_at`, if the schedule is still of that generation and paused.
+    /// Goes on with the occurrence `next_at`, if the schedule is still of that generation and paused.
     async fn resume_schedule(&self, id: &ScheduleId, generation: i64, next_at: Timestamp) -> Result<()>;
 
-    /// The earliest slot of a schedule that is not paused.
-    async fn next_slot(&self) -> Result<NextDue>;
-    /// Schedules whose slot has come, the earliest first, at most `count` and about `max_bytes` of bodies.
-    async fn due_schedules(&self, now: Timestamp, count: usize, max_bytes: usize) -> Result<Vec<Schedule>>;
-    /// Stores a run with its messages and moves the schedule on to the next slot. False: the slot has been run, or the
-    /// schedule was replaced, paused or deleted meanwhile, and nothing was done.
-    async fn fire(&self, run: &Run) -> Result<bool>;
     /// How far messages have come; those that are not kept any more are left out.
     async fn progress(&self, ids: &[&MessageId]) -> Result<Vec<(MessageId, Progress)>>;
+}
+
+/// Schedules as the engine fires them.
+#[async_trait]
+pub trait Firings: Send + Sync {
+    /// The earliest occurrence of a schedule that is not paused.
+    async fn next_occurrence(&self) -> Result<NextDue>;
+    /// Schedules whose occurrence has come, the earliest first, at most `count` and about `max_bytes` of bodies.
+    async fn due_schedules(&self, now: Timestamp, count: usize, max_bytes: usize) -> Result<Vec<Schedule>>;
+    /// Stores a firing with its messages and moves the schedule on to the next occurrence. False: it was fired already, or the
+    /// schedule was replaced, paused or deleted meanwhile, and nothing was done.
+    async fn fire(&self, firing: &Firing) -> Result<bool>;
 }

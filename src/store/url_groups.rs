@@ -16,7 +16,7 @@ pub struct UrlGroupLimits {
     pub endpoints: usize,
 }
 
-/// What became of endpoints to add or change. Nothing is stored unless all are.
+/// The result of adding or changing endpoints. Nothing is stored unless all are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Upserted {
     Stored,
@@ -29,7 +29,7 @@ pub enum Upserted {
 /// URL groups. What several callers change at once is changed by one after the other, and readable as soon as it is
 /// answered.
 #[async_trait]
-pub trait UrlGroups {
+pub trait UrlGroups: Send + Sync {
     /// A group; `None`: there is none of that name.
     async fn url_group(&self, name: &str) -> Result<Option<UrlGroup>>;
     /// Adds or changes endpoints in their order, making the group when there is none.

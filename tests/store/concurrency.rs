@@ -11,12 +11,11 @@ use homing::domain::gate::{FlowChange, Limits, queue_gate};
 use homing::domain::id::{MessageId, ScheduleId};
 use homing::domain::message::Message;
 use homing::domain::url_group::Endpoint;
-use homing::store::gates::Gates as _;
-use homing::store::schedules::Schedules as _;
 use homing::store::sql::SqlStore;
 use homing::store::url_groups::{Upserted, UrlGroupLimits};
 use homing::store::{
-    Accept, Accepted, Applied, Lease, Listing as _, NodeId, Repeat, Retention, Store, UrlGroups as _,
+    Accept, Accepted, Applied, Firings as _, Gates as _, History as _, Lease, Listing as _, NodeId,
+    Nodes as _, Queues as _, Repeat, Retention, Schedules as _, Store, UrlGroups as _, Work as _,
 };
 use sqlx::{Connection as _, PgConnection};
 
@@ -389,7 +388,7 @@ async fn work_at_many_gates_does_not_deadlock() {
         }
         for queue in stores[0].queues(None, 100).await.unwrap().items {
             // All are in flight; some that are finished keep their slot for their callback.
-            let looks = stores[0].look_at_gates(&[Arc::from(format!("q:{}", queue.name))], 1).await.unwrap();
+            let looks = stores[0].snapshot_gates(&[Arc::from(format!("q:{}", queue.name))], 1).await.unwrap();
             assert!(u64::from(looks.gates[0].gate.in_use) >= queue.lag, "{}", queue.name);
             assert!(looks.gates[0].waiting.is_empty(), "{}", queue.name);
         }

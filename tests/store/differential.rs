@@ -8,7 +8,7 @@ use homing::domain::filter::MessageFilter;
 use homing::domain::gate::{FlowChange, Limits, Rate, flow_gate, queue_gate};
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::Message;
-use homing::store::gates::{GateLook, GateStep, Gates as _, Looks, Pass};
+use homing::store::gates::{GateSnapshot, GateStep, Gates as _, Pass, Snapshot};
 use homing::store::schedules::Schedule;
 use homing::store::situation::Situation;
 use homing::store::{
@@ -336,7 +336,7 @@ struct Stepping {
 }
 
 /// A look without what depends on a store's clock.
-fn seen(looks: &Looks) -> Vec<impl std::fmt::Debug + use<>> {
+fn seen(looks: &Snapshot) -> Vec<impl std::fmt::Debug + use<>> {
     let mut seen: Vec<_> = looks
         .gates
         .iter()
@@ -435,14 +435,14 @@ impl Run {
     /// Looks at gates and takes what they admit, but for some.
     async fn take(&mut self, node: Node, names: &[Arc<str>], count: usize, step: Stepping) {
         let node = self.nodes[node];
-        let shown = same!(self, |store| seen(&store.look_at_gates(names, count).await.unwrap()));
+        let shown = same!(self, |store| seen(&store.snapshot_gates(names, count).await.unwrap()));
         if shown.is_empty() {
             return;
         }
         self.lease += 1;
         let lease = Lease(self.lease);
-        let looks = self.model.look_at_gates(names, count).await.unwrap();
-        let own = self.real.look_at_gates(names, count).await.unwrap();
+        let looks = self.model.snapshot_gates(names, count).await.unwrap();
+        let own = self.real.snapshot_gates(names, count).await.unwrap();
         let mut passes: Vec<Pass> = Vec::new();
         for name in names {
             for pass in decide(&looks.gates, name, looks.now).1 {
@@ -453,8 +453,8 @@ impl Run {
             }
         }
         let next_at = step.next.map(|soon| time(if soon { self.now } else { FUTURE + self.now }));
-        let steps = |looks: &Looks| -> Vec<GateStep> {
-            let one = |look: &GateLook| {
+        let steps = |looks: &Snapshot| -> Vec<GateStep> {
+            let one = |look: &GateSnapshot| {
                 let mut starts = look.gate.starts.clone();
                 if let Some(rate) = look.gate.limits.rate {
                     starts.add(rate, 1, time(self.now), Duration::ZERO);
@@ -474,7 +474,7 @@ impl Run {
     async fn show_gates(&self) {
         let now = time(self.now);
         let names: Vec<Arc<str>> = (0..4).map(gate).collect();
-        same!(self, |store| seen(&store.look_at_gates(&names, 100).await.unwrap()));
+        same!(self, |store| seen(&store.snapshot_gates(&names, 100).await.unwrap()));
         same!(self, |store| {
             let mut due = store.due_gates(100).await.unwrap();
             due.gates.sort();

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use homing::clock::Clock;
 use homing::domain::id::MessageId;
 use homing::store::sql::{self, SqlStore};
-use homing::store::{Accept, Accepted, Gates as _, Lease, Repeat, Store as _, StoreError};
+use homing::store::{
+    Accept, Accepted, Gates as _, Lease, Nodes as _, Queues as _, Repeat, Store as _, StoreError, Work as _,
+};
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 use tempfile::TempDir;
 
 use crate::gates::{queued, take, under};
-use crate::support::{ANY_SIZE, FUTURE, MAX_QUEUES, NODE, START, VACUUM_AFTER, message, time, waiting, want};
+use crate::support::{ANY_SIZE, FUTURE, MAX_QUEUES, NODE, START, message, time, waiting, want};
 
 struct Files {
     folder: TempDir,
@@ -79,7 +81,6 @@ async fn open(path: &Path) -> Result<SqlStore, StoreError> {
         connections: 8,
         hot_connections: 8,
         max_queues: Some(MAX_QUEUES),
-        vacuum_after: VACUUM_AFTER,
     };
     let store = SqlStore::connect(&options, Clock::system()).await?;
     store.migrate().await?;

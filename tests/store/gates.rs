@@ -7,7 +7,7 @@ use std::time::Duration;
 use homing::domain::gate::{FlowChange, Gate, Limits, Rate, Starts, admit, flow_gate, is_queue, queue_gate};
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::{FlowControl, Message, Options};
-use homing::store::gates::{FlowKey, GateLook, GateStep, Pass, Queue};
+use homing::store::gates::{FlowKey, GateSnapshot, GateStep, Pass, Queue};
 use homing::store::{
     Accepted, Applied, Cancellation, Delivery, Lease, Missing, NodeId, Repeat, Retention, State, Store,
     StoreError,
@@ -35,7 +35,7 @@ pub(crate) fn under(message: Message, key: &str, parallelism: u32, rate: u32) ->
 
 /// What a node does at one gate: looks, decides, takes.
 pub(crate) async fn take(store: &dyn Store, node: NodeId, gate: &str, lease: i64) -> Vec<Delivery> {
-    let looks = store.look_at_gates(&[Arc::from(gate)], MANY).await.unwrap();
+    let looks = store.snapshot_gates(&[Arc::from(gate)], MANY).await.unwrap();
     let (steps, passes) = decide(&looks.gates, gate, looks.now);
     let now = time(START + 50_000_000);
     let deliveries = store.pass_gates(node, Lease(lease), &steps, &passes, now).await.unwrap();
@@ -46,7 +46,7 @@ pub(crate) async fn take(store: &dyn Store, node: NodeId, gate: &str, lease: i64
 }
 
 pub(crate) fn decide(
-    looks: &[GateLook],
+    looks: &[GateSnapshot],
     name: &str,
     now: homing::domain::time::Timestamp,
 ) -> (Vec<GateStep>, Vec<Pass>) {
@@ -66,7 +66,7 @@ pub(crate) fn decide(
     (looks.iter().map(step).collect(), passes)
 }
 
-fn step(look: &GateLook) -> GateStep {
+fn step(look: &GateSnapshot) -> GateStep {
     GateStep {
         name: Arc::clone(&look.name),
         version: look.version,
@@ -96,8 +96,8 @@ impl World {
         Held::from(&taken[0])
     }
 
-    async fn look(&self, gate: &str) -> GateLook {
-        let looks = self.store.look_at_gates(&[Arc::from(gate)], MANY).await.unwrap();
+    async fn look(&self, gate: &str) -> GateSnapshot {
+        let looks = self.store.snapshot_gates(&[Arc::from(gate)], MANY).await.unwrap();
         looks.gates.into_iter().find(|look| *look.name == *gate).expect("the gate is there")
     }
 
@@ -119,7 +119,7 @@ impl World {
     }
 }
 
-fn waiting_ids(look: &GateLook) -> Vec<MessageId> {
+fn waiting_ids(look: &GateSnapshot) -> Vec<MessageId> {
     look.waiting.iter().map(|one| one.id.clone()).collect()
 }
 
@@ -143,7 +143,7 @@ pub(crate) async fn a_queue_gives_its_messages_in_order(world: World) {
     assert_eq!((waiting_ids(&look), look.waiting[5].due_at), (all, time(FUTURE)));
     assert_eq!(ids(&world.take("q:q", 1).await), expected);
     assert!(world.take("q:q", 2).await.is_empty());
-    assert!(world.store.look_at_gates(&[Arc::from("q:other")], MANY).await.unwrap().gates.is_empty());
+    assert!(world.store.snapshot_gates(&[Arc::from("q:other")], MANY).await.unwrap().gates.is_empty());
 }
 
 pub(crate) async fn a_queue_has_one_slot_unless_told_otherwise(world: World) {
@@ -313,7 +313,7 @@ pub(crate) async fn starts_are_kept_with_the_gate(world: World) {
 
 pub(crate) async fn what_changed_since_the_look_is_not_passed(world: World) {
     let id = world.enqueue("q").await;
-    let looks = world.store.look_at_gates(&[Arc::from("q:q")], MANY).await.unwrap();
+    let looks = world.store.snapshot_gates(&[Arc::from("q:q")], MANY).await.unwrap();
     let (steps, passes) = decide(&looks.gates, "q:q", looks.now);
     assert_eq!(passes.len(), 1);
     let pass = async |lease: i64| {
@@ -341,7 +341,7 @@ pub(crate) async fn nobody_goes_past_one_that_is_gone(world: World) {
             members.push(world.put_message(member).await);
         }
         world.set_parallelism("q", 9).await;
-        let looks = world.store.look_at_gates(&[Arc::from(gate)], MANY).await.unwrap();
+        let looks = world.store.snapshot_gates(&[Arc::from(gate)], MANY).await.unwrap();
         let (steps, passes) = decide(&looks.gates, gate, looks.now);
         assert_eq!(passes.len(), 3);
         assert_eq!(world.store.cancel(&members[1], time(START)).await.unwrap(), Cancellation::Cancelled);
@@ -356,7 +356,7 @@ pub(crate) async fn nobody_goes_past_one_that_is_gone(world: World) {
 
 pub(crate) async fn both_gates_must_be_as_they_were(world: World) {
     let id = world.put_message(under(queued(world.message(), "q"), "k", 1, 0)).await;
-    let looks = world.store.look_at_gates(&[Arc::from("q:q")], MANY).await.unwrap();
+    let looks = world.store.snapshot_gates(&[Arc::from("q:q")], MANY).await.unwrap();
     let names: Vec<&str> = looks.gates.iter().map(|look| &*look.name).collect();
     assert_eq!(names, ["q:q", "f:k"]);
     assert_eq!(looks.gates[0].waiting[0].flow.as_deref(), Some("f:k"));
@@ -391,7 +391,7 @@ pub(crate) async fn many_gates_take_one_step(world: World) {
     let gates = names.iter().flat_map(|name| [queue_gate(name), flow_gate(name)]);
     let mut gates: Vec<Arc<str>> = gates.map(Arc::from).collect();
     gates.push(Arc::from("q:none"));
-    let looks = world.store.look_at_gates(&gates, MANY).await.unwrap();
+    let looks = world.store.snapshot_gates(&gates, MANY).await.unwrap();
     gates.pop();
     let mut seen: Vec<Arc<str>> = looks.gates.iter().map(|look| Arc::clone(&look.name)).collect();
     seen.sort();
@@ -436,7 +436,7 @@ pub(crate) async fn many_gates_take_one_step(world: World) {
         assert_eq!(world.finish(held.delivered()).await, Applied::Yes);
     }
     world.store.rest_gates(&resting).await.unwrap();
-    let looks = world.store.look_at_gates(&gates, MANY).await.unwrap();
+    let looks = world.store.snapshot_gates(&gates, MANY).await.unwrap();
     for look in looks.gates {
         let waits = is_queue(&look.name) && !["q:g h", "q:e'f"].contains(&&*look.name);
         assert_eq!(look.next_at.is_some(), waits, "{}", look.name);

@@ -16,10 +16,10 @@ use homing::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
 use homing::store::schedules::Schedule;
 use homing::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
 use homing::store::{
-    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended, Lease,
-    LetterPage, LetterPlace, LogCursor, LogEntry, LogFilter, LogPage, Look, Missing, NextDue, NodeId, Order,
-    Page, Quota, Repeat, Result, Retention, SigningKeyPair, Slot, State, Store, StoredKeys, UnfinishedFilter,
-    Want,
+    Accept, Accepted, Applied, Cancellation, DeadLetter, DeadLetterFilter, Delivery, DueLanes, Ended,
+    History, Lease, LetterPage, LetterPlace, LogCursor, LogEntry, LogFilter, LogPage, Missing, NextDue,
+    NodeId, Nodes, Order, Page, Quota, Repeat, Result, Retention, Secrets, SigningKeyPair, Slot, State,
+    Store, StoredKeys, UnfinishedFilter, UnfinishedPage, Want, Work,
 };
 
 mod gates;
@@ -473,7 +473,7 @@ fn cut<T>(items: Vec<T>, count: usize, max_bytes: usize, size: impl Fn(&T) -> us
 }
 
 #[async_trait]
-impl Store for Model {
+impl Nodes for Model {
     fn is_shared(&self) -> bool {
         self.processes == Processes::Several
     }
@@ -500,15 +500,6 @@ impl Store for Model {
         let now = state.tick();
         state.nodes.insert(node.0, (name.to_owned(), now));
         Ok(())
-    }
-
-    async fn count_start(&self, node: NodeId, id: &MessageId, lease: Lease) -> Result<Option<u32>> {
-        let mut state = self.state();
-        let held = state.deliveries.get_mut(id).filter(|waiting| waiting.holder == Some((node, lease)));
-        Ok(held.map(|waiting| {
-            waiting.starts += 1;
-            waiting.starts
-        }))
     }
 
     async fn heartbeat(&self, node: NodeId) -> Result<Option<Timestamp>> {
@@ -567,7 +558,10 @@ impl Store for Model {
         }
         Ok(freed)
     }
+}
 
+#[async_trait]
+impl Work for Model {
     async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>> {
         let mut state = self.state();
         // One that is there already touches nothing.
@@ -676,6 +670,15 @@ impl Store for Model {
         Ok(ended)
     }
 
+    async fn count_start(&self, node: NodeId, id: &MessageId, lease: Lease) -> Result<Option<u32>> {
+        let mut state = self.state();
+        let held = state.deliveries.get_mut(id).filter(|waiting| waiting.holder == Some((node, lease)));
+        Ok(held.map(|waiting| {
+            waiting.starts += 1;
+            waiting.starts
+        }))
+    }
+
     async fn release(&self, node: NodeId, batch: &[(MessageId, Lease)]) -> Result<u64> {
         let mut state = self.state();
         let mut freed = 0;
@@ -691,12 +694,63 @@ impl Store for Model {
         Ok(freed)
     }
 
-    async fn message(&self, id: &MessageId) -> Result<Option<Message>> {
-        Ok(self.state().messages.get(id).map(|message| Message::clone(message)))
-    }
-
     async fn cancel(&self, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
         Ok(self.state().cancel(id, now))
+    }
+
+    async fn unfinished(
+        &self,
+        filter: &UnfinishedFilter,
+        after: Option<&MessageId>,
+        count: usize,
+    ) -> Result<UnfinishedPage> {
+        let state = self.state();
+        let looked_at: Vec<&MessageId> = state
+            .deliveries
+            .iter()
+            .filter(|(id, waiting)| !waiting.cancel_requested && after.is_none_or(|after| *id > after))
+            .map(|(id, _)| id)
+            .filter(|id| {
+                let accepted = state.messages[*id].created_at;
+                filter.from.is_none_or(|from| accepted >= from) && filter.to.is_none_or(|to| accepted <= to)
+            })
+            .take(count)
+            .collect();
+        let next = looked_at.last().filter(|_| looked_at.len() == count).map(|id| MessageId::clone(id));
+        let matches = |id: &&MessageId| filter.matching.matches(&state.messages[*id]);
+        Ok(UnfinishedPage { found: looked_at.into_iter().filter(matches).cloned().collect(), next })
+    }
+
+    async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>> {
+        let mut state = self.state();
+        let mut cancel = |id: &MessageId| match state.deliveries.get(id) {
+            Some(waiting) if !waiting.cancel_requested => state.cancel(id, now),
+            _ => Cancellation::NotFound,
+        };
+        Ok(ids.iter().map(&mut cancel).collect())
+    }
+
+    async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>> {
+        let state = self.state();
+        let is_wanted = |waiting: &Waiting| {
+            waiting.cancel_requested && waiting.holder.is_some_and(|(holder, _)| holder == node)
+        };
+        let wanted = state.deliveries.iter().filter(|(_, waiting)| is_wanted(waiting));
+        Ok(wanted.map(|(id, _)| id.clone()).collect())
+    }
+
+    async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>> {
+        let state = self.state();
+        let is_requested =
+            |id: &&MessageId| state.deliveries.get(id).is_some_and(|waiting| waiting.cancel_requested);
+        Ok(ids.iter().filter(is_requested).cloned().collect())
+    }
+}
+
+#[async_trait]
+impl History for Model {
+    async fn message(&self, id: &MessageId) -> Result<Option<Message>> {
+        Ok(self.state().messages.get(id).map(|message| Message::clone(message)))
     }
 
     async fn log(
@@ -803,32 +857,6 @@ impl Store for Model {
         Ok(there)
     }
 
-    async fn signing_keys(&self, fresh: &StoredKeys, _: Timestamp) -> Result<StoredKeys> {
-        Ok(self.state().signing_keys.get_or_insert_with(|| fresh.clone()).clone())
-    }
-
-    async fn rotate_signing_keys(&self, fresh: &str, _: Timestamp) -> Result<SigningKeyPair> {
-        let mut state = self.state();
-        let pair = &mut state.signing_keys.as_mut().expect("the engine reads them first").pair;
-        *pair = SigningKeyPair { current: pair.next.clone(), next: fresh.to_owned() };
-        Ok(pair.clone())
-    }
-
-    async fn set_signing_keys(&self, keys: &StoredKeys, _: Timestamp) -> Result<()> {
-        self.state().signing_keys = Some(keys.clone());
-        Ok(())
-    }
-
-    async fn tokens(&self, fresh: &[u8; 32], _: Timestamp) -> Result<(Vec<[u8; 32]>, bool)> {
-        let mut state = self.state();
-        let stored = state.tokens.is_empty();
-        if stored {
-            state.tokens.push(*fresh);
-        }
-        Ok((state.tokens.clone(), stored))
-    }
-
-    /// All in one batch.
     async fn prune(&self, retention: Retention, now: Timestamp, after: &str) -> Result<Option<String>> {
         let mut state = self.state();
         if after.is_empty() {
@@ -854,63 +882,43 @@ impl Store for Model {
         state.cancellations.retain(|id, _| !gone.contains(id));
         Ok(None)
     }
+}
 
+#[async_trait]
+impl Secrets for Model {
+    async fn signing_keys(&self, fresh: &StoredKeys, _: Timestamp) -> Result<StoredKeys> {
+        Ok(self.state().signing_keys.get_or_insert_with(|| fresh.clone()).clone())
+    }
+
+    async fn rotate_signing_keys(&self, fresh: &str, _: Timestamp) -> Result<SigningKeyPair> {
+        let mut state = self.state();
+        let pair = &mut state.signing_keys.as_mut().expect("the engine reads them first").pair;
+        *pair = SigningKeyPair { current: pair.next.clone(), next: fresh.to_owned() };
+        Ok(pair.clone())
+    }
+
+    async fn set_signing_keys(&self, keys: &StoredKeys, _: Timestamp) -> Result<()> {
+        self.state().signing_keys = Some(keys.clone());
+        Ok(())
+    }
+
+    async fn tokens(&self, fresh: &[u8; 32], _: Timestamp) -> Result<(Vec<[u8; 32]>, bool)> {
+        let mut state = self.state();
+        let stored = state.tokens.is_empty();
+        if stored {
+            state.tokens.push(*fresh);
+        }
+        Ok((state.tokens.clone(), stored))
+    }
+}
+
+#[async_trait]
+impl Store for Model {
     async fn ping(&self) -> Result<()> {
         Ok(())
     }
 
     async fn close(&self) {}
-}
-
-#[async_trait]
-impl homing::store::Cancelling for Model {
-    async fn unfinished(
-        &self,
-        filter: &UnfinishedFilter,
-        after: Option<&MessageId>,
-        count: usize,
-    ) -> Result<Look> {
-        let state = self.state();
-        let looked_at: Vec<&MessageId> = state
-            .deliveries
-            .iter()
-            .filter(|(id, waiting)| !waiting.cancel_requested && after.is_none_or(|after| *id > after))
-            .map(|(id, _)| id)
-            .filter(|id| {
-                let accepted = state.messages[*id].created_at;
-                filter.from.is_none_or(|from| accepted >= from) && filter.to.is_none_or(|to| accepted <= to)
-            })
-            .take(count)
-            .collect();
-        let next = looked_at.last().filter(|_| looked_at.len() == count).map(|id| MessageId::clone(id));
-        let matches = |id: &&MessageId| filter.matching.matches(&state.messages[*id]);
-        Ok(Look { found: looked_at.into_iter().filter(matches).cloned().collect(), next })
-    }
-
-    async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>> {
-        let mut state = self.state();
-        let mut cancel = |id: &MessageId| match state.deliveries.get(id) {
-            Some(waiting) if !waiting.cancel_requested => state.cancel(id, now),
-            _ => Cancellation::NotFound,
-        };
-        Ok(ids.iter().map(&mut cancel).collect())
-    }
-
-    async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>> {
-        let state = self.state();
-        let is_wanted = |waiting: &Waiting| {
-            waiting.cancel_requested && waiting.holder.is_some_and(|(holder, _)| holder == node)
-        };
-        let wanted = state.deliveries.iter().filter(|(_, waiting)| is_wanted(waiting));
-        Ok(wanted.map(|(id, _)| id.clone()).collect())
-    }
-
-    async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>> {
-        let state = self.state();
-        let is_requested =
-            |id: &&MessageId| state.deliveries.get(id).is_some_and(|waiting| waiting.cancel_requested);
-        Ok(ids.iter().filter(is_requested).cloned().collect())
-    }
 }
 
 #[async_trait]

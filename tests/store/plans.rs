@@ -1,17 +1,14 @@
 //! Plans on Postgres that are made while nothing waits, and have to hold when much does.
 
-use std::time::Duration;
-
 use homing::domain::id::MessageId;
 use homing::store::{
-    Accept, Applied, Cancellation, Cancelling as _, Ended, Gates as _, Lease, Repeat, Store as _,
+    Accept, Applied, Cancellation, Ended, Lease, Nodes as _, Queues as _, Repeat, Store as _, Work as _,
 };
 use sqlx::{Connection as _, PgConnection};
-use tokio::time::timeout;
 
 use crate::gates::{queued, take};
 use crate::support::{
-    Database, FUTURE, Held, NODE, START, VACUUM_AFTER, leased, message, time, waiting, want, with_callback,
+    Database, FUTURE, Held, NODE, START, leased, message, time, waiting, want, with_callback,
 };
 
 const WAITING: i64 = 2000;
@@ -104,34 +101,6 @@ async fn a_vacuum_of_an_empty_table_makes_no_step_slow() {
     connection.close().await.unwrap();
     database.remove().await;
     assert!(read < MOST, "{read} entries for {TAKEN} of each step, with {WAITING} waiting");
-}
-
-#[tokio::test]
-async fn what_finished_deliveries_leave_is_cleared_up() {
-    let database = Database::create().await;
-    let store = database.connect().await;
-    store.register(NODE, "node").await.unwrap();
-    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
-    sqlx::raw_sql("ALTER TABLE deliveries SET (autovacuum_enabled = off)")
-        .execute(&mut connection)
-        .await
-        .unwrap();
-    for round in 1..=2 {
-        let messages = (0..VACUUM_AFTER).map(|number| message(u32::try_from(number).unwrap(), START + round));
-        let accepts: Vec<Accept> = messages.map(|message| leased(message, "a", round)).collect();
-        store.accept(NODE, &accepts, Repeat::First).await.unwrap();
-        let ended: Vec<Ended> = accepts.iter().map(|accept| held(accept).delivered()).collect();
-        store.finish(NODE, &ended).await.unwrap();
-        let vacuumed = async {
-            while vacuums(&mut connection).await < round {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(Duration::from_mins(1), vacuumed).await.expect("a vacuum in each round");
-    }
-    store.close().await;
-    drop(connection);
-    database.remove().await;
 }
 
 /// How many times somebody asked for a vacuum of the deliveries.

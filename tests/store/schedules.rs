@@ -7,7 +7,7 @@ use bytes::Bytes;
 use homing::domain::id::{MessageId, ScheduleId};
 use homing::domain::message::{CallbackSpec, FlowControl, Headers, Message, Method, Options, Redact};
 use homing::domain::template::Template;
-use homing::store::schedules::{LastRun, Progress, Run, Schedule};
+use homing::store::schedules::{Firing, LastFiring, Progress, Schedule};
 use homing::store::{Applied, Cancellation, Retention};
 
 use crate::support::{ANY_SIZE, FUTURE, Held, LATEST, NODE, START, World, time, waiting};
@@ -27,7 +27,7 @@ pub(crate) fn schedule(id: &str, generation: i64) -> Schedule {
         created_at: time(START - 1000),
         paused: false,
         next_at: time(START),
-        last_run: None,
+        last_firing: None,
     }
 }
 
@@ -57,8 +57,8 @@ pub(crate) fn full_schedule(id: &str) -> Schedule {
         template,
         delay: Some(Duration::from_millis(1500)),
         paused: true,
-        last_run: Some(LastRun {
-            slot: time(START - 5),
+        last_firing: Some(LastFiring {
+            occurrence: time(START - 5),
             messages: vec![MessageId::new("msg_1"), MessageId::new("msg_2")],
             error: Some("both, which no run leaves".to_owned()),
         }),
@@ -67,11 +67,11 @@ pub(crate) fn full_schedule(id: &str) -> Schedule {
 }
 
 /// A run of a schedule's slot with these messages.
-pub(crate) fn run(schedule: &Schedule, next_at: i64, messages: &[Message]) -> Run {
-    Run {
+pub(crate) fn run(schedule: &Schedule, next_at: i64, messages: &[Message]) -> Firing {
+    Firing {
         id: schedule.id.clone(),
         generation: schedule.generation,
-        slot: schedule.next_at,
+        occurrence: schedule.next_at,
         next_at: time(next_at),
         outcome: Ok(messages.iter().map(|message| waiting(message.clone(), "a")).collect()),
     }
@@ -172,7 +172,7 @@ pub(crate) async fn equal_creations_at_once_keep_the_quota(world: World) {
 
 pub(crate) async fn a_paused_schedule_has_no_slot(world: World) {
     let before = world.store.now().await.unwrap();
-    let next = world.store.next_slot().await.unwrap();
+    let next = world.store.next_occurrence().await.unwrap();
     assert_eq!(next.due_at, None);
     assert!(next.now >= before);
     for (id, next_at) in [("early", START), ("later", START + 5), ("future", FUTURE)] {
@@ -182,7 +182,7 @@ pub(crate) async fn a_paused_schedule_has_no_slot(world: World) {
         [("other", Some(START)), ("early", Some(START + 5)), ("later", Some(FUTURE)), ("future", None)]
     {
         assert_eq!(world.store.pause_schedule(&ScheduleId::new(id)).await.unwrap(), id != "other");
-        assert_eq!(world.store.next_slot().await.unwrap().due_at, slot.map(time), "{id}");
+        assert_eq!(world.store.next_occurrence().await.unwrap().due_at, slot.map(time), "{id}");
     }
     assert!(world.store.pause_schedule(&ScheduleId::new("early")).await.unwrap(), "again");
     let stored = world.stored("early").await.unwrap();
@@ -227,8 +227,8 @@ pub(crate) async fn a_run_stores_its_messages_and_moves_on(world: World) {
     let run = run(&schedule, START + 60, &messages);
     assert!(world.store.fire(&run).await.unwrap());
     let ids: Vec<MessageId> = messages.iter().map(|message| message.id.clone()).collect();
-    let last_run = Some(LastRun { slot: run.slot, messages: ids.clone(), error: None });
-    let moved = Schedule { next_at: time(START + 60), last_run, ..schedule };
+    let last_firing = Some(LastFiring { occurrence: run.occurrence, messages: ids.clone(), error: None });
+    let moved = Schedule { next_at: time(START + 60), last_firing, ..schedule };
     assert_eq!(world.stored("s").await, Some(moved.clone()));
     for message in &messages {
         assert_eq!(world.store.message(&message.id).await.unwrap().as_ref(), Some(message));
@@ -240,7 +240,7 @@ pub(crate) async fn a_run_stores_its_messages_and_moves_on(world: World) {
     // The next slot is another run's.
     let next = world.message();
     assert!(world.store.fire(&self::run(&moved, START + 120, std::slice::from_ref(&next))).await.unwrap());
-    assert_eq!(world.stored("s").await.unwrap().last_run.unwrap().messages, [next.id]);
+    assert_eq!(world.stored("s").await.unwrap().last_firing.unwrap().messages, [next.id]);
 }
 
 pub(crate) async fn a_run_that_was_overtaken_stores_nothing(world: World) {
@@ -251,7 +251,7 @@ pub(crate) async fn a_run_that_was_overtaken_stores_nothing(world: World) {
         let before = world.stored("s").await;
         let run = run(stale, START + 999, std::slice::from_ref(&message));
         assert!(!world.store.fire(&run).await.unwrap(), "{why}");
-        let failed = Run { outcome: Err("failed".to_owned()), ..run };
+        let failed = Firing { outcome: Err("failed".to_owned()), ..run };
         assert!(!world.store.fire(&failed).await.unwrap(), "{why}");
         assert_eq!(world.store.message(&message.id).await.unwrap(), None, "{why}");
         assert_eq!(world.stored("s").await, before, "{why}");
@@ -274,15 +274,15 @@ pub(crate) async fn a_run_that_was_overtaken_stores_nothing(world: World) {
 pub(crate) async fn a_run_without_messages_leaves_its_error(world: World) {
     let schedule = schedule("s", 1);
     world.put(&schedule).await;
-    let failed = Run { outcome: Err("topic g not found".to_owned()), ..run(&schedule, START + 60, &[]) };
+    let failed = Firing { outcome: Err("topic g not found".to_owned()), ..run(&schedule, START + 60, &[]) };
     assert!(world.store.fire(&failed).await.unwrap());
     let error = Some("topic g not found".to_owned());
-    let last_run = Some(LastRun { slot: failed.slot, messages: Vec::new(), error });
-    let moved = Schedule { next_at: time(START + 60), last_run, ..schedule };
+    let last_firing = Some(LastFiring { occurrence: failed.occurrence, messages: Vec::new(), error });
+    let moved = Schedule { next_at: time(START + 60), last_firing, ..schedule };
     assert_eq!(world.stored("s").await, Some(moved.clone()));
     assert!(world.nothing_waits().await);
     assert!(world.store.fire(&run(&moved, START + 120, &[world.message()])).await.unwrap());
-    assert_eq!(world.stored("s").await.unwrap().last_run.unwrap().error, None);
+    assert_eq!(world.stored("s").await.unwrap().last_firing.unwrap().error, None);
 }
 
 pub(crate) async fn equal_runs_at_once_fire_once(world: World) {

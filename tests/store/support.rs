@@ -29,8 +29,6 @@ pub(crate) const FUTURE: i64 = 4_000_000_000_000;
 pub(crate) const NODE: NodeId = NodeId(1);
 /// How many queues messages may make.
 pub(crate) const MAX_QUEUES: u32 = 8;
-/// After how many finished deliveries Postgres is told to clear up.
-pub(crate) const VACUUM_AFTER: u64 = 500;
 /// No limit on bytes.
 pub(crate) const ANY_SIZE: usize = 1 << 40;
 
@@ -83,13 +81,7 @@ impl Fresh {
 }
 
 async fn connect(database: sql::Database) -> SqlStore {
-    let options = sql::Options {
-        database,
-        connections: 8,
-        hot_connections: 8,
-        max_queues: Some(MAX_QUEUES),
-        vacuum_after: VACUUM_AFTER,
-    };
+    let options = sql::Options { database, connections: 8, hot_connections: 8, max_queues: Some(MAX_QUEUES) };
     let store = SqlStore::connect(&options, Clock::system()).await.unwrap();
     store.migrate().await.unwrap();
     store

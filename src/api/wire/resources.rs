@@ -55,7 +55,7 @@ impl Shown for ScheduleState {
     fn shown(&self) -> impl Serialize {
         let Self { schedule, progress } = self;
         let template = &schedule.template;
-        let last = schedule.last_run.as_ref();
+        let last = schedule.last_firing.as_ref();
         let states = progress.iter().map(|(id, progress)| (id.as_str(), progress_name(*progress)));
         ScheduleJson {
             schedule_id: schedule.id.as_str(),
@@ -75,9 +75,9 @@ impl Shown for ScheduleState {
             labels: Labels::of(&template.labels),
             options: Delivery::of(&template.options),
             callbacks: CallbackHeaders::of(&template.options),
-            last_schedule_time: last.map(|run| run.slot.as_millis()),
+            last_schedule_time: last.map(|firing| firing.occurrence.as_millis()),
             last_schedule_states: last.map(|_| states.collect()),
-            error: last.and_then(|run| run.error.as_deref()),
+            error: last.and_then(|firing| firing.error.as_deref()),
         }
     }
 }

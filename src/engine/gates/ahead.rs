@@ -14,7 +14,7 @@ use crate::domain::gate::is_queue;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::engine::wakeups::Freed;
-use crate::store::gates::{BEHIND, GateLook};
+use crate::store::gates::{BEHIND, GateSnapshot};
 
 /// Queues in memory; beyond, all are forgotten, which costs snapshots.
 const QUEUES: usize = 512;
@@ -22,7 +22,7 @@ const QUEUES: usize = 512;
 /// A queue as a snapshot showed it, brought up to date.
 pub(super) struct Seen {
     /// In use is what was in use in the snapshot, without the slots that have become free.
-    look: GateLook,
+    look: GateSnapshot,
     /// When the snapshot was taken, by the store's clock, and when it came, since boot.
     now: Timestamp,
     answered: Duration,
@@ -32,7 +32,7 @@ pub(super) struct Seen {
 
 impl Seen {
     /// `None`: nothing can be kept of it.
-    pub(super) fn new(look: GateLook, now: Timestamp, answered: Duration) -> Option<Self> {
+    pub(super) fn new(look: GateSnapshot, now: Timestamp, answered: Duration) -> Option<Self> {
         is_queue(&look.name).then(|| Self { look, now, answered, went: BTreeSet::new() })
     }
 
@@ -41,7 +41,7 @@ impl Seen {
     }
 
     /// The queue with what is in use now at most.
-    pub(super) fn as_of_now(&self) -> GateLook {
+    pub(super) fn as_of_now(&self) -> GateSnapshot {
         let mut look = self.look.clone();
         look.gate.in_use = self.in_use();
         look
@@ -171,7 +171,7 @@ mod tests {
             starts: Starts::default(),
             passed: 0,
         };
-        let look = GateLook { name: Arc::from("q:a"), version: 7, gate, next_at: Some(NOW), waiting };
+        let look = GateSnapshot { name: Arc::from("q:a"), version: 7, gate, next_at: Some(NOW), waiting };
         Seen::new(look, NOW, ANSWERED).unwrap()
     }
 
@@ -248,7 +248,7 @@ mod tests {
         let mut paused = seen(1, 0, three());
         paused.look.gate.paused = true;
         assert!(paused.after(&[]).is_none());
-        let key = GateLook { name: Arc::from("f:k"), ..seen(1, 0, three()).look };
+        let key = GateSnapshot { name: Arc::from("f:k"), ..seen(1, 0, three()).look };
         assert!(Seen::new(key, NOW, ANSWERED).is_none(), "a key lets others past");
     }
 

@@ -8,7 +8,7 @@ use crate::domain::gate::{Admission, Gate, Waiting, admit, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::engine::dispatcher::{Dispatcher, Permit};
-use crate::store::gates::{GateLook, GateStep, Looks, Pass, RECHECK, RECHECK_BLOCKED};
+use crate::store::gates::{GateSnapshot, GateStep, Pass, RECHECK, RECHECK_BLOCKED, Snapshot};
 
 /// From one snapshot to the next of a gate whose deliveries wait for another node's doing.
 pub(super) const SOON: Duration = Duration::from_secs(1);
@@ -37,13 +37,18 @@ pub(super) struct Place {
 
 impl Taking {
     /// Nothing is decided yet about the gates of this snapshot.
-    pub(super) fn of(snapshot: &Looks) -> Self {
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
         let gates = snapshot.gates.iter().map(|look| (Arc::clone(&look.name), look.gate.clone())).collect();
         Self { gates, ..Self::default() }
     }
 
     /// Decides what goes through one of them, as far as there is room for it.
-    pub(super) fn admit(&mut self, dispatcher: &Dispatcher, look: &GateLook, now: Timestamp) -> &Admission {
+    pub(super) fn admit(
+        &mut self,
+        dispatcher: &Dispatcher,
+        look: &GateSnapshot,
+        now: Timestamp,
+    ) -> &Admission {
         let mut permits = Vec::new();
         let fits = |one: &Waiting| {
             let permit = dispatcher.permit_at_gate(&one.lane, one.size);
@@ -75,7 +80,7 @@ impl Taking {
     /// `slow` is how long the next step of the store may take.
     pub(super) fn step(
         &mut self,
-        snapshot: &Looks,
+        snapshot: &Snapshot,
         now: Timestamp,
         slow: Duration,
     ) -> Vec<(Arc<str>, Timestamp)> {
@@ -120,7 +125,7 @@ impl Taking {
 }
 
 /// Whether nothing waits at a gate and nothing has passed it that is still under way.
-pub(super) fn is_idle(look: &GateLook) -> bool {
+pub(super) fn is_idle(look: &GateSnapshot) -> bool {
     look.waiting.is_empty() && look.gate.in_use == 0
 }
 
@@ -133,7 +138,7 @@ fn next_event(admission: &Admission, now: Timestamp) -> Option<Timestamp> {
 
 /// When a gate is to be due again; `None`: as it is. A time in the store that does is left alone: a row changes more cheaply
 /// when no index does.
-fn next_at(look: &GateLook, admission: &Admission, used: bool, now: Timestamp) -> Option<Timestamp> {
+fn next_at(look: &GateSnapshot, admission: &Admission, used: bool, now: Timestamp) -> Option<Timestamp> {
     let event = next_event(admission, now);
     if event.is_none() && look.next_at.is_none() && !used {
         return None;
@@ -175,7 +180,8 @@ mod tests {
             Taking { gates: BTreeMap::from([(Arc::clone(&name), gate.clone())]), ..Taking::default() };
         let admission = admit(&mut taking.gates, &name, &waiting, NOW, |_| false);
         taking.admissions.insert(Arc::clone(&name), admission);
-        let snapshot = Looks { now: NOW, gates: vec![GateLook { name, version: 1, gate, next_at, waiting }] };
+        let snapshot =
+            Snapshot { now: NOW, gates: vec![GateSnapshot { name, version: 1, gate, next_at, waiting }] };
         let resting = taking.step(&snapshot, NOW, Duration::ZERO);
         (!taking.steps.is_empty(), !resting.is_empty())
     }

@@ -1,16 +1,15 @@
-//! Cancelling many messages.
+//! Cancelling messages, on behalf of users: one, many, or all of a queue.
 
 use std::collections::{HashMap, HashSet};
 
-use async_trait::async_trait;
 use sqlx::{PgPool, SqlitePool};
 
-use super::deliveries::{known_times, on_cancelled_again};
 use super::query::Query;
-use super::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, Tx, messages, within};
+use super::tx::Tx;
+use super::{Backend, LONG_DEADLINE, SqlStore, messages};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Cancellation, Cancelling, Look, NodeId, Result, UnfinishedFilter};
+use crate::store::{Cancellation, Lease, NodeId, Nodes as _, Result, UnfinishedFilter, UnfinishedPage};
 
 #[derive(sqlx::FromRow)]
 struct IdRow {
@@ -23,92 +22,77 @@ struct FoundRow {
     leased: bool,
 }
 
-/// What a step does about deliveries that others have locked.
+/// Which deliveries a cancel takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Locked {
-    /// It leaves them out. Whoever holds locks and waits for none can't be part of a deadlock.
-    Skip,
-    /// It waits for them, which is safe while it holds no other.
-    Wait,
+pub(super) enum Take {
+    /// Deliveries that nobody has cancelled or locked. Whoever holds locks and waits for none can't be part of a deadlock.
+    Free,
+    /// Deliveries that nobody has cancelled. The cancel waits for locks, which is safe while it holds no other.
+    Uncancelled,
+    /// All deliveries. The cancel waits for their locks.
+    Any,
 }
 
-#[async_trait]
-impl Cancelling for SqlStore {
-    async fn unfinished(
-        &self,
-        filter: &UnfinishedFilter,
-        after: Option<&MessageId>,
-        count: usize,
-    ) -> Result<Look> {
-        within(LONG_DEADLINE, unfinished(&self.lists(), filter, after, count)).await
-    }
-
-    async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>> {
-        within(LONG_DEADLINE, async {
-            let texts: Vec<&str> = ids.iter().map(MessageId::as_str).collect();
-            let mut found = self.cancel_step(&texts, Locked::Skip, now).await?;
-            if found.len() < ids.len() && self.is_postgres() {
-                let rest: Vec<&str> = texts.into_iter().filter(|id| !found.contains_key(*id)).collect();
-                for row in not_cancelled(&self.readers(), &rest).await? {
-                    found.extend(self.cancel_step(&[&row.message_id], Locked::Wait, now).await?);
-                }
-            }
-            Ok(ids.iter().map(|id| found.remove(id.as_str()).unwrap_or(Cancellation::NotFound)).collect())
-        })
-        .await
-    }
-
-    async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>> {
-        within(DEADLINE, async {
-            let mut query = Query::new(&self.readers());
-            query
-                .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND node = ")
-                .number(node.0);
-            let rows: Vec<IdRow> = query.fetch(&self.readers()).await?;
-            Ok(rows.into_iter().map(|row| MessageId::new(row.message_id)).collect())
-        })
-        .await
-    }
-
-    async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>> {
-        within(DEADLINE, async {
-            let mut query = Query::new(&self.readers());
-            query
-                .sql(
-                    "SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND message_id ",
-                )
-                .one_of(&ids.iter().map(MessageId::as_str).collect::<Vec<_>>());
-            let rows: Vec<IdRow> = query.fetch(&self.readers()).await?;
-            Ok(rows.into_iter().map(|row| MessageId::new(row.message_id)).collect())
-        })
-        .await
-    }
+#[derive(sqlx::FromRow)]
+struct LeasedRow {
+    message_id: String,
+    lease: i64,
 }
 
-impl SqlStore {
-    fn is_postgres(&self) -> bool {
-        matches!(self.backend, Backend::Postgres(_))
-    }
-
-    async fn cancel_step(
-        &self,
-        ids: &[&str],
-        locked: Locked,
-        now: Timestamp,
-    ) -> Result<HashMap<String, Cancellation>> {
-        let mut tx = self.begin().await?;
-        let found = cancel(&mut tx, ids, locked, now).await?;
-        self.commit(tx).await?;
-        Ok(found)
-    }
+/// The messages that the node has leased and a user has cancelled.
+pub(super) async fn leases(pools: &Backend<&PgPool, &SqlitePool>, node: NodeId) -> Result<Vec<MessageId>> {
+    let mut query = Query::new(pools);
+    query
+        .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND node = ")
+        .number(node.0);
+    ids(query, pools).await
 }
 
-async fn unfinished(
+/// Filters messages: those that are cancelled and not finished.
+pub(super) async fn requested(
+    pools: &Backend<&PgPool, &SqlitePool>,
+    among: &[MessageId],
+) -> Result<Vec<MessageId>> {
+    let among: Vec<&str> = among.iter().map(MessageId::as_str).collect();
+    let mut query = Query::new(pools);
+    query
+        .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND message_id ")
+        .one_of(&among);
+    ids(query, pools).await
+}
+
+async fn ids(query: Query, pools: &Backend<&PgPool, &SqlitePool>) -> Result<Vec<MessageId>> {
+    let rows: Vec<IdRow> = query.fetch(pools).await?;
+    Ok(rows.into_iter().map(|row| MessageId::new(row.message_id)).collect())
+}
+
+/// Cancels messages: at first those that nobody has locked, then the others one by one.
+pub(super) async fn cancel_many(
+    store: &SqlStore,
+    ids: &[MessageId],
+    now: Timestamp,
+) -> Result<Vec<Cancellation>> {
+    let texts: Vec<&str> = ids.iter().map(MessageId::as_str).collect();
+    let step = async |ids: &[&str], take: Take| {
+        store.write(LONG_DEADLINE, async |tx| cancel(tx, ids, take, now).await).await
+    };
+    let mut found = step(&texts, Take::Free).await?;
+    if found.len() < ids.len() && store.is_shared() {
+        let rest: Vec<&str> = texts.into_iter().filter(|id| !found.contains_key(*id)).collect();
+        for row in not_cancelled(&store.readers(), &rest).await? {
+            found.extend(step(&[&row.message_id], Take::Uncancelled).await?);
+        }
+    }
+    Ok(ids.iter().map(|id| found.remove(id.as_str()).unwrap_or(Cancellation::NotFound)).collect())
+}
+
+/// Unfinished messages that nobody has cancelled, after `after`.
+pub(super) async fn unfinished(
     pools: &Backend<&PgPool, &SqlitePool>,
     filter: &UnfinishedFilter,
     after: Option<&MessageId>,
     count: usize,
-) -> Result<Look> {
+) -> Result<UnfinishedPage> {
     let mut query = Query::new(pools);
     query.sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NULL");
     if let Some(after) = after {
@@ -127,7 +111,7 @@ async fn unfinished(
         }
         ids.retain(|id| matching.contains(id));
     }
-    Ok(Look { found: ids.into_iter().map(MessageId::new).collect(), next })
+    Ok(UnfinishedPage { found: ids.into_iter().map(MessageId::new).collect(), next })
 }
 
 async fn not_cancelled(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<IdRow>> {
@@ -138,54 +122,108 @@ async fn not_cancelled(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> R
     query.fetch(pools).await
 }
 
-/// Removes waiting deliveries and marks leased ones, of those that nobody has cancelled.
-async fn cancel(
+/// Cancels one message, which may be cancelled already.
+pub(super) async fn cancel_one(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
+    let cancelled = cancel(tx, &[id.as_str()], Take::Any, now).await?;
+    Ok(cancelled.into_values().next().unwrap_or(Cancellation::NotFound))
+}
+
+/// Cancels messages: removes the deliveries of those that wait, marks those of leased ones, and takes note of it.
+pub(super) async fn cancel(
     tx: &mut Tx,
     ids: &[&str],
-    locked: Locked,
+    take: Take,
     now: Timestamp,
 ) -> Result<HashMap<String, Cancellation>> {
-    let mut query = Query::new(tx);
-    query
-        .sql(
-            "SELECT d.message_id, d.node <> 0 AS leased FROM deliveries d \
-             WHERE d.cancel_requested_at IS NULL AND d.message_id ",
-        )
-        .one_of(ids)
-        .lock(match locked {
-            Locked::Skip => " FOR UPDATE OF d SKIP LOCKED",
-            Locked::Wait => " FOR UPDATE OF d",
-        });
+    let mut query = Query::new(&tx.on);
+    query.sql("SELECT d.message_id, d.node <> 0 AS leased FROM deliveries d WHERE d.message_id ").one_of(ids);
+    if take != Take::Any {
+        query.sql(" AND d.cancel_requested_at IS NULL");
+    }
+    query.lock(if take == Take::Free { " FOR UPDATE OF d SKIP LOCKED" } else { " FOR UPDATE OF d" });
     let found: Vec<FoundRow> = query.fetch_in(tx).await?;
     let of = |leased: bool| -> Vec<&str> {
         found.iter().filter(|row| row.leased == leased).map(|row| row.message_id.as_str()).collect()
     };
     let (waiting, leased) = (of(false), of(true));
-
-    let mut record = Query::new(tx);
-    record
-        .sql(
-            "INSERT INTO cancellations (message_id, requested_at, cancelled_at) \
-             SELECT message_id, at, CASE WHEN node = 0 THEN at END \
-             FROM (SELECT d.message_id, d.node, (SELECT MAX(known.at) FROM (SELECT CAST(",
-        )
-        .number(now.as_millis())
-        .sql(concat!(
-            " AS BIGINT) AS at",
-            known_times!("d.message_id"),
-            " AS at FROM deliveries d WHERE d.message_id "
-        ))
-        .one_of(&[&waiting[..], &leased[..]].concat())
-        .sql(concat!(") AS c", on_cancelled_again!()));
-    record.execute_in(tx).await?;
-    let mut remove = Query::new(tx);
-    remove.sql("DELETE FROM deliveries WHERE message_id ").one_of(&waiting);
-    remove.execute_in(tx).await?;
-    let mut mark = Query::new(tx);
-    mark.sql("UPDATE deliveries SET cancel_requested_at = ").number(now.as_millis());
-    mark.sql(" WHERE message_id ").one_of(&leased);
-    mark.execute_in(tx).await?;
-
+    if !waiting.is_empty() {
+        remove(tx, &waiting).await?;
+        record(tx, &waiting, Cancellation::Cancelled, now).await?;
+    }
+    if !leased.is_empty() {
+        record(tx, &leased, Cancellation::Requested, now).await?;
+        let mut mark = Query::new(&tx.on);
+        mark.sql("UPDATE deliveries SET cancel_requested_at = COALESCE(cancel_requested_at, ")
+            .number(now.as_millis())
+            .sql(") WHERE message_id ")
+            .one_of(&leased);
+        mark.execute_in(tx).await?;
+    }
     let cancellation = |leased| if leased { Cancellation::Requested } else { Cancellation::Cancelled };
     Ok(found.into_iter().map(|row| (row.message_id, cancellation(row.leased))).collect())
+}
+
+/// Ends leased deliveries that a user has cancelled; how many.
+pub(super) async fn finish(
+    tx: &mut Tx,
+    node: NodeId,
+    batch: &[(MessageId, Lease)],
+    now: Timestamp,
+) -> Result<u64> {
+    let leases: HashMap<&str, i64> = batch.iter().map(|(id, lease)| (id.as_str(), lease.0)).collect();
+    let mut query = Query::new(&tx.on);
+    query
+        .sql("SELECT d.message_id, d.lease FROM deliveries d WHERE d.cancel_requested_at IS NOT NULL AND d.node = ")
+        .number(node.0)
+        .sql(" AND d.message_id ")
+        .one_of(&leases.keys().collect::<Vec<_>>())
+        .lock(" FOR UPDATE OF d");
+    let rows: Vec<LeasedRow> = query.fetch_in(tx).await?;
+    let held = rows.iter().filter(|row| leases.get(row.message_id.as_str()) == Some(&row.lease));
+    let ids: Vec<&str> = held.map(|row| row.message_id.as_str()).collect();
+    if !ids.is_empty() {
+        remove(tx, &ids).await?;
+        record(tx, &ids, Cancellation::Cancelled, now).await?;
+    }
+    Ok(ids.len() as u64)
+}
+
+async fn remove(tx: &mut Tx, ids: &[&str]) -> Result<()> {
+    let mut remove = Query::new(&tx.on);
+    remove.sql("DELETE FROM deliveries WHERE message_id ").one_of(ids);
+    remove.execute_in(tx).await?;
+    Ok(())
+}
+
+/// Takes note of cancels: that they are requested, or that they have taken effect. By a node whose time is `now`, but not
+/// before anything else that is known of the message: other nodes may have written that down, whose clocks are a little
+/// apart, and the log goes by time.
+async fn record(tx: &mut Tx, ids: &[&str], cancellation: Cancellation, now: Timestamp) -> Result<()> {
+    let cancelled_at = match cancellation {
+        Cancellation::Cancelled => "c.at",
+        Cancellation::Requested | Cancellation::NotFound => "CAST(NULL AS BIGINT)",
+    };
+    let mut record = Query::new(&tx.on);
+    record
+        .sql("INSERT INTO cancellations (message_id, requested_at, cancelled_at) SELECT c.id, c.at, ")
+        .sql(cancelled_at)
+        .sql(" FROM (SELECT list.id, (SELECT MAX(known.at) FROM (SELECT CAST(")
+        .number(now.as_millis())
+        // The condition at the end is for SQLite's parser.
+        .sql(
+            " AS BIGINT) AS at \
+               UNION ALL SELECT created_at FROM messages WHERE messages.id = list.id \
+               UNION ALL SELECT ended_at FROM attempts WHERE message_id = list.id \
+               UNION ALL SELECT due_at FROM deliveries WHERE node <> 0 AND message_id = list.id) AS known) AS at \
+             FROM ",
+        )
+        .list(ids)
+        .sql(
+            ") AS c WHERE 1 = 1 \
+             ON CONFLICT (message_id) DO UPDATE SET cancelled_at = COALESCE(cancellations.cancelled_at, \
+                 CASE WHEN excluded.cancelled_at < cancellations.requested_at THEN cancellations.requested_at \
+                 ELSE excluded.cancelled_at END)",
+        );
+    record.execute_in(tx).await?;
+    Ok(())
 }

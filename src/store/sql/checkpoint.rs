@@ -12,11 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
+use sqlx::{SqliteConnection, SqlitePool};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::writer::Writer;
 use crate::clock::pause;
 use crate::failure::Failure;
 use crate::store::Result;
@@ -27,30 +26,29 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const LONG: i64 = 8192;
 /// Pages left from which on the writer is not held up for them.
 const MANY: i64 = 2048;
-/// Bytes that the log's file keeps when it starts anew.
+/// Bytes that the log's file keeps when it starts anew. The commit that shortens a larger one waits for that: 8 s for
+/// 25 GiB.
 pub(super) const KEPT: u64 = 64 << 20;
-/// Bytes by which a file that has grown is shortened at once: the writer waits for it, 8 s for 25 GiB.
-const CUT: u64 = 256 << 20;
 /// Pages from which on a log that can't start anew is worth a warning, and again whenever it has doubled: 1 GiB.
 const HUGE: i64 = 1 << 18;
 
 /// The task that makes the checkpoints.
 pub(super) struct Checkpointer {
-    /// Rung after commits.
+    /// Notified after commits.
     written: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
 impl Checkpointer {
     /// Starts with `own`, a pool of one connection for nothing else.
-    pub(super) fn start(own: SqlitePool, writer: Arc<Writer>, database: &Path, failure: &Failure) -> Self {
+    pub(super) fn start(own: SqlitePool, writer: SqlitePool, database: &Path, failure: &Failure) -> Self {
         let written = Arc::new(Notify::new());
-        let state = State { own, writer, database: database.to_owned(), limit: KEPT, warn_at: HUGE };
+        let state = State { own, writer, database: database.to_owned(), warn_at: HUGE };
         let task = failure.spawn("checkpoints", run(state, Arc::clone(&written)));
         Self { written, task }
     }
 
-    /// What to ring after each commit.
+    /// The bell to notify after each commit.
     pub(super) fn bell(&self) -> Arc<Notify> {
         Arc::clone(&self.written)
     }
@@ -63,11 +61,8 @@ impl Checkpointer {
 
 struct State {
     own: SqlitePool,
-    writer: Arc<Writer>,
-    /// The file; the log's is beside it.
+    writer: SqlitePool,
     database: PathBuf,
-    /// Bytes that the writer leaves of it when it starts anew.
-    limit: u64,
     /// Pages in the log from which on to warn. Not bytes of its file, which stays large for a while.
     warn_at: i64,
 }
@@ -92,21 +87,8 @@ impl State {
         }
         self.warn_at = HUGE;
         let mut connection = self.writer.acquire().await?;
-        let limit = shortened(self.log_size());
-        if limit != self.limit {
-            let sql = format!("PRAGMA journal_size_limit = {limit}");
-            sqlx::query(AssertSqlSafe(sql)).execute(&mut *connection).await?;
-            self.limit = limit;
-        }
         passive(&mut connection).await?;
         Ok(())
-    }
-
-    /// Bytes of the log's file.
-    fn log_size(&self) -> u64 {
-        let mut log = self.database.as_os_str().to_owned();
-        log.push("-wal");
-        std::fs::metadata(log).map_or(0, |file| file.len())
     }
 
     fn warn(&mut self, log: i64) {
@@ -121,33 +103,9 @@ impl State {
     }
 }
 
-/// Bytes that a log's file of this size keeps when it starts anew.
-fn shortened(size: u64) -> u64 {
-    size.saturating_sub(CUT).max(KEPT)
-}
-
 /// Moves what can be moved without waiting for anybody. Pages in the log, and how many of them are moved.
 async fn passive(connection: &mut SqliteConnection) -> Result<(i64, i64)> {
     let (_, log, done): (i64, i64, i64) =
         sqlx::query_as("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(connection).await?;
     Ok((log, done))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_that_has_grown_is_shortened_step_by_step() {
-        assert_eq!(shortened(0), KEPT);
-        assert_eq!(shortened(KEPT + CUT), KEPT);
-        let mut size = 25 << 30;
-        let mut steps = 0;
-        while shortened(size) < size {
-            assert!(size - shortened(size) <= CUT);
-            size = shortened(size);
-            steps += 1;
-        }
-        assert_eq!((size, steps), (KEPT, 100));
-    }
 }

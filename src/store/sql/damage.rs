@@ -1,4 +1,4 @@
-//! What an unclean end may have left of SQLite's files, and what can be done about it.
+//! Damage that an unclean end may have left in SQLite's files, and what can be done about it.
 //!
 //! A log that was cut off, by a power cut on a disk that promises more than it keeps, leaves a file whose pages are of
 //! different moments. What waits is looked at before the start, for a moment; the rest afterwards, beside everything
@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 use tokio::task::JoinHandle;
 
 use super::query::stop_when;
-use super::writer::Writer;
 use crate::failure::Failure;
 use crate::store::{Result, StoreError};
 
@@ -26,11 +25,11 @@ const AFTERWARDS: Duration = Duration::from_secs(30);
 /// Tables that grow with the log. Whatever is wrong there holds up no message.
 const LARGE: [&str; 5] = ["messages", "attempts", "cancellations", "dead_letters", "deduplications"];
 
-/// What is known of a table.
+/// The state of a table, as far as it is known.
 #[derive(Debug, PartialEq, Eq)]
 enum Finding {
     Sound,
-    /// What is wrong, in SQLite's words.
+    /// Damaged in a way that SQLite puts into these words.
     Damaged(String),
     /// There was no time to find out.
     Unknown,
@@ -125,7 +124,7 @@ impl Checkup {
     pub(super) fn start(
         tables: Vec<String>,
         options: SqliteConnectOptions,
-        writer: Arc<Writer>,
+        writer: SqlitePool,
         path: PathBuf,
         failure: &Failure,
     ) -> Self {
@@ -151,7 +150,7 @@ impl Checkup {
 async fn check(
     tables: &[String],
     options: SqliteConnectOptions,
-    writer: &Writer,
+    writer: &SqlitePool,
     path: &Path,
     stop: &Arc<AtomicBool>,
 ) -> Result<()> {
@@ -218,7 +217,7 @@ pub(super) fn migrating(path: &Path, error: MigrateError) -> StoreError {
         {
             opening(path, error)
         }
-        error => StoreError::Migrate(error),
+        error => error.into(),
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sqlx::{PgPool, SqlitePool};
 
-use super::query::{LOOK_TIME, Query};
-use super::{Backend, Tx, codec, deliveries, messages};
+use super::query::{PAGE_TIME, Query};
+use super::tx::Tx;
+use super::{Backend, codec, deliveries, messages};
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::outcome::Response;
 use crate::domain::time::Timestamp;
@@ -87,7 +88,7 @@ async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result
         .collect();
     let mut found = HashMap::new();
     for row in rows {
-        // Both are removed together; between the two reads that may have happened.
+        // The letter and its message are removed together, perhaps between the two reads.
         let Some(message) = messages.remove(&row.message_id) else { continue };
         let response = response(row.status, row.response_headers.as_deref(), row.response_body, &row.id)?;
         found.insert(
@@ -112,7 +113,7 @@ pub(super) async fn page(
     count: usize,
     max_bytes: usize,
 ) -> Result<LetterPage<DeadLetter>> {
-    let walk = Walk { pools, filter, order, time: LOOK_TIME };
+    let walk = Walk { pools, filter, order, time: PAGE_TIME };
     let (mut rows, mut next) = walk.rows(after, count).await?;
     let within = fitting(rows.iter().map(|row| row.size), count, max_bytes);
     if within < rows.len() {
@@ -130,7 +131,7 @@ pub(super) async fn places(
     after: Option<&LetterPlace>,
     count: usize,
 ) -> Result<LetterPage<LetterPlace>> {
-    let walk = Walk { pools, filter, order, time: LOOK_TIME };
+    let walk = Walk { pools, filter, order, time: PAGE_TIME };
     let (rows, next) = walk.rows(after, count).await?;
     Ok(LetterPage { items: rows.iter().map(PlaceRow::place).collect(), next })
 }
@@ -140,7 +141,7 @@ struct Walk<'a> {
     pools: &'a Backend<&'a PgPool, &'a SqlitePool>,
     filter: &'a DeadLetterFilter,
     order: Order,
-    /// [`LOOK_TIME`].
+    /// [`PAGE_TIME`].
     time: Duration,
 }
 
@@ -243,7 +244,7 @@ pub(super) fn fitting(sizes: impl Iterator<Item = i64>, count: usize, max_bytes:
         .count()
 }
 
-/// What one transaction may replace at most where others wait for its end: 35 ms in a debug build.
+/// Dead letters that one transaction may replace where others wait for its end: 35 ms in a debug build.
 const PART: usize = 1000;
 const PART_BYTES: usize = 4 << 20;
 
@@ -274,7 +275,6 @@ pub(super) async fn replace(
     replacements: &[(DeadLetterId, Accept)],
     missing: Missing,
     max_queues: Option<u32>,
-    now: Timestamp,
 ) -> Result<Vec<bool>> {
     let ids: Vec<&str> = replacements.iter().map(|(id, _)| id.as_str()).collect();
     let found = lock(tx, &ids).await?;
@@ -285,7 +285,7 @@ pub(super) async fn replace(
     let replaced: Vec<bool> = ids.iter().map(|id| found.contains(*id)).collect();
     let accepts = replacements.iter().zip(&replaced).filter(|(_, replaced)| **replaced);
     let accepts: Vec<Accept> = accepts.map(|((_, accept), _)| accept.clone()).collect();
-    deliveries::insert(tx, &accepts, max_queues, now).await?;
+    deliveries::insert(tx, &accepts, max_queues).await?;
     Ok(replaced)
 }
 
@@ -298,7 +298,7 @@ pub(super) async fn delete(tx: &mut Tx, ids: &[&str]) -> Result<u64> {
 /// Locks those of the dead letters that exist; which they are. In one order, so that two that remove the same ones wait
 /// for each other and don't deadlock.
 async fn lock(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
-    let mut lock = Query::new(tx);
+    let mut lock = Query::new(&tx.on);
     lock.sql("SELECT l.id FROM dead_letters l WHERE l.id ").one_of(ids);
     lock.sql(" ORDER BY l.id").lock(" FOR UPDATE OF l");
     let rows: Vec<IdRow> = lock.fetch_in(tx).await?;
@@ -306,7 +306,7 @@ async fn lock(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
 }
 
 async fn remove(tx: &mut Tx, ids: &HashSet<String>) -> Result<u64> {
-    let mut delete = Query::new(tx);
+    let mut delete = Query::new(&tx.on);
     delete.sql("DELETE FROM dead_letters WHERE id ").one_of(&ids.iter().collect::<Vec<_>>());
     delete.execute_in(tx).await
 }

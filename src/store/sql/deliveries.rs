@@ -1,17 +1,17 @@
-//! The table `deliveries`, apart from the hot steps: cancelling, releasing, what is due next.
+//! The table `deliveries`, apart from the hot steps: releasing, what is due next.
 
 use std::collections::HashSet;
 
 use sqlx::{PgConnection, PgPool, SqlitePool};
 
-use super::query::wanted;
-use super::{Backend, Tx, hot_postgres, hot_sqlite};
+use super::tx::Tx;
+use super::{Backend, hot_postgres, hot_sqlite};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Accept, Cancellation, DueLanes, Lease, NodeId, Repeat, Result};
+use crate::store::{Accept, DueLanes, Lease, NodeId, Repeat, Result};
 
-/// Lanes looked at after the ones whose deliveries are due first.
-pub(super) const LANES_PER_LOOK: i64 = 64;
+/// Lanes in one step of the walk through all lanes.
+pub(super) const LANES_PER_WALK: i64 = 64;
 
 /// The next lanes with anything waiting, in their order, each found with one step down the index.
 pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
@@ -22,27 +22,24 @@ pub(super) const NEXT_LANES: &str = "WITH RECURSIVE next (lane) AS ( \
          FROM next WHERE next.lane IS NOT NULL) \
      SELECT lane FROM next WHERE lane IS NOT NULL LIMIT $2";
 
-/// The lanes that are due first and those of one look at [`NEXT_LANES`], each where it comes first.
+/// The lanes that are due first and those of one walk by [`NEXT_LANES`], each where it comes first.
 pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
-    let complete = i64::try_from(walked.len()).is_ok_and(|count| count < LANES_PER_LOOK);
+    let complete = i64::try_from(walked.len()).is_ok_and(|count| count < LANES_PER_WALK);
     let after = walked.last().filter(|_| !complete).cloned().unwrap_or_default();
     let mut seen = HashSet::with_capacity(first.len() + walked.len());
     let lanes = first.into_iter().chain(walked).filter(|lane| seen.insert(lane.clone())).collect();
     DueLanes { lanes, after }
 }
 
-/// Stores messages that wait; all of one transaction at once, so that their gates are locked in order. It is `now` by
-/// SQLite's clock; Postgres asks its own.
-pub(super) async fn insert(
-    tx: &mut Tx,
-    accepts: &[Accept],
-    max_queues: Option<u32>,
-    now: Timestamp,
-) -> Result<()> {
-    let (nobody, first) = (NodeId(0), Repeat::First);
-    match tx {
-        Tx::Postgres(tx) => hot_postgres::accept(&mut *tx, nobody, accepts, first, max_queues).await?,
-        Tx::Sqlite(tx) => {
+/// Stores messages that wait; all of one transaction at once, so that their gates are locked in order.
+pub(super) async fn insert(tx: &mut Tx, accepts: &[Accept], max_queues: Option<u32>) -> Result<()> {
+    let (nobody, first, now) = (NodeId(0), Repeat::First, tx.now);
+    let claimable = &mut tx.claimable;
+    match &mut tx.on {
+        Backend::Postgres(tx) => {
+            hot_postgres::accept(&mut *tx, claimable, nobody, accepts, first, max_queues).await?
+        }
+        Backend::Sqlite(tx) => {
             let accepts: Vec<&Accept> = accepts.iter().collect();
             hot_sqlite::accept(&mut *tx, nobody, &accepts, first, max_queues, now).await?
         }
@@ -59,126 +56,6 @@ pub(super) async fn next_due(pools: &Backend<&PgPool, &SqlitePool>, low: i64) ->
     Ok(due_at.map(Timestamp::from_millis))
 }
 
-/// Removes a waiting delivery, or marks a leased one.
-pub(super) async fn cancel(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
-    let delete = "DELETE FROM deliveries WHERE message_id = $1 AND node = 0";
-    let mark = "UPDATE deliveries SET cancel_requested_at = COALESCE(cancel_requested_at, $2) \
-                WHERE message_id = $1 AND node <> 0";
-    // Between the two statements a node may lease the delivery, or give it back: then it is looked at again.
-    for _ in 0..4 {
-        let deleted = on_backend!(&mut *tx, |tx| {
-            sqlx::query(delete).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
-        });
-        if deleted == 1 {
-            record(tx, id, now, true).await?;
-            return Ok(Cancellation::Cancelled);
-        }
-        let marked = on_backend!(&mut *tx, |tx| {
-            sqlx::query(mark)
-                .bind(wanted(id.as_str()))
-                .bind(now.as_millis())
-                .execute(&mut **tx)
-                .await?
-                .rows_affected()
-        });
-        if marked == 1 {
-            record(tx, id, now, false).await?;
-            return Ok(Cancellation::Requested);
-        }
-        if !exists(tx, id).await? {
-            break;
-        }
-    }
-    Ok(Cancellation::NotFound)
-}
-
-async fn exists(tx: &mut Tx, id: &MessageId) -> Result<bool> {
-    let sql = "SELECT 1 FROM deliveries WHERE message_id = $1";
-    Ok(on_backend!(tx, |tx| {
-        sqlx::query(sql).bind(wanted(id.as_str())).fetch_optional(&mut **tx).await?.is_some()
-    }))
-}
-
-/// When the message that `$id` names was cancelled, by a node whose time is `$now`: not before anything else that is known of
-/// it. Other nodes may have written that down, whose clocks are a little apart, and the log goes by time.
-macro_rules! cancel_time {
-    ($now:literal, $id:literal) => {
-        concat!(
-            "(SELECT MAX(known.at) FROM (SELECT CAST(",
-            $now,
-            " AS BIGINT) AS at",
-            $crate::store::sql::deliveries::known_times!($id)
-        )
-    };
-}
-pub(super) use cancel_time;
-
-/// The end of [`cancel_time`]: what else is known of the times of the message that `$id` names.
-macro_rules! known_times {
-    ($id:literal) => {
-        concat!(
-            " UNION ALL SELECT created_at FROM messages WHERE id = ",
-            $id,
-            " UNION ALL SELECT ended_at FROM attempts WHERE message_id = ",
-            $id,
-            " UNION ALL SELECT due_at FROM deliveries WHERE node <> 0 AND message_id = ",
-            $id,
-            ") AS known)"
-        )
-    };
-}
-pub(super) use known_times;
-
-/// What becomes of a cancellation that was requested before, when it takes effect. The condition is for SQLite's parser.
-macro_rules! on_cancelled_again {
-    () => {
-        " WHERE 1 = 1 ON CONFLICT (message_id) DO UPDATE SET cancelled_at = COALESCE(cancellations.cancelled_at, \
-              CASE WHEN excluded.cancelled_at < cancellations.requested_at THEN cancellations.requested_at \
-              ELSE excluded.cancelled_at END)"
-    };
-}
-pub(super) use on_cancelled_again;
-
-/// Takes note of a cancel, and whether it has taken effect.
-pub(super) async fn record(tx: &mut Tx, id: &MessageId, now: Timestamp, cancelled: bool) -> Result<()> {
-    let sql = concat!(
-        "INSERT INTO cancellations (message_id, requested_at, cancelled_at) \
-         SELECT $1, at, CASE WHEN $3 THEN at END FROM (SELECT ",
-        cancel_time!("$2", "$1"),
-        " AS at) AS c",
-        on_cancelled_again!()
-    );
-    on_backend!(tx, |tx| {
-        sqlx::query(sql).bind(id.as_str()).bind(now.as_millis()).bind(cancelled).execute(&mut **tx).await?;
-    });
-    Ok(())
-}
-
-/// Ends a leased delivery that a user has cancelled.
-pub(super) async fn finish_cancelled(
-    tx: &mut Tx,
-    node: NodeId,
-    id: &MessageId,
-    lease: Lease,
-    now: Timestamp,
-) -> Result<bool> {
-    let sql = "DELETE FROM deliveries WHERE message_id = $1 AND node = $2 AND lease = $3 \
-               AND cancel_requested_at IS NOT NULL";
-    let deleted = on_backend!(&mut *tx, |tx| {
-        sqlx::query(sql)
-            .bind(id.as_str())
-            .bind(node.0)
-            .bind(lease.0)
-            .execute(&mut **tx)
-            .await?
-            .rows_affected()
-    });
-    if deleted == 1 {
-        record(tx, id, now, true).await?;
-    }
-    Ok(deleted == 1)
-}
-
 /// Counts the start of a suspect's attempt.
 pub(super) async fn count_start(
     tx: &mut Tx,
@@ -188,15 +65,16 @@ pub(super) async fn count_start(
 ) -> Result<Option<i64>> {
     let sql = "UPDATE deliveries SET starts = starts + 1 \
                WHERE message_id = $1 AND node = $2 AND lease = $3 RETURNING starts";
-    Ok(on_backend!(tx, |tx| {
+    Ok(on_backend!(&mut tx.on, |tx| {
         sqlx::query_scalar(sql).bind(id.as_str()).bind(node.0).bind(lease.0).fetch_optional(&mut **tx).await?
     }))
 }
 
 /// Gives leased deliveries back; the claims do not count, since no attempt was made.
 pub(super) async fn release(tx: &mut Tx, node: NodeId, held: &[(MessageId, Lease)]) -> Result<u64> {
-    match tx {
-        Tx::Postgres(tx) => {
+    tx.claimable.anything();
+    match &mut tx.on {
+        Backend::Postgres(tx) => {
             let ids: Vec<&str> = held.iter().map(|(id, _)| id.as_str()).collect();
             let leases: Vec<i64> = held.iter().map(|(_, lease)| lease.0).collect();
             Ok(sqlx::query(
@@ -211,7 +89,7 @@ pub(super) async fn release(tx: &mut Tx, node: NodeId, held: &[(MessageId, Lease
             .await?
             .rows_affected())
         }
-        Tx::Sqlite(tx) => {
+        Backend::Sqlite(tx) => {
             let held: Vec<(&str, i64)> = held.iter().map(|(id, lease)| (id.as_str(), lease.0)).collect();
             Ok(sqlx::query(
                 "UPDATE deliveries SET node = 0, lease = 0, claims = claims - 1 WHERE rowid IN ( \

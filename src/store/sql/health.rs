@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, SqliteConnection, SqlitePool};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::writer::Writer;
+use super::tx::{Claimable, begin_immediate};
 use super::{Backend, hot_postgres, hot_sqlite, within};
 use crate::chance::Chance;
 use crate::clock::{Clock, pause};
@@ -23,16 +23,16 @@ use crate::domain::time::Timestamp;
 use crate::failure::Failure;
 use crate::store::{Accept, NodeId, Repeat, Result, StoreError};
 
-/// How long a write may take until it counts as one that fails.
+/// A write that takes longer than this counts as one that fails.
 const SLOW: Duration = Duration::from_secs(2);
 /// From a failed write to the next try.
-const REST: Duration = Duration::from_secs(1);
+const TRY_EVERY: Duration = Duration::from_secs(1);
 /// Limit for a try on Postgres. SQLite has a limit of its own for the wait for a lock.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Bytes of the message that is tried, random, so that they take the room that they seem to.
 const SIZE: usize = 8 << 10;
 
-/// What writes tell about the store.
+/// Whether writes to the store succeed, as far as the last ones tell.
 pub(super) struct Health {
     task: OnceLock<AbortHandle>,
     last: Mutex<Option<Trouble>>,
@@ -50,7 +50,7 @@ struct Trouble {
 impl Health {
     /// Starts the task that tries to write while there is trouble.
     pub(super) fn start(
-        to: Backend<PgConnectOptions, Arc<Writer>>,
+        to: Backend<PgConnectOptions, SqlitePool>,
         clock: &Clock,
         failure: &Failure,
     ) -> Arc<Self> {
@@ -109,11 +109,11 @@ impl Health {
     }
 }
 
-async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, Arc<Writer>>, clock: Clock) {
+async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, SqlitePool>, clock: Clock) {
     loop {
         health.bell.notified().await;
         while let Some(at) = { health.last().map(|trouble| trouble.at) } {
-            pause(REST.saturating_sub(at.elapsed())).await;
+            pause(TRY_EVERY.saturating_sub(at.elapsed())).await;
             let began = Instant::now();
             match try_to_write(&to, clock.now()).await {
                 Ok(()) => health.wrote(began),
@@ -123,7 +123,7 @@ async fn run(health: Arc<Health>, to: Backend<PgConnectOptions, Arc<Writer>>, cl
     }
 }
 
-async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>, now: Timestamp) -> Result<()> {
+async fn try_to_write(to: &Backend<PgConnectOptions, SqlitePool>, now: Timestamp) -> Result<()> {
     match to {
         Backend::Postgres(options) => {
             within(LIMIT, async {
@@ -135,7 +135,7 @@ async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>, now: Timestam
             .await
         }
         Backend::Sqlite(writer) => {
-            let mut tx = writer.begin().await?;
+            let mut tx = begin_immediate(writer).await?;
             on_sqlite(&mut tx, now).await?;
             tx.commit().await?;
             Ok(())
@@ -147,7 +147,8 @@ async fn try_to_write(to: &Backend<PgConnectOptions, Arc<Writer>>, now: Timestam
 async fn on_postgres(connection: &mut PgConnection, now: Timestamp) -> Result<()> {
     let mut tx = connection.begin().await?;
     let accept = message(now);
-    hot_postgres::accept(&mut tx, NodeId(0), std::slice::from_ref(&accept), Repeat::First, None).await?;
+    let batch = std::slice::from_ref(&accept);
+    hot_postgres::accept(&mut tx, &mut Claimable::unseen(), NodeId(0), batch, Repeat::First, None).await?;
     for sql in REMOVE {
         sqlx::query(sql).bind(accept.message.id.as_str()).execute(&mut *tx).await?;
     }

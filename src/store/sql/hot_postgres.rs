@@ -1,6 +1,7 @@
 //! The hot steps on Postgres: accept, claim, finish. Beside [`super::hot_sqlite`], step for step.
 //!
-//! Each is one statement that commits by itself, over arrays. They run on connections whose plans are pinned (see
+//! Each is one statement over arrays that commits by itself, but for an accept with gates, with deduplication keys or of
+//! more than [`STATEMENT_BYTES`], and for messages that can't be read. They run on connections whose plans are pinned (see
 //! `open`): the nested loop over the batch, through the index that serves the step. Set membership is written as
 //! `CASE WHEN … IN (SELECT …)`, which Postgres answers from a hash table whatever joins are allowed. A row is joined by
 //! its id as `= ANY (ARRAY[id])`, for which the only plan is to look it up: for `= id` Postgres may also read the whole
@@ -8,18 +9,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
 
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgBindIterExt as _};
-use sqlx::{Arguments as _, Connection as _, PgConnection, PgExecutor, PgPool, Postgres};
+use sqlx::{Arguments as _, Connection as _, PgConnection, PgExecutor};
 
 use super::attempts::{self, callbacks, letter, with_letter};
 use super::columns::{Column, add_arrays, add_row, arguments, arrays, names, placeholders};
-use super::gates::entry::{Conn, Entry, enter};
-use super::low_water::{Look, LowWater};
+use super::gates::entering::{Conn, GatePlace, enter};
+use super::low_water::LowWater;
 use super::messages::{self, ClaimedRow, LEASED, New, SELECTED, delivery};
 use super::nodes::now_ms;
+use super::tx::Claimable;
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
@@ -35,34 +35,6 @@ const STATEMENT_BYTES: usize = 32 << 20;
 pub(super) async fn now<'e>(on: impl PgExecutor<'e>) -> Result<Timestamp> {
     let ms: i64 = sqlx::query_scalar(concat!("SELECT ", now_ms!())).fetch_one(on).await?;
     Ok(Timestamp::from_millis(ms))
-}
-
-/// Takes a connection for one step.
-pub(super) async fn acquire(pool: &PgPool, deadline: Duration) -> Result<PoolConnection<Postgres>> {
-    tokio::time::timeout(deadline, pool.acquire())
-        .await
-        .map_err(|_| StoreError::Deadline(deadline))?
-        .map_err(StoreError::from)
-}
-
-/// Returns the connection after a step, unless the step did not end properly: then its statement may still be running,
-/// and the connection is closed.
-pub(super) fn give_back<T>(
-    connection: PoolConnection<Postgres>,
-    deadline: Duration,
-    result: Result<Result<T>, tokio::time::error::Elapsed>,
-) -> Result<T> {
-    match result {
-        Ok(Err(error)) if error.is_transient() => {
-            drop(connection.detach());
-            Err(error)
-        }
-        Ok(result) => result,
-        Err(_) => {
-            drop(connection.detach());
-            Err(StoreError::Deadline(deadline))
-        }
-    }
 }
 
 /// An insert of rows that come as arrays, one for each column.
@@ -93,15 +65,17 @@ fn bind_new(rows: &[New<'_>]) -> sqlx::Result<PgArguments> {
 /// of the batch have the same deduplication key.
 pub(super) async fn accept(
     conn: &mut PgConnection,
+    claimable: &mut Claimable,
     node: NodeId,
     batch: &[Accept],
     repeat: Repeat,
     max_queues: Option<u32>,
 ) -> Result<Vec<Accepted>> {
+    claimable.accepted(batch);
     if repeat == Repeat::First {
         return accept_all(conn, node, batch, repeat, max_queues).await;
     }
-    // What is there already must not touch its gates and its key, which others may have changed or removed since.
+    // A message that is there already must not touch its gates and its key, which others may have changed since.
     let ids: Vec<&str> = batch.iter().map(|accept| accept.message.id.as_str()).collect();
     let present: HashSet<String> = sqlx::query_scalar("SELECT id FROM messages WHERE id = ANY ($1)")
         .bind(ids)
@@ -142,12 +116,12 @@ async fn accept_all(
         return store(conn, node, whole, &[], repeat).await;
     }
     let mut tx = conn.begin().await?;
-    let mut entries = Vec::new();
+    let mut places = Vec::new();
     if gated {
         let messages: Vec<&Message> = batch.iter().map(|accept| &*accept.message).collect();
-        entries = enter(&mut Conn::Postgres(&mut tx), &messages, max_queues).await?;
+        places = enter(&mut Conn::Postgres(&mut tx), &messages, max_queues).await?;
     }
-    let mut rest = entries.as_slice();
+    let mut rest = places.as_slice();
     let mut results = Vec::with_capacity(batch.len());
     for part in parts {
         let (own, later) = rest.split_at(part.len().min(rest.len()));
@@ -158,12 +132,12 @@ async fn accept_all(
     Ok(results)
 }
 
-/// Stores them with what their deliveries have of gates: nothing, or an entry for each message.
+/// Stores messages with the places of their deliveries at gates: none, or one for each message.
 async fn store(
     conn: &mut PgConnection,
     node: NodeId,
     batch: &[Accept],
-    entries: &[Option<Entry>],
+    places: &[Option<GatePlace>],
     repeat: Repeat,
 ) -> Result<Vec<Accepted>> {
     static NEW: LazyLock<String> = LazyLock::new(|| {
@@ -178,7 +152,7 @@ async fn store(
              {deliveries} WHERE CASE WHEN message_id IN (SELECT id FROM m) THEN TRUE END"
         )
     });
-    let rows = rows(node, batch, entries);
+    let rows = rows(node, batch, places);
     if batch.iter().any(|accept| accept.deduplication.is_some()) {
         return accept_deduplicated(conn, &rows).await;
     }
@@ -214,10 +188,10 @@ async fn store_one(conn: &mut PgConnection, row: New<'_>) -> Result<()> {
     Ok(())
 }
 
-fn rows<'a>(node: NodeId, batch: &'a [Accept], entries: &'a [Option<Entry>]) -> Vec<New<'a>> {
-    let entry = |index| entries.get(index).and_then(Option::as_ref);
+fn rows<'a>(node: NodeId, batch: &'a [Accept], places: &'a [Option<GatePlace>]) -> Vec<New<'a>> {
+    let place = |index| places.get(index).and_then(Option::as_ref);
     let accepts = batch.iter().enumerate();
-    accepts.map(|(index, accept)| New { accept, node, entry: entry(index), slot: None }).collect()
+    accepts.map(|(index, accept)| New { accept, node, place: place(index), slot: None }).collect()
 }
 
 /// Stores messages of which some have deduplication keys. The keys are won in one statement with the messages of the
@@ -303,35 +277,26 @@ pub(super) async fn due_lanes(
     limit: usize,
     after: &str,
     low_water: &LowWater,
-    look: Look,
 ) -> Result<DueLanes> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let low = match look {
-        Look::From(low) | Look::FromAndBeside(low) => low,
-        Look::Whole => i64::MIN,
-    };
-    let began = Instant::now();
     let first: Vec<(String, i64)> = sqlx::query_as(concat!(
         "SELECT lane, due_at FROM deliveries \
          WHERE node = 0 AND gate IS NULL AND due_at >= 0 AND due_at >= $1 AND due_at <= ",
         now_ms!(),
         " ORDER BY due_at LIMIT $2"
     ))
-    .bind(low)
+    .bind(low_water.begin_scan())
     .bind(limit)
     .fetch_all(&mut *conn)
     .await?;
-    if look == Look::Whole {
-        low_water.looked(began.elapsed());
-    }
     if let Some((_, due_ms)) = first.first() {
-        low_water.saw(*due_ms);
+        low_water.raise(*due_ms);
     }
     let mut walked = Vec::new();
     if i64::try_from(first.len()).unwrap_or(i64::MAX) == limit {
         walked = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
-            .bind(super::deliveries::LANES_PER_LOOK)
+            .bind(super::deliveries::LANES_PER_WALK)
             .fetch_all(conn)
             .await?;
     }
@@ -395,7 +360,15 @@ pub(super) async fn claim(
 
 /// Stores the ends of attempts. Every part reads from what was really deleted or changed, so that an attempt whose lease
 /// is gone leaves nothing.
-pub(super) async fn finish(conn: &mut PgConnection, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>> {
+pub(super) async fn finish(
+    conn: &mut PgConnection,
+    claimable: &mut Claimable,
+    node: NodeId,
+    batch: &[Ended],
+) -> Result<Vec<Applied>> {
+    if let Some(due_ms) = batch.iter().filter_map(attempts::due_again).min() {
+        claimable.from(due_ms);
+    }
     let plain = batch
         .iter()
         .all(|ended| matches!(ended.finish.next, Next::Delivered) && ended.finish.callbacks.is_empty());
@@ -406,8 +379,8 @@ pub(super) async fn finish(conn: &mut PgConnection, node: NodeId, batch: &[Ended
         let mut tx = conn.begin().await?;
         let messages: Vec<&Message> = callbacks().collect();
         // Callbacks are in no queue.
-        let entries = enter(&mut Conn::Postgres(&mut tx), &messages, None).await?;
-        let applied = finish_mixed(&mut tx, node, batch, &entries).await?;
+        let places = enter(&mut Conn::Postgres(&mut tx), &messages, None).await?;
+        let applied = finish_mixed(&mut tx, node, batch, &places).await?;
         tx.commit().await?;
         applied
     } else {
@@ -420,7 +393,7 @@ pub(super) async fn finish(conn: &mut PgConnection, node: NodeId, batch: &[Ended
         .collect())
 }
 
-/// What statements that end attempts take of each, as arrays: what is stored of it, and the lease that it must have.
+/// The columns of the statements that end attempts: those of `attempts`, and the lease that the delivery must have.
 fn ends<'a>() -> Vec<Column<'a, &'a Ended>> {
     let mut columns = attempts::columns();
     columns.push(Column::number("lease", |ended: &Ended| Some(ended.lease.0)));
@@ -496,12 +469,12 @@ static FINISH_MIXED: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// `entries`: what the callbacks' deliveries have of gates, nothing or one for each.
+/// Stores ends of any kind. `places`: those of the callbacks' deliveries at gates, none or one for each.
 async fn finish_mixed(
     conn: &mut PgConnection,
     node: NodeId,
     batch: &[Ended],
-    entries: &[Option<Entry>],
+    places: &[Option<GatePlace>],
 ) -> Result<Vec<String>> {
     let callbacks: Vec<(&Ended, Accept)> =
         batch.iter().flat_map(|ended| callbacks(ended).map(move |accept| (ended, accept))).collect();
@@ -509,8 +482,8 @@ async fn finish_mixed(
         .iter()
         .enumerate()
         .map(|(index, (ended, accept))| {
-            let entry = entries.get(index).and_then(Option::as_ref);
-            New { accept, node, entry, slot: ended.slot.as_ref() }
+            let place = places.get(index).and_then(Option::as_ref);
+            New { accept, node, place, slot: ended.slot.as_ref() }
         })
         .collect();
     let mut arguments = bind_new(&rows)?;

@@ -1,291 +1,33 @@
-//! The hot steps on SQLite: accept, claim, finish. Beside [`super::hot_postgres`], step for step.
+//! The hot steps on SQLite: accept, claim, finish, as [`super::hot_postgres`] has them for Postgres.
 //!
-//! SQLite has one writer and syncs once per transaction, so accepts and finishes that wait at the same time share one
-//! transaction: [`GroupCommit`] collects them. What costs most is not SQLite but each statement's way to its thread and
-//! back, so there are few of them: rows are inserted many at a time, by statements for some fixed numbers of rows, which
-//! stay prepared and skip the rows that are not there; and what a statement tells comes as one row.
+//! Each step runs in a transaction of its caller's: accepts and finishes in those of [`super::group_commit`]. Most of the cost
+//! is not SQLite's but each statement's way to its thread and back, so there are few of them: rows are inserted many at a time, by statements for some fixed numbers of rows, which
+//! stay prepared and skip the rows that are not there; and a statement returns all that it has to say as one row.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::sync::LazyLock;
 
-use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool};
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
 use super::attempts::{self, callbacks, letter, with_letter};
 use super::codec::json;
 use super::columns::{Column, add_row, arguments, names};
 use super::deliveries::set_aside;
-use super::gates::entry::{AtTime, Conn, Entry, enter};
+use super::gates::entering::{AtTime, Conn, GatePlace, enter};
 use super::messages::{self, ClaimedRow, LEASED, New, SELECTED, delivery};
-use super::writer::Writer;
-use crate::clock::Clock;
+use super::tx::begin_immediate;
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Next;
 use crate::domain::time::Timestamp;
-use crate::failure::Failure;
-use crate::store::pace::{self, Pace};
 use crate::store::{
-    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, StoreError, Want,
+    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, Want,
 };
 
-/// Steps that may wait for the writer; beyond, callers wait to hand theirs over.
-const WAITING: usize = 64;
-/// Steps in one transaction at most; with batches of up to 256 messages each.
-const GROUP: usize = 16;
-/// Bytes of messages in one statement, which has them once more in memory, unless one batch has more.
-const STATEMENT_BYTES: usize = 16 << 20;
 /// Rows that the inserting statements have room for: 256 × 18 values are well below SQLite's 32,766.
 const ROWS: [usize; 4] = [1, 8, 64, 256];
-
-enum Step {
-    Accept { node: NodeId, batch: Vec<Accept>, repeat: Repeat, reply: oneshot::Sender<Result<Vec<Accepted>>> },
-    Finish { node: NodeId, batch: Vec<Ended>, reply: oneshot::Sender<Result<Vec<Applied>>> },
-}
-
-enum Done {
-    Accept(Vec<Accepted>),
-    Finish(Vec<Applied>),
-}
-
-/// Runs accepts and finishes, those that wait together in one transaction.
-pub(super) struct GroupCommit {
-    steps: mpsc::Sender<Step>,
-    task: std::sync::Mutex<Option<JoinHandle<()>>>,
-}
-
-impl GroupCommit {
-    /// Starts the task; it rings `written` after each commit.
-    pub(super) fn start(
-        writer: Arc<Writer>,
-        written: Arc<Notify>,
-        max_queues: Option<u32>,
-        clock: &Clock,
-        failure: &Failure,
-    ) -> Self {
-        let (steps, waiting) = mpsc::channel(WAITING);
-        let task =
-            failure.spawn("writing to SQLite", run(writer, waiting, written, max_queues, clock.clone()));
-        Self { steps, task: std::sync::Mutex::new(Some(task)) }
-    }
-
-    pub(super) async fn accept(
-        &self,
-        node: NodeId,
-        batch: Vec<Accept>,
-        repeat: Repeat,
-    ) -> Result<Vec<Accepted>> {
-        let (reply, result) = oneshot::channel();
-        self.send(Step::Accept { node, batch, repeat, reply }).await?;
-        result.await.map_err(|_| gone())?
-    }
-
-    pub(super) async fn finish(&self, node: NodeId, batch: Vec<Ended>) -> Result<Vec<Applied>> {
-        let (reply, result) = oneshot::channel();
-        self.send(Step::Finish { node, batch, reply }).await?;
-        result.await.map_err(|_| gone())?
-    }
-
-    async fn send(&self, step: Step) -> Result<()> {
-        self.steps.send(step).await.map_err(|_| gone())
-    }
-
-    /// Stops the writer's task; steps that still come are refused.
-    pub(super) async fn close(&self) {
-        let task = self.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(task) = task {
-            task.abort();
-            // It was cancelled, or has ended by itself.
-            drop(task.await);
-        }
-    }
-}
-
-fn gone() -> StoreError {
-    StoreError::Unavailable(sqlx::Error::WorkerCrashed)
-}
-
-async fn run(
-    writer: Arc<Writer>,
-    mut waiting: mpsc::Receiver<Step>,
-    written: Arc<Notify>,
-    max_queues: Option<u32>,
-    clock: Clock,
-) {
-    let mut group = Vec::with_capacity(GROUP);
-    let mut connection = Kept { writer, kept: None };
-    let pace = Pace::default();
-    loop {
-        let received = tokio::select! {
-            biased;
-            () = connection.writer.wanted() => {
-                connection.kept = None;
-                continue;
-            }
-            received = waiting.recv_many(&mut group, GROUP) => received,
-        };
-        if received == 0 {
-            return;
-        }
-        // An accept that comes a moment later would wait for this sync and then for its own.
-        if pace.pays() && group.iter().all(is_finish) {
-            let room = GROUP - group.len();
-            let _late = tokio::time::timeout(pace::WAIT, waiting.recv_many(&mut group, room)).await.is_err();
-            pace.waited(!group.iter().all(is_finish));
-        }
-        let work = group.iter().map(work).sum();
-        let began = Instant::now();
-        // Accepts next to each other are stored as one.
-        group.sort_by_key(is_finish);
-        match connection.store(&group, max_queues, &clock).await {
-            Ok(results) => {
-                for (step, result) in group.drain(..).zip(results) {
-                    answer(step, Ok(result));
-                }
-            }
-            Err(error) => {
-                if group.len() == 1
-                    && let Some(step) = group.pop()
-                {
-                    answer_error(step, error);
-                }
-                // One step's trouble must not be the others': each alone.
-                for mut step in group.drain(..) {
-                    // The failure may have been that of the answer to a commit that took effect.
-                    if let Step::Accept { repeat, .. } = &mut step {
-                        *repeat = Repeat::Again;
-                    }
-                    match connection.store(std::slice::from_ref(&step), max_queues, &clock).await {
-                        Ok(mut results) => match results.pop() {
-                            Some(result) => answer(step, Ok(result)),
-                            None => answer_error(step, gone()),
-                        },
-                        Err(error) => answer_error(step, error),
-                    }
-                }
-            }
-        }
-        pace.took(began.elapsed(), work);
-        written.notify_one();
-    }
-}
-
-fn answer(step: Step, result: Result<Done>) {
-    // A caller that has gone away does not want the answer.
-    let _gone = match (step, result) {
-        (Step::Accept { reply, .. }, Ok(Done::Accept(results))) => reply.send(Ok(results)).is_err(),
-        (Step::Finish { reply, .. }, Ok(Done::Finish(results))) => reply.send(Ok(results)).is_err(),
-        (step, Ok(_)) => {
-            answer_error(step, gone());
-            false
-        }
-        (step, Err(error)) => {
-            answer_error(step, error);
-            false
-        }
-    };
-}
-
-fn answer_error(step: Step, error: StoreError) {
-    let _gone = match step {
-        Step::Accept { reply, .. } => reply.send(Err(error)).is_err(),
-        Step::Finish { reply, .. } => reply.send(Err(error)).is_err(),
-    };
-}
-
-/// The connection that writes, while nobody else asks for it.
-struct Kept {
-    writer: Arc<Writer>,
-    kept: Option<PoolConnection<Sqlite>>,
-}
-
-impl Kept {
-    async fn store(&mut self, group: &[Step], max_queues: Option<u32>, clock: &Clock) -> Result<Vec<Done>> {
-        let mut connection = match self.kept.take() {
-            Some(connection) => connection,
-            None => self.writer.keep().await?,
-        };
-        // After a failure the pool looks at it before anybody has it again.
-        let results = transaction(&mut connection, group, max_queues, clock).await?;
-        self.kept = (!self.writer.is_asked_for()).then_some(connection);
-        Ok(results)
-    }
-}
-
-async fn transaction(
-    connection: &mut SqliteConnection,
-    group: &[Step],
-    max_queues: Option<u32>,
-    clock: &Clock,
-) -> Result<Vec<Done>> {
-    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let now = clock.now();
-    let mut results = Vec::with_capacity(group.len());
-    let mut bytes = 0;
-    let as_one = group.chunk_by(|one, next| {
-        bytes += size(one);
-        let fits = are_alike(one, next) && bytes + size(next) <= STATEMENT_BYTES;
-        bytes = if fits { bytes } else { 0 };
-        fits
-    });
-    for alike in as_one {
-        match alike {
-            [Step::Accept { node, repeat, .. }, ..] => {
-                let batches: Vec<&[Accept]> = alike.iter().filter_map(accepts).collect();
-                let batch: Vec<&Accept> = batches.iter().copied().flatten().collect();
-                let mut accepted =
-                    accept(&mut tx, *node, &batch, *repeat, max_queues, now).await?.into_iter();
-                let own = |batch: &&[Accept]| Done::Accept(accepted.by_ref().take(batch.len()).collect());
-                results.extend(batches.iter().map(own));
-            }
-            [Step::Finish { node, batch, .. }, ..] => {
-                results.push(Done::Finish(finish(&mut tx, *node, batch, now).await?));
-            }
-            [] => {}
-        }
-    }
-    tx.commit().await?;
-    Ok(results)
-}
-
-/// Whether the steps can be stored as one, by as few statements as either of them.
-fn are_alike(one: &Step, next: &Step) -> bool {
-    match (one, next) {
-        (Step::Accept { node, repeat, .. }, Step::Accept { node: next_node, repeat: next_repeat, .. }) => {
-            node == next_node && repeat == next_repeat
-        }
-        _ => false,
-    }
-}
-
-fn is_finish(step: &Step) -> bool {
-    matches!(step, Step::Finish { .. })
-}
-
-fn accepts(step: &Step) -> Option<&[Accept]> {
-    match step {
-        Step::Accept { batch, .. } => Some(batch),
-        Step::Finish { .. } => None,
-    }
-}
-
-/// What the step is worth of time on a processor.
-fn work(step: &Step) -> Duration {
-    match step {
-        Step::Accept { batch, .. } => pace::work(batch.len(), size(step)),
-        Step::Finish { batch, .. } => pace::work(batch.len(), 0),
-    }
-}
-
-/// Bytes of messages that the step stores.
-fn size(step: &Step) -> usize {
-    accepts(step).into_iter().flatten().map(|accept| accept.message.size()).sum()
-}
 
 /// Statements that insert rows into a table, for each of the numbers of rows in [`ROWS`].
 type Inserts = [String; ROWS.len()];
@@ -355,8 +97,7 @@ pub(super) async fn accept(
     }
     let missing: Vec<(&&Accept, &Accepted)> =
         batch.iter().zip(&results).filter(|(accept, _)| is_missing(accept)).collect();
-    let entries =
-        enter_all(conn, missing.iter().map(|(accept, _)| &*accept.message), max_queues, now).await?;
+    let places = enter_all(conn, missing.iter().map(|(accept, _)| &*accept.message), max_queues, now).await?;
     let rows: Vec<New<'_>> = missing
         .iter()
         .enumerate()
@@ -364,7 +105,7 @@ pub(super) async fn accept(
         .map(|(index, (accept, _))| New {
             accept,
             node,
-            entry: entries.get(index).and_then(Option::as_ref),
+            place: places.get(index).and_then(Option::as_ref),
             slot: None,
         })
         .collect();
@@ -408,13 +149,13 @@ async fn present(conn: &mut SqliteConnection, batch: &[&Accept]) -> Result<HashS
     Ok(found.into_iter().collect())
 }
 
-/// Lets messages in: an entry for each, or nothing if none waits at a gate.
+/// Lets messages in at their gates: a place for each that waits at one, or nothing if none does.
 async fn enter_all<'a>(
     conn: &mut SqliteConnection,
     messages: impl Iterator<Item = &'a Message>,
     max_queues: Option<u32>,
     now: Timestamp,
-) -> Result<Vec<Option<Entry>>> {
+) -> Result<Vec<Option<GatePlace>>> {
     let messages: Vec<&Message> = messages.collect();
     if !messages.iter().any(|message| is_gated(message)) {
         return Ok(Vec::new());
@@ -442,7 +183,7 @@ pub(super) async fn due_lanes(
     if i64::try_from(first.len()).unwrap_or(i64::MAX) == limit {
         walked = sqlx::query_scalar(super::deliveries::NEXT_LANES)
             .bind(after)
-            .bind(super::deliveries::LANES_PER_LOOK)
+            .bind(super::deliveries::LANES_PER_WALK)
             .fetch_all(readers)
             .await?;
     }
@@ -451,7 +192,7 @@ pub(super) async fn due_lanes(
 
 /// Leases what is due in the wanted lanes.
 pub(super) async fn claim(
-    writer: &Writer,
+    writer: &SqlitePool,
     node: NodeId,
     lease: Lease,
     wants: &[Want],
@@ -459,7 +200,7 @@ pub(super) async fn claim(
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
     let now = now.as_millis();
-    let mut tx = writer.begin().await?;
+    let mut tx = begin_immediate(writer).await?;
     let mut picked: Vec<(i64, String, i64)> = Vec::new();
     for want in wants {
         let rows: Vec<(i64, String, i64)> = sqlx::query_as(
@@ -519,7 +260,7 @@ pub(super) async fn claim(
 }
 
 /// Stores the ends of attempts: removes or changes the deliveries whose lease holds, then writes what follows for these.
-async fn finish(
+pub(super) async fn finish(
     conn: &mut SqliteConnection,
     node: NodeId,
     batch: &[Ended],
@@ -529,7 +270,7 @@ async fn finish(
     static LETTERS: LazyLock<Inserts> = LazyLock::new(|| inserts("dead_letters", &letter()));
     let messages = batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message);
     // Callbacks are in no queue.
-    let entries = enter_all(conn, messages, None, now).await?;
+    let places = enter_all(conn, messages, None, now).await?;
     let mut applied: HashSet<String> = HashSet::with_capacity(batch.len());
     let of = |wanted: fn(&Next) -> bool| -> Vec<&Ended> {
         batch.iter().filter(|ended| wanted(&ended.finish.next)).collect()
@@ -562,8 +303,8 @@ async fn finish(
         .enumerate()
         .filter(|(_, (ended, _))| applied.contains(ended.id.as_str()))
         .map(|(index, (ended, accept))| {
-            let entry = entries.get(index).and_then(Option::as_ref);
-            New { accept, node, entry, slot: ended.slot.as_ref() }
+            let place = places.get(index).and_then(Option::as_ref);
+            New { accept, node, place, slot: ended.slot.as_ref() }
         })
         .collect();
     insert_new(conn, &rows).await?;
@@ -600,7 +341,7 @@ async fn delete(
         .bind(node.0)
         .execute(conn)
         .await?;
-    serde_json::from_str(&ids).map_err(|error| StoreError::Refused(sqlx::Error::Decode(error.into())))
+    Ok(serde_json::from_str(&ids).map_err(|error| sqlx::Error::Decode(error.into()))?)
 }
 
 async fn retry(conn: &mut SqliteConnection, node: NodeId, ended: &Ended) -> Result<bool> {

@@ -2,7 +2,9 @@
 
 use async_trait::async_trait;
 
-use super::gates::{FlowRow, QueueRow, control_columns};
+use super::gates::control_columns;
+use super::gates::keys::FlowRow;
+use super::gates::queues::QueueRow;
 use super::query::Query;
 use super::{LIST_DEADLINE, SqlStore, url_groups, within};
 use crate::domain::time::Timestamp;
@@ -110,9 +112,9 @@ impl Listing for SqlStore {
                 .sql(") AS page) AS sized WHERE size_before < ")
                 .number(i64::try_from(max_bytes).unwrap_or(i64::MAX))
                 .sql(" ORDER BY name");
-            let rows: Vec<url_groups::Found> = query.fetch(&pools).await?;
+            let rows: Vec<url_groups::FoundRow> = query.fetch(&pools).await?;
             let found = rows.first().map_or(0, |row| row.found);
-            let mut items = rows.into_iter().map(|row| row.row.read()).collect::<Result<Vec<_>>>()?;
+            let mut items = rows.into_iter().map(|row| row.group.read()).collect::<Result<Vec<_>>>()?;
             items.truncate(count);
             Ok(Page { more: found > i64::try_from(items.len()).unwrap_or(i64::MAX), items })
         })

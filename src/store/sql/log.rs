@@ -3,22 +3,24 @@
 //! An entry stands at (time, message, sequence). The sequence tells a message's entries apart: CREATED is 0, attempt n
 //! (from 0) has ACTIVE at 4n + 1, ERROR at 4n + 2 and what followed at 4n + 3; a cancellation comes last. Rows of each
 //! kind are read through an index on their time, a window at a time, and merged; what the filter leaves of the windows is
-//! the page. A page looks at a bounded number of rows and for a bounded time, however few of them match.
+//! the page. A page reads a bounded number of rows, for a bounded time, however few of them match.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use sqlx::{PgPool, SqlitePool};
 
 use super::Backend;
-use super::dead_letters::{fitting, response};
+use super::dead_letters::fitting;
 use super::messages;
-use super::query::{LOOK_TIME, Query};
+use super::query::{PAGE_TIME, Query};
 use crate::domain::id::MessageId;
-use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
-use crate::store::{LogCursor, LogEntry, LogFilter, LogPage, Order, Result, State, StoreError};
+use crate::store::{LogCursor, LogFilter, LogPage, Order, Result, State, StoreError};
+
+mod details;
+
+use self::details::{details, distinct, sizes};
 
 /// Sequences of a cancellation's entries: behind any attempt's.
 const CANCEL_REQUESTED: i64 = 1 << 40;
@@ -26,8 +28,8 @@ const CANCELLED: i64 = CANCEL_REQUESTED + 1;
 
 /// Rows of each source in one window at most.
 const WINDOW: usize = 4000;
-/// Rows that a page looks at: about a second's worth.
-const LOOK: usize = 200_000;
+/// Rows that a page reads at most: about a second's worth.
+const PAGE_ROWS: usize = 200_000;
 
 /// One kind of rows. Each is an entry or two, which follow each other.
 struct Source {
@@ -111,7 +113,7 @@ const IN_FLIGHT: Source = Source {
 };
 
 #[derive(sqlx::FromRow)]
-struct Row {
+struct SourceRow {
     time: i64,
     message_id: String,
     first: i64,
@@ -122,13 +124,13 @@ struct Row {
 
 /// Where an entry stands.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct LogPlace {
     time: i64,
     message_id: String,
     sequence: i64,
 }
 
-impl Place {
+impl LogPlace {
     fn cursor(&self) -> LogCursor {
         let entry = Some((MessageId::new(self.message_id.as_str()), self.sequence));
         LogCursor { time: Timestamp::from_millis(self.time), entry }
@@ -136,27 +138,10 @@ impl Place {
 }
 
 #[derive(Clone, PartialEq, Eq)]
-struct Entry {
-    place: Place,
+struct FoundEntry {
+    place: LogPlace,
     state: State,
     in_flight: bool,
-}
-
-#[derive(sqlx::FromRow)]
-struct SizeRow {
-    id: String,
-    size: i64,
-}
-
-#[derive(sqlx::FromRow)]
-struct AttemptRow {
-    message_id: String,
-    retried: i64,
-    status: i64,
-    error: Option<String>,
-    next_due_at: Option<i64>,
-    response_headers: Option<String>,
-    response_body: Option<Vec<u8>>,
 }
 
 pub(super) async fn page(
@@ -167,10 +152,10 @@ pub(super) async fn page(
     count: usize,
     max_bytes: usize,
 ) -> Result<LogPage> {
-    let walk = Walk { pools, filter, order, window: WINDOW, look: LOOK, time: LOOK_TIME };
+    let walk = Walk { pools, filter, order, window: WINDOW, rows: PAGE_ROWS, time: PAGE_TIME };
     let (mut entries, mut next) = walk.entries(cursor, count).await?;
     let sizes = sizes(pools, &entries).await?;
-    let size = |entry: &Entry| sizes.get(&entry.place.message_id).copied().unwrap_or(0);
+    let size = |entry: &FoundEntry| sizes.get(&entry.place.message_id).copied().unwrap_or(0);
     let within = fitting(entries.iter().map(size), count, max_bytes);
     if within < entries.len() {
         entries.truncate(within);
@@ -184,9 +169,9 @@ struct Walk<'a> {
     pools: &'a Backend<&'a PgPool, &'a SqlitePool>,
     filter: &'a LogFilter,
     order: Order,
-    /// [`WINDOW`], [`LOOK`] and [`LOOK_TIME`].
+    /// [`WINDOW`], [`PAGE_ROWS`] and [`PAGE_TIME`].
     window: usize,
-    look: usize,
+    rows: usize,
     time: Duration,
 }
 
@@ -194,7 +179,7 @@ struct Walk<'a> {
 struct Feed {
     index: usize,
     /// The last row's place; `None` before the first.
-    end: Option<Place>,
+    end: Option<LogPlace>,
     done: bool,
 }
 
@@ -204,7 +189,7 @@ impl Walk<'_> {
         &self,
         cursor: Option<&LogCursor>,
         count: usize,
-    ) -> Result<(Vec<Entry>, Option<LogCursor>)> {
+    ) -> Result<(Vec<FoundEntry>, Option<LogCursor>)> {
         let mut feeds: Vec<Feed> = (0..SOURCES.len())
             .filter(|&index| self.wants(&SOURCES[index]))
             .map(|index| Feed { index, end: None, done: false })
@@ -212,8 +197,8 @@ impl Walk<'_> {
         let started = Instant::now();
         // Before the others: an attempt that ends between the two is seen twice, and not missed.
         let mut pending = self.in_flight(cursor).await?;
-        let mut found: Vec<Entry> = Vec::new();
-        let mut frontier: Option<Place> = None;
+        let mut found: Vec<FoundEntry> = Vec::new();
+        let mut frontier: Option<LogPlace> = None;
         let mut limit = count.saturating_add(1).min(self.window);
         let mut rows = 0;
         let next = 'page: loop {
@@ -222,7 +207,7 @@ impl Walk<'_> {
             for row in &new {
                 pending.extend(entries_of(row)?.filter(|entry| self.is_wanted(entry, cursor)));
             }
-            // What lies beyond may come after something that was not read yet.
+            // An entry beyond the frontier may come after one that was not read yet.
             frontier = self.frontier(&feeds);
             let (mut window, beyond) = pending.into_iter().partition::<Vec<_>, _>(|entry| {
                 frontier.as_ref().is_none_or(|frontier| !self.is_beyond(&entry.place, frontier))
@@ -242,28 +227,28 @@ impl Walk<'_> {
                     break 'page part.last().map(|entry| entry.place.cursor());
                 }
             }
-            if frontier.is_none() || rows >= self.look || started.elapsed() >= self.time {
+            if frontier.is_none() || rows >= self.rows || started.elapsed() >= self.time {
                 break frontier.map(|place| place.cursor());
             }
             limit = (limit * 2).min(self.window);
         };
-        let attempt = |entry: &Entry| (entry.place.message_id.clone(), entry.place.sequence);
+        let attempt = |entry: &FoundEntry| (entry.place.message_id.clone(), entry.place.sequence);
         let ended: HashSet<(String, i64)> =
             found.iter().filter(|entry| !entry.in_flight).map(attempt).collect();
         found.retain(|entry| !entry.in_flight || !ended.contains(&attempt(entry)));
         Ok((found, next))
     }
 
-    async fn in_flight(&self, cursor: Option<&LogCursor>) -> Result<Vec<Entry>> {
+    async fn in_flight(&self, cursor: Option<&LogCursor>) -> Result<Vec<FoundEntry>> {
         if !self.wants(&IN_FLIGHT) {
             return Ok(Vec::new());
         }
         let mut query = Query::new(self.pools);
         self.select(&mut query, 0, &IN_FLIGHT, cursor);
-        let rows: Vec<Row> = query.fetch(self.pools).await?;
+        let rows: Vec<SourceRow> = query.fetch(self.pools).await?;
         let mut entries = Vec::with_capacity(rows.len());
         for row in &rows {
-            entries.extend(entries_of(row)?.map(|entry| Entry { in_flight: true, ..entry }));
+            entries.extend(entries_of(row)?.map(|entry| FoundEntry { in_flight: true, ..entry }));
         }
         Ok(entries)
     }
@@ -272,14 +257,14 @@ impl Walk<'_> {
     async fn read(
         &self,
         feeds: &mut [Feed],
-        frontier: Option<&Place>,
+        frontier: Option<&LogPlace>,
         cursor: Option<&LogCursor>,
         limit: usize,
-    ) -> Result<Vec<Row>> {
+    ) -> Result<Vec<SourceRow>> {
         let mut query = Query::new(self.pools);
         let mut joint = "";
         for feed in feeds.iter_mut().filter(|feed| !feed.done && feed.end.as_ref() == frontier) {
-            let from = feed.end.as_ref().map(Place::cursor);
+            let from = feed.end.as_ref().map(LogPlace::cursor);
             query.sql(joint).sql("SELECT * FROM (");
             self.select(&mut query, feed.index, &SOURCES[feed.index], from.as_ref().or(cursor));
             query.sql(" LIMIT ").number(i64::try_from(limit).unwrap_or(i64::MAX));
@@ -288,12 +273,12 @@ impl Walk<'_> {
             // Unless it turns out to have more.
             feed.done = true;
         }
-        let rows: Vec<Row> = query.fetch(self.pools).await?;
+        let rows: Vec<SourceRow> = query.fetch(self.pools).await?;
         for feed in feeds {
             let own = || rows.iter().filter(|row| usize::try_from(row.source) == Ok(feed.index));
             if own().count() >= limit {
                 feed.done = false;
-                let places = own().map(|row| Place {
+                let places = own().map(|row| LogPlace {
                     time: row.time,
                     message_id: row.message_id.clone(),
                     sequence: match self.order {
@@ -311,7 +296,7 @@ impl Walk<'_> {
     }
 
     /// How far all sources have been read; `None`: to their ends.
-    fn frontier(&self, feeds: &[Feed]) -> Option<Place> {
+    fn frontier(&self, feeds: &[Feed]) -> Option<LogPlace> {
         let ends = feeds.iter().filter(|feed| !feed.done).filter_map(|feed| feed.end.clone());
         match self.order {
             Order::EarliestFirst => ends.min(),
@@ -319,7 +304,7 @@ impl Walk<'_> {
         }
     }
 
-    fn is_beyond(&self, place: &Place, frontier: &Place) -> bool {
+    fn is_beyond(&self, place: &LogPlace, frontier: &LogPlace) -> bool {
         match self.order {
             Order::EarliestFirst => place > frontier,
             Order::LatestFirst => place < frontier,
@@ -327,12 +312,12 @@ impl Walk<'_> {
     }
 
     /// Whether an entry has a wanted state, and is after the cursor: of a row's two entries the first one may not be.
-    fn is_wanted(&self, entry: &Entry, cursor: Option<&LogCursor>) -> bool {
+    fn is_wanted(&self, entry: &FoundEntry, cursor: Option<&LogCursor>) -> bool {
         (self.filter.states.is_empty() || self.filter.states.contains(&entry.state))
             && cursor.is_none_or(|cursor| self.is_after(&entry.place, cursor))
     }
 
-    fn is_after(&self, place: &Place, cursor: &LogCursor) -> bool {
+    fn is_after(&self, place: &LogPlace, cursor: &LogCursor) -> bool {
         let found = match &cursor.entry {
             None => place.time.cmp(&cursor.time.as_millis()),
             Some((id, sequence)) => (place.time, place.message_id.as_str(), place.sequence).cmp(&(
@@ -352,7 +337,7 @@ impl Walk<'_> {
     }
 
     /// The entries whose messages match the filter.
-    async fn matching(&self, entries: &[Entry]) -> Result<Vec<Entry>> {
+    async fn matching(&self, entries: &[FoundEntry]) -> Result<Vec<FoundEntry>> {
         if self.filter.matching.is_empty() {
             return Ok(entries.to_vec());
         }
@@ -421,13 +406,13 @@ impl Walk<'_> {
 }
 
 /// The entries of a row.
-fn entries_of(row: &Row) -> Result<impl Iterator<Item = Entry>> {
+fn entries_of(row: &SourceRow) -> Result<impl Iterator<Item = FoundEntry>> {
     let states: &[(State, i64)] = match row.kind.as_str() {
         "CREATED" => &[(State::Created, 0)],
         "ACTIVE" => &[(State::Active, 0)],
         "CANCEL_REQUESTED" => &[(State::CancelRequested, 0)],
         "CANCELED" => &[(State::Cancelled, 0)],
-        // What an attempt left behind.
+        // The states that an attempt leaves behind.
         "delivered" => &[(State::Delivered, 1)],
         "retry" => &[(State::Error, 0), (State::Retry, 1)],
         "failed" => &[(State::Error, 0), (State::Failed, 1)],
@@ -437,111 +422,11 @@ fn entries_of(row: &Row) -> Result<impl Iterator<Item = Entry>> {
             return Err(StoreError::Corrupt { table: "attempts", column: "result", id });
         }
     };
-    Ok(states.iter().map(|&(state, offset)| Entry {
-        place: Place { time: row.time, message_id: row.message_id.clone(), sequence: row.first + offset },
+    Ok(states.iter().map(|&(state, offset)| FoundEntry {
+        place: LogPlace { time: row.time, message_id: row.message_id.clone(), sequence: row.first + offset },
         state,
         in_flight: false,
     }))
-}
-
-/// Bytes of the bodies and headers that each message of these entries has, its answers included.
-async fn sizes(pools: &Backend<&PgPool, &SqlitePool>, entries: &[Entry]) -> Result<HashMap<String, i64>> {
-    let mut query = Query::new(pools);
-    query
-        .sql("SELECT m.id, CAST(LENGTH(m.body) + COALESCE(OCTET_LENGTH(m.headers), 0) + COALESCE(( \
-                  SELECT SUM(COALESCE(LENGTH(a.response_body), 0) + COALESCE(OCTET_LENGTH(a.response_headers), 0)) \
-                  FROM attempts a WHERE a.message_id = m.id), 0) AS BIGINT) AS size \
-              FROM messages m WHERE m.id ")
-        .one_of(&distinct(entries));
-    let mut sizes = HashMap::new();
-    for row in query.fetch::<SizeRow>(pools).await? {
-        sizes.insert(row.id, row.size);
-    }
-    Ok(sizes)
-}
-
-/// The attempts that the entries are about, as `<message id> <number>`.
-fn attempts_of(entries: &[Entry]) -> Vec<String> {
-    let mut attempts: Vec<String> = entries
-        .iter()
-        .map(|entry| &entry.place)
-        .filter(|place| place.sequence > 0 && place.sequence < CANCEL_REQUESTED)
-        .map(|place| format!("{} {}", place.message_id, place.sequence / 4))
-        .collect();
-    attempts.sort_unstable();
-    attempts.dedup();
-    attempts
-}
-
-fn distinct(entries: &[Entry]) -> Vec<&str> {
-    let mut ids: Vec<&str> = entries.iter().map(|entry| entry.place.message_id.as_str()).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
-
-/// The entries with their messages and answers. One whose message has been removed meanwhile is left out.
-async fn details(pools: &Backend<&PgPool, &SqlitePool>, entries: &[Entry]) -> Result<Vec<LogEntry>> {
-    let ids = distinct(entries);
-    let messages: HashMap<String, Arc<Message>> = messages::get_many(pools, &ids)
-        .await?
-        .into_iter()
-        .map(|message| (message.id.as_str().to_owned(), Arc::new(message)))
-        .collect();
-    let mut query = Query::new(pools);
-    query
-        .sql("SELECT message_id, retried, status, error, next_due_at, response_headers, response_body FROM attempts WHERE message_id ")
-        .one_of(&ids);
-    // Only the attempts that the page shows: a message may have many, with large answers.
-    let shown = attempts_of(entries);
-    let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
-    query.sql(" AND message_id || ' ' || CAST(retried AS TEXT) ").one_of(&shown);
-    let mut attempts = HashMap::new();
-    for row in query.fetch::<AttemptRow>(pools).await? {
-        attempts.insert((row.message_id.clone(), row.retried), row);
-    }
-    entries
-        .iter()
-        .filter_map(|entry| {
-            let message = messages.get(&entry.place.message_id)?;
-            Some(log_entry(entry, message, &attempts))
-        })
-        .collect()
-}
-
-fn log_entry(
-    Entry { place, state, .. }: &Entry,
-    message: &Arc<Message>,
-    attempts: &HashMap<(String, i64), AttemptRow>,
-) -> Result<LogEntry> {
-    let state = *state;
-    let mut entry = LogEntry {
-        time: Timestamp::from_millis(place.time),
-        message: Arc::clone(message),
-        state,
-        sequence: place.sequence,
-        next_due_at: None,
-        error: None,
-        response: None,
-    };
-    if state == State::Created && message.due_at > message.created_at {
-        entry.next_due_at = Some(message.due_at);
-    }
-    let ended = matches!(state, State::Error | State::Retry | State::Failed | State::Delivered);
-    if let Some(attempt) = attempts.get(&(place.message_id.clone(), place.sequence / 4)).filter(|_| ended) {
-        if state == State::Retry {
-            entry.next_due_at = attempt.next_due_at.map(Timestamp::from_millis);
-        } else {
-            entry.error.clone_from(&attempt.error);
-            entry.response = response(
-                attempt.status,
-                attempt.response_headers.as_deref(),
-                attempt.response_body.clone(),
-                &place.message_id,
-            )?;
-        }
-    }
-    Ok(entry)
 }
 
 const _: () = assert!(CANCEL_REQUESTED == 1_099_511_627_776 && CANCELLED == 1_099_511_627_777);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sqlx::{FromRow, PgPool, SqlitePool};
 
 use super::columns::{Column, Fields, Stored, names, put, read, skip};
-use super::gates::entry::Entry;
+use super::gates::entering::GatePlace;
 use super::query::{Query, wanted};
 use super::{Backend, codec};
 use crate::domain::filter::MessageFilter;
@@ -27,7 +27,7 @@ pub(super) struct New<'a> {
     /// Whose lease the delivery has, where it is stored leased.
     pub(super) node: NodeId,
     /// Where the delivery waits, unless only its lane limits it.
-    pub(super) entry: Option<&'a Entry>,
+    pub(super) place: Option<&'a GatePlace>,
     /// The slot that a callback's delivery shares with its source.
     pub(super) slot: Option<&'a Slot>,
 }
@@ -93,9 +93,9 @@ pub(super) fn delivery<'a>() -> Vec<DeliveryColumn<'a>> {
         Own::number("claims", |new| Some(i64::from(new.accept.lease.is_some()))),
         Own::number("node", |new| Some(new.accept.lease.map_or(0, |_| new.node.0))),
         Own::number("lease", |new| Some(new.accept.lease.map_or(0, |lease| lease.0))),
-        Own::text("gate", |new| new.entry.map(|entry| Cow::from(&*entry.gate))),
-        Own::text("flow", |new| new.entry.and_then(|entry| entry.flow.as_deref()).map(Cow::from)),
-        Own::number("place", |new| new.entry.map(|entry| entry.place)),
+        Own::text("gate", |new| new.place.map(|place| Cow::from(&*place.gate))),
+        Own::text("flow", |new| new.place.and_then(|place| place.flow.as_deref()).map(Cow::from)),
+        Own::number("place", |new| new.place.map(|place| place.order_us)),
         Own::text("slot", |new| new.slot.map(|slot| Cow::from(&*slot.queue))),
         Own::text("holder", |new| new.slot.map(|slot| slot.holder.as_str().into())),
     ]
@@ -196,7 +196,7 @@ struct PartsRow {
 /// Ids that one call to [`matching`] may name: a moment's work, even where bodies lie before what is looked at.
 pub(super) const MATCHED: usize = 1000;
 
-/// Those of the ids, at most [`MATCHED`], whose messages match.
+/// Filters ids, at most [`MATCHED`], by their messages.
 pub(super) async fn matching(
     pools: &Backend<&PgPool, &SqlitePool>,
     ids: &[&str],
@@ -212,7 +212,7 @@ pub(super) async fn matching(
     Ok(rows.into_iter().filter(matches).map(|row| row.id).collect())
 }
 
-/// What a statement that leases deliveries `d` returns of them, as [`ClaimedRow`] reads it.
+/// The columns of leased deliveries `d` that a claim returns, as [`ClaimedRow`] reads them.
 pub(super) const LEASED: &str = "d.message_id, d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
     d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder, \
     CASE WHEN d.gate IS NOT NULL THEN d.flow END AS flow_gate";

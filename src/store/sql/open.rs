@@ -18,12 +18,12 @@ use sqlx::{Connection as _, Row as _};
 
 use super::checkpoint::{self, Checkpointer};
 use super::damage::{self, Checkup};
+use super::group_commit::GroupCommit;
 use super::health::Health;
 use super::low_water::LowWater;
 use super::primary::Primary;
 use super::query::READ_LIMIT;
-use super::writer::Writer;
-use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools, hot_sqlite};
+use super::{Backend, DEADLINE, Database, Options, PostgresPools, SqlitePools};
 use crate::clock::Clock;
 use crate::failure::Failure;
 use crate::store::{Result, StoreError};
@@ -109,14 +109,13 @@ async fn postgres(url: &str, options: &Options, clock: &Clock, failure: &Failure
     Ok(PostgresPools {
         hot: current(pool(None)).max_connections(options.hot_connections).connect_with(hot).await?,
         health: Health::start(Backend::Postgres(probe), clock, failure),
-        looks: primary.start(unlimited.clone(), failure),
+        probes: primary.start(unlimited.clone(), failure),
         heartbeat: clean().max_connections(1).connect_with(rest.clone()).await?,
         rest: clean().max_connections(short).connect_with(rest).await?,
         lists: current(pool(Some(WATCH_CLIENT))).max_connections(long).connect_with(lists).await?,
         listening: current(pool(None)).max_connections(1).connect_lazy_with(unlimited.clone()),
         listener: tokio::sync::Mutex::new(None),
         low_water: Arc::new(LowWater::new()),
-        vacuum: super::vacuum::Vacuum::start(unlimited.clone(), options.vacuum_after, failure),
         unlimited,
         primary,
     })
@@ -184,12 +183,10 @@ async fn sqlite(path: &Path, options: &Options, clock: &Clock, failure: &Failure
         .test_before_acquire(false)
         .connect_with(options.clone())
         .await?;
-    let writer = Arc::new(Writer::new(writer));
-    let checkup = Checkup::start(unchecked, options, Arc::clone(&writer), path.clone(), failure);
-    let checkpointer = Checkpointer::start(checkpoints.clone(), Arc::clone(&writer), path, failure);
-    let group =
-        hot_sqlite::GroupCommit::start(Arc::clone(&writer), checkpointer.bell(), max_queues, clock, failure);
-    let health = Health::start(Backend::Sqlite(Arc::clone(&writer)), clock, failure);
+    let checkup = Checkup::start(unchecked, options, writer.clone(), path.clone(), failure);
+    let checkpointer = Checkpointer::start(checkpoints.clone(), writer.clone(), path, failure);
+    let group = GroupCommit::start(writer.clone(), checkpointer.bell(), max_queues, clock, failure);
+    let health = Health::start(Backend::Sqlite(writer.clone()), clock, failure);
     Ok(SqlitePools {
         writer,
         group,
@@ -205,7 +202,8 @@ async fn sqlite(path: &Path, options: &Options, clock: &Clock, failure: &Failure
     })
 }
 
-/// What can't be done with a path, and what may help. Files are made in the folder, which is what must be writable.
+/// A sentence about a path that can't be used, with advice where there is some. Files are made in the folder, which is
+/// what must be writable.
 fn folder_help(path: &Path, verb: &str, error: &std::io::Error) -> String {
     let text = format!("{} can't be {verb}: {error}", path.display());
     if error.kind() != std::io::ErrorKind::PermissionDenied {

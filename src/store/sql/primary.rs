@@ -5,13 +5,14 @@
 //! one is made every few seconds, and each server is known by its system identifier, its timeline and the start of its
 //! postmaster. As soon as it is another one, the connections to the one before are closed.
 //!
-//! Between two looks a promotion shows by what a standby leaves behind: it stops following before it takes writes. Where
-//! a standby follows, each step that stores looks after its commit whether it still does. If not, the step is not
-//! answered before a look that began after its commit has confirmed the server.
+//! Between two probes a promotion shows by what a standby leaves behind: it stops following before it takes writes. Where
+//! a standby follows, each step that stores checks after its commit whether it still does. If not, the step is not
+//! answered before a probe that began after its commit has confirmed the server.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 use tokio::sync::{Notify, watch};
@@ -22,10 +23,10 @@ use crate::clock::pause;
 use crate::failure::Failure;
 use crate::store::{Result, StoreError};
 
-/// Between two looks, and while one has failed.
-const REST: Duration = Duration::from_secs(5);
-const REST_IN_TROUBLE: Duration = Duration::from_secs(1);
-/// Limit for a look.
+/// Between two probes, and while one has failed.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBE_EVERY_IN_TROUBLE: Duration = Duration::from_secs(1);
+/// Limit for a probe.
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long after a standby has stopped following steps are confirmed one by one, unless it follows again. It may be
 /// promoted, or have been taken away for good.
@@ -64,7 +65,7 @@ impl Server {
     }
 }
 
-/// What is known.
+/// Everything that is known of the primary.
 #[derive(Clone, Copy, Default)]
 struct Seen {
     /// The server that the node works with; `None` until the first connection.
@@ -73,7 +74,7 @@ struct Seen {
     moves: u64,
     /// Connections that were made before this lead to the server before.
     opened_after: Option<Instant>,
-    /// When the last look began that found the URL to lead to the server.
+    /// When the last probe began that found the URL to lead to the server.
     confirmed: Option<Instant>,
     /// Standbys that follow it, and other readers of its write-ahead log.
     followers: i64,
@@ -81,8 +82,8 @@ struct Seen {
     suspicious_until: Option<Instant>,
     /// Why the server that the URL leads to must not be used.
     trouble: Option<&'static str>,
-    /// The last look got no connection, or no answer.
-    look_failed: bool,
+    /// The last probe got no connection, or no answer.
+    probe_failed: bool,
 }
 
 /// A promise that nothing has moved since it was made, to be redeemed after a write.
@@ -92,7 +93,7 @@ pub(super) struct Ticket(u64);
 /// The server that the node works with.
 pub(super) struct Primary {
     seen: watch::Sender<Seen>,
-    /// Rung when a look is wanted.
+    /// Rung when a probe is wanted.
     wanted: Notify,
 }
 
@@ -101,9 +102,9 @@ impl Primary {
         Arc::new(Self { seen: watch::Sender::default(), wanted: Notify::new() })
     }
 
-    /// Starts the looks.
+    /// Starts the probes.
     pub(super) fn start(self: &Arc<Self>, options: PgConnectOptions, failure: &Failure) -> AbortHandle {
-        failure.spawn("looking for the primary", run(Arc::clone(self), options)).abort_handle()
+        failure.spawn("probing for the primary", run(Arc::clone(self), options)).abort_handle()
     }
 
     /// Options for a pool whose connections all lead to the server. `prepare` is run on each new connection, which is used
@@ -162,7 +163,7 @@ impl Primary {
         self.confirm(ticket).await
     }
 
-    /// Becomes suspicious if fewer standbys follow the server of this connection than did at the last look.
+    /// Becomes suspicious if fewer standbys follow the server of this connection than did at the last probe.
     async fn watch_followers(&self, connection: &mut PgConnection) -> Result<()> {
         let seen = *self.seen.borrow();
         if seen.followers > 0
@@ -186,7 +187,7 @@ impl Primary {
         self.watch_followers(connection).await
     }
 
-    /// In doubt, waits for a look that begins now.
+    /// In doubt, waits for a probe that begins now.
     pub(super) async fn confirm(&self, ticket: Ticket) -> Result<()> {
         let settled = |seen: &Seen| {
             (seen.moves != ticket.0).then(|| Err(left())).or_else(|| (!seen.is_doubtful()).then_some(Ok(())))
@@ -195,10 +196,10 @@ impl Primary {
             return settled;
         }
         let asked = Instant::now();
-        let mut looks = self.seen.subscribe();
+        let mut probes = self.seen.subscribe();
         self.wanted.notify_one();
-        let looked = |seen: &Seen| seen.moves != ticket.0 || seen.confirmed.is_some_and(|at| at >= asked);
-        match looks.wait_for(looked).await {
+        let answered = |seen: &Seen| seen.moves != ticket.0 || seen.confirmed.is_some_and(|at| at >= asked);
+        match probes.wait_for(answered).await {
             Ok(seen) if seen.moves == ticket.0 => Ok(()),
             _ => Err(left()),
         }
@@ -217,35 +218,35 @@ impl Primary {
         });
     }
 
-    /// Takes note of the server that a new connection leads to; with what a look has seen, when it began and how many
+    /// Takes note of the server that a new connection leads to; with what a probe has seen, when it began and how many
     /// follow. The reason if it must not be used.
-    fn meet(&self, server: Server, look: Option<(Instant, i64)>) -> Result<(), &'static str> {
+    fn meet(&self, server: Server, probe: Option<(Instant, i64)>) -> Result<(), &'static str> {
         let mut refused = None;
-        self.seen.send_modify(|seen| refused = seen.meet(server, look).err());
+        self.seen.send_modify(|seen| refused = seen.meet(server, probe).err());
         refused.map_or(Ok(()), Err)
     }
 
-    fn look_failed(&self) {
-        self.seen.send_modify(|seen| seen.look_failed = true);
+    fn probe_failed(&self) {
+        self.seen.send_modify(|seen| seen.probe_failed = true);
     }
 }
 
 impl Seen {
     fn trouble(&self) -> Option<&'static str> {
-        self.trouble.or_else(|| self.look_failed.then_some("no new connection to it can be made"))
+        self.trouble.or_else(|| self.probe_failed.then_some("no new connection to it can be made"))
     }
 
-    /// Whether a write may have gone to a former primary. A look that failed says so only where a standby can have taken its
+    /// Whether a write may have gone to a former primary. A probe that failed says so only where a standby can have taken its
     /// place.
     fn is_doubtful(&self) -> bool {
-        self.suspicious_until.is_some() || self.trouble.is_some() || (self.look_failed && self.followers > 0)
+        self.suspicious_until.is_some() || self.trouble.is_some() || (self.probe_failed && self.followers > 0)
     }
 
-    fn meet(&mut self, server: Server, look: Option<(Instant, i64)>) -> Result<(), &'static str> {
+    fn meet(&mut self, server: Server, probe: Option<(Instant, i64)>) -> Result<(), &'static str> {
         let Some(known) = self.server else {
             if !server.is_standby {
                 self.server = Some(server);
-                self.follow(look);
+                self.follow(probe);
             }
             return Ok(());
         };
@@ -271,15 +272,15 @@ impl Seen {
         }
         // Its timeline may be another one without a restart.
         self.server = Some(server);
-        self.follow(look);
+        self.follow(probe);
         Ok(())
     }
 
-    fn follow(&mut self, look: Option<(Instant, i64)>) {
-        let Some((began, followers)) = look else { return };
+    fn follow(&mut self, probe: Option<(Instant, i64)>) {
+        let Some((began, followers)) = probe else { return };
         self.confirmed = Some(began);
         self.trouble = None;
-        self.look_failed = false;
+        self.probe_failed = false;
         if followers >= self.followers {
             self.followers = followers;
             self.suspicious_until = None;
@@ -294,13 +295,13 @@ impl Seen {
 }
 
 fn left() -> StoreError {
-    StoreError::Unavailable(sqlx::Error::Protocol("the connection led to a former primary".to_owned()))
+    sqlx::Error::Protocol("the connection led to a former primary".to_owned()).into()
 }
 
 async fn run(primary: Arc<Primary>, options: PgConnectOptions) {
     loop {
         let began = Instant::now();
-        match within(LIMIT, look(&options)).await {
+        match within(LIMIT, probe(&options)).await {
             Ok((server, followers)) => {
                 let known = primary.trouble();
                 if let Err(reason) = primary.meet(server, Some((began, followers)))
@@ -309,7 +310,7 @@ async fn run(primary: Arc<Primary>, options: PgConnectOptions) {
                     tracing::warn!(reason, "the URL leads to a database that must not be used");
                 }
             }
-            // Some server has answered; the next look will tell which.
+            // Some server has answered; the next probe will tell which.
             Err(error) if is_full(&error) => {}
             Err(error) => {
                 if primary.trouble().is_none() {
@@ -318,10 +319,10 @@ async fn run(primary: Arc<Primary>, options: PgConnectOptions) {
                         "no new connection to the database can be made"
                     );
                 }
-                primary.look_failed();
+                primary.probe_failed();
             }
         }
-        let rest = if primary.trouble().is_some() { REST_IN_TROUBLE } else { REST };
+        let rest = if primary.trouble().is_some() { PROBE_EVERY_IN_TROUBLE } else { PROBE_EVERY };
         tokio::select! {
             biased;
             () = pause(rest) => {}
@@ -332,13 +333,12 @@ async fn run(primary: Arc<Primary>, options: PgConnectOptions) {
 
 /// Whether the server has no connection to give.
 fn is_full(error: &StoreError) -> bool {
-    match error {
-        StoreError::Unavailable(sqlx::Error::Database(error)) => error.code().as_deref() == Some("53300"),
-        _ => false,
-    }
+    let StoreError::Unavailable(source) = error else { return false };
+    let database = source.downcast_ref().and_then(sqlx::Error::as_database_error);
+    database.and_then(DatabaseError::code).as_deref() == Some("53300")
 }
 
-async fn look(options: &PgConnectOptions) -> Result<(Server, i64)> {
+async fn probe(options: &PgConnectOptions) -> Result<(Server, i64)> {
     let mut connection = options.connect().await?;
     let server = identify(&mut connection).await?;
     let followers = followers(&mut connection).await?;
@@ -428,11 +428,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_look_raises_doubts_only_where_a_standby_follows() {
+    async fn a_failed_probe_raises_doubts_only_where_a_standby_follows() {
         for (followers, doubtful) in [(0, false), (1, true)] {
             let primary = Primary::new();
             primary.meet(OLD, Some((Instant::now(), followers))).unwrap();
-            primary.look_failed();
+            primary.probe_failed();
             assert_eq!(primary.trouble(), Some("no new connection to it can be made"));
             let mut answer = Box::pin(primary.confirm(primary.ticket()));
             assert_eq!(futures_util::poll!(&mut answer).is_pending(), doubtful);
@@ -444,10 +444,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn in_doubt_an_answer_waits_for_a_look_that_began_after_it_was_asked() {
+    async fn in_doubt_an_answer_waits_for_a_probe_that_began_after_it_was_asked() {
         let primary = Primary::new();
-        let look = |server, followers| primary.meet(server, Some((Instant::now(), followers)));
-        look(OLD, 1).unwrap();
+        let probe = |server, followers| primary.meet(server, Some((Instant::now(), followers)));
+        probe(OLD, 1).unwrap();
         let ticket = primary.ticket();
         primary.confirm(ticket).await.unwrap();
         primary.suspect();
@@ -455,11 +455,11 @@ mod tests {
         let mut answer = Box::pin(primary.confirm(ticket));
         assert!(futures_util::poll!(&mut answer).is_pending());
         primary.meet(OLD, Some((began, 0))).unwrap();
-        assert!(futures_util::poll!(&mut answer).is_pending(), "that look was earlier");
-        look(OLD, 0).unwrap();
+        assert!(futures_util::poll!(&mut answer).is_pending(), "that probe was earlier");
+        probe(OLD, 0).unwrap();
         answer.await.unwrap();
         let answer = primary.confirm(ticket);
-        look(NEW, 0).unwrap();
+        probe(NEW, 0).unwrap();
         assert!(answer.await.is_err_and(|error| error.is_transient()));
         primary.confirm(primary.ticket()).await.unwrap();
     }

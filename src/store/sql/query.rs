@@ -14,7 +14,8 @@ use sqlx::{
     AssertSqlSafe, Database, Encode, FromRow, PgPool, Pool, Postgres, Sqlite, SqliteConnection, SqlitePool,
 };
 
-use super::{Backend, Tx};
+use super::Backend;
+use super::tx::Tx;
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
@@ -22,9 +23,9 @@ use crate::store::{Result, StoreError};
 
 /// How long one statement may read. Postgres has it as the connection's `statement_timeout`.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(5);
-/// How long a page of a list looks for what matches before it says how far it has come.
-pub(super) const LOOK_TIME: Duration = Duration::from_secs(1);
-/// Instructions of SQLite's virtual machine between two looks at whether a statement is to stop: some ten microseconds.
+/// How long a page of a list searches for what matches before it says how far it has come.
+pub(super) const PAGE_TIME: Duration = Duration::from_secs(1);
+/// Instructions of SQLite's virtual machine between two checks whether a statement is to stop: some ten microseconds.
 const INSTRUCTIONS: i32 = 1000;
 
 enum Value {
@@ -64,6 +65,26 @@ impl Encode<'_, Sqlite> for Texts {
 /// has one, so that any other character that ids don't have does as well.
 pub(super) fn wanted(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
+}
+
+/// Rows that a statement takes as JSON in `$1`, an object each, as a table `r` with columns of these names and types.
+pub(super) fn table<P, S>(backend: &Backend<P, S>, columns: &[(&str, &str)]) -> String {
+    match backend {
+        Backend::Postgres(_) => {
+            // Names sort and compare as those in tables do.
+            let collation = |kind| if kind == "TEXT" { " COLLATE \"C\"" } else { "" };
+            let columns: Vec<String> =
+                columns.iter().map(|(name, kind)| format!("{name} {kind}{}", collation(*kind))).collect();
+            let columns = columns.join(", ");
+            format!("jsonb_to_recordset(CAST(CAST($1 AS TEXT) AS JSONB)) AS r ({columns})")
+        }
+        Backend::Sqlite(_) => {
+            let columns: Vec<String> =
+                columns.iter().map(|(name, _)| format!("value ->> '{name}' AS {name}")).collect();
+            let columns = columns.join(", ");
+            format!("(SELECT {columns} FROM json_each($1)) AS r")
+        }
+    }
 }
 
 /// SQL with its bound values.
@@ -133,6 +154,16 @@ impl Query {
         let (before, after) = match self.engine {
             Engine::Postgres => ("= ANY (", ")"),
             Engine::Sqlite => ("IN (SELECT value FROM json_each(", "))"),
+        };
+        self.sql(before).placeholder(Value::Texts(Texts(values))).sql(after)
+    }
+
+    /// Appends a table `list` of these texts, with the column `id`.
+    pub(super) fn list(&mut self, values: &[&str]) -> &mut Self {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        let (before, after) = match self.engine {
+            Engine::Postgres => ("unnest(", "::text[]) AS list (id)"),
+            Engine::Sqlite => ("(SELECT value AS id FROM json_each(", ")) AS list"),
         };
         self.sql(before).placeholder(Value::Texts(Texts(values))).sql(after)
     }
@@ -218,12 +249,12 @@ impl Query {
     where
         T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
     {
-        Ok(on_backend!(tx, |tx| bound!(query_as, self).fetch_all(&mut **tx).await?))
+        Ok(on_backend!(&mut tx.on, |tx| bound!(query_as, self).fetch_all(&mut **tx).await?))
     }
 
     /// Runs the statement in a transaction, and returns how many rows it has changed.
     pub(super) async fn execute_in(self, tx: &mut Tx) -> Result<u64> {
-        Ok(on_backend!(tx, |tx| bound!(query, self).execute(&mut **tx).await?.rows_affected()))
+        Ok(on_backend!(&mut tx.on, |tx| bound!(query, self).execute(&mut **tx).await?.rows_affected()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Removing what is past its age, in small batches.
 
-use super::{Tx, gates};
+use super::tx::Tx;
+use super::{Backend, gates};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::{Result, Retention};
@@ -19,7 +20,7 @@ pub(super) async fn prune(
     after: &str,
     idle_keys: &[String],
 ) -> Result<Option<String>> {
-    if let Tx::Postgres(tx) = &mut *tx {
+    if let Backend::Postgres(tx) = &mut tx.on {
         // One node at a time does it for all.
         let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
             .bind(ADVISORY_LOCK)
@@ -31,11 +32,11 @@ pub(super) async fn prune(
     }
     let more_expired = prune_expired(tx, retention, now).await?;
     let cutoff = now.before(retention.log);
-    gates::prune(tx, idle_keys, cutoff).await?;
+    gates::keys::prune(tx, idle_keys, cutoff).await?;
     let bound = MessageId::earliest_at(cutoff);
     let page = "SELECT MAX(id), COUNT(*) FROM \
                 (SELECT id FROM messages WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) AS page";
-    let (upto, count): (Option<String>, i64) = on_backend!(&mut *tx, |tx| {
+    let (upto, count): (Option<String>, i64) = on_backend!(&mut tx.on, |tx| {
         sqlx::query_as(page).bind(after).bind(bound.as_str()).bind(BATCH).fetch_one(&mut **tx).await?
     });
     let Some(upto) = upto else { return Ok(more_expired.then(|| after.to_owned())) };
@@ -46,7 +47,7 @@ pub(super) async fn prune(
          AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = messages.id AND a.ended_at >= $3) \
          AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.message_id = messages.id \
              AND (c.requested_at >= $3 OR c.cancelled_at >= $3))";
-    on_backend!(&mut *tx, |tx| {
+    on_backend!(&mut tx.on, |tx| {
         sqlx::query(messages)
             .bind(after)
             .bind(upto.as_str())
@@ -61,11 +62,11 @@ pub(super) async fn prune(
          AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.id = cancellations.message_id)",
     ];
     for sql in orphans {
-        on_backend!(&mut *tx, |tx| {
+        on_backend!(&mut tx.on, |tx| {
             sqlx::query(sql).bind(after).bind(upto.as_str()).execute(&mut **tx).await?;
         });
     }
-    if let Tx::Sqlite(tx) = &mut *tx {
+    if let Backend::Sqlite(tx) = &mut tx.on {
         // Gives freed pages back to the file system, a few at a time.
         sqlx::query("PRAGMA incremental_vacuum(200)").execute(&mut **tx).await?;
     }
@@ -88,7 +89,7 @@ async fn prune_expired(tx: &mut Tx, retention: Retention, now: Timestamp) -> Res
     ];
     let mut more = false;
     for (sql, cutoff) in statements {
-        let deleted = on_backend!(&mut *tx, |tx| {
+        let deleted = on_backend!(&mut tx.on, |tx| {
             sqlx::query(sql).bind(cutoff.as_millis()).bind(BATCH).execute(&mut **tx).await?.rows_affected()
         });
         more |= deleted >= BATCH.unsigned_abs();

@@ -1,6 +1,6 @@
-//! What a clock that has gone back leaves in the future, on SQLite.
+//! Bringing back what a clock that has gone back leaves in the future, on SQLite.
 //!
-//! What was accepted without a delay is due from then on. After a step back, or at a start after one, its due time lies
+//! A message that was accepted without a delay is due from then on. After a step back, or at a start after one, its due time lies
 //! ahead, and it is brought back. What was published with a delay, and a retry, waits for its time: nothing tells whether
 //! a time of day was meant, and early is worse than late.
 
@@ -19,7 +19,8 @@ macro_rules! undelayed {
         "EXISTS (SELECT 1 FROM messages m WHERE m.id = deliveries.message_id AND m.due_at <= m.created_at)"
     };
 }
-/// The same of messages with an id from `$2` on, which begins with the time of acceptance, that were not attempted yet.
+/// Deliveries of messages that had no delay and were not attempted yet, with an id from `$2` on, which begins with the
+/// time of acceptance.
 macro_rules! accepted {
     () => {
         concat!("message_id >= $2 AND node = 0 AND retried = 0 AND ", undelayed!())
@@ -61,7 +62,7 @@ pub(super) async fn rewind(connection: &mut SqliteConnection, now: Timestamp) ->
         ] {
             sqlx::query(sql).bind(&gate).bind(last).bind(now_us).execute(&mut *connection).await?;
         }
-        // What was seen of it is seen anew.
+        // A snapshot that was taken before is void.
         sqlx::query("UPDATE gates SET version = version + 1 WHERE name = $1")
             .bind(&gate)
             .execute(&mut *connection)

@@ -1,4 +1,4 @@
-//! The table `schedules`, and the runs that it leads to.
+//! The table `schedules`, and the firings that it leads to.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use bytes::Bytes;
 
 use super::dead_letters::fitting;
 use super::query::{Query, wanted};
-use super::{DEADLINE, LONG_DEADLINE, SqlStore, Tx, codec, deliveries, messages, within};
+use super::tx::Tx;
+use super::{Backend, DEADLINE, LONG_DEADLINE, SqlStore, codec, deliveries, messages, within};
 use crate::domain::id::{MessageId, ScheduleId};
 use crate::domain::message::Method;
 use crate::domain::template::Template;
 use crate::domain::time::Timestamp;
-use crate::store::schedules::{LastRun, Progress, Run, Schedule, Schedules};
-use crate::store::{NextDue, Page, Result, Store as _, StoreError};
+use crate::store::schedules::{Firing, Firings, LastFiring, Progress, Schedule, Schedules};
+use crate::store::{NextDue, Nodes as _, Page, Result, StoreError};
 
 /// Postgres' lock for counting: `hschedul` in ASCII.
 const ADVISORY_LOCK: i64 = 0x6873_6368_6564_756c;
@@ -71,8 +72,8 @@ impl ScheduleRow {
         let delay = self.delay_ms.map(|ms| u64::try_from(ms).map(Duration::from_millis)).transpose();
         Ok(Schedule {
             delay: delay.map_err(|_| corrupt("delay_ms"))?,
-            last_run: self.last_slot.map(|slot| LastRun {
-                slot: Timestamp::from_millis(slot),
+            last_firing: self.last_slot.map(|slot| LastFiring {
+                occurrence: Timestamp::from_millis(slot),
                 messages: self
                     .last_messages
                     .iter()
@@ -113,9 +114,9 @@ async fn put(tx: &mut Tx, schedule: &Schedule) -> Result<()> {
              last_messages = excluded.last_messages, last_error = excluded.last_error"
     );
     let template = &schedule.template;
-    let last_run = schedule.last_run.as_ref();
+    let last_firing = schedule.last_firing.as_ref();
     let delay_ms = schedule.delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
-    on_backend!(tx, |tx| {
+    on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
             .bind(schedule.id.as_str())
             .bind(schedule.generation)
@@ -134,9 +135,9 @@ async fn put(tx: &mut Tx, schedule: &Schedule) -> Result<()> {
             .bind(schedule.created_at.as_millis())
             .bind(schedule.paused)
             .bind(schedule.next_at.as_millis())
-            .bind(last_run.map(|run| run.slot.as_millis()))
-            .bind(last_run.and_then(|run| write_ids(run.messages.iter())))
-            .bind(last_run.and_then(|run| run.error.as_deref()))
+            .bind(last_firing.map(|firing| firing.occurrence.as_millis()))
+            .bind(last_firing.and_then(|firing| write_ids(firing.messages.iter())))
+            .bind(last_firing.and_then(|firing| firing.error.as_deref()))
             .execute(&mut **tx)
             .await?;
     });
@@ -145,34 +146,34 @@ async fn put(tx: &mut Tx, schedule: &Schedule) -> Result<()> {
 
 /// How many schedules other than this one there are. No other transaction that asks goes on before this one's end.
 async fn count_others(tx: &mut Tx, id: &ScheduleId) -> Result<i64> {
-    if let Tx::Postgres(tx) = &mut *tx {
+    if let Backend::Postgres(tx) = &mut tx.on {
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut **tx).await?;
     }
     let sql = "SELECT COUNT(*) FROM schedules WHERE id <> $1";
-    Ok(on_backend!(tx, |tx| sqlx::query_scalar(sql).bind(id.as_str()).fetch_one(&mut **tx).await?))
+    Ok(on_backend!(&mut tx.on, |tx| sqlx::query_scalar(sql).bind(id.as_str()).fetch_one(&mut **tx).await?))
 }
 
 async fn exists(tx: &mut Tx, id: &ScheduleId) -> Result<bool> {
     let sql = "SELECT 1 FROM schedules WHERE id = $1";
-    Ok(on_backend!(tx, |tx| {
+    Ok(on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql).bind(id.as_str()).fetch_optional(&mut **tx).await?.is_some()
     }))
 }
 
-/// Moves a schedule on, if it is as the run found it.
-async fn advance(tx: &mut Tx, run: &Run) -> Result<bool> {
+/// Moves a schedule on, if it is as the firing found it.
+async fn advance(tx: &mut Tx, firing: &Firing) -> Result<bool> {
     let sql = "UPDATE schedules SET next_at = $1, last_slot = next_at, last_messages = $2, last_error = $3 \
                WHERE id = $4 AND generation = $5 AND next_at = $6 AND NOT paused";
-    let accepts = run.outcome.as_deref().unwrap_or_default();
+    let accepts = firing.outcome.as_deref().unwrap_or_default();
     let ids = write_ids(accepts.iter().map(|accept| &accept.message.id));
-    let updated = on_backend!(tx, |tx| {
+    let updated = on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
-            .bind(run.next_at.as_millis())
+            .bind(firing.next_at.as_millis())
             .bind(ids)
-            .bind(run.outcome.as_ref().err())
-            .bind(run.id.as_str())
-            .bind(run.generation)
-            .bind(run.slot.as_millis())
+            .bind(firing.outcome.as_ref().err())
+            .bind(firing.id.as_str())
+            .bind(firing.generation)
+            .bind(firing.occurrence.as_millis())
             .execute(&mut **tx)
             .await?
             .rows_affected()
@@ -207,32 +208,32 @@ impl SqlStore {
         Ok(schedules)
     }
 
-    /// Puts schedules aside that can't be read, so that the others are run.
+    /// Puts schedules aside that can't be read, so that the others are firing.
     async fn put_aside(&self, ids: &[String], now: Timestamp) -> Result<()> {
-        let mut tx = self.begin().await?;
-        for id in ids {
-            let sql = "UPDATE schedules SET next_at = $1 WHERE id = $2";
-            on_backend!(&mut tx, |tx| {
-                sqlx::query(sql).bind(now.after(ASIDE).as_millis()).bind(id).execute(&mut **tx).await?;
-            });
-        }
-        self.commit(tx).await
+        self.write(DEADLINE, async |tx| {
+            for id in ids {
+                let sql = "UPDATE schedules SET next_at = $1 WHERE id = $2";
+                on_backend!(&mut tx.on, |tx| {
+                    sqlx::query(sql).bind(now.after(ASIDE).as_millis()).bind(id).execute(&mut **tx).await?;
+                });
+            }
+            Ok(())
+        })
+        .await
     }
 }
 
 #[async_trait]
 impl Schedules for SqlStore {
     async fn put_schedule(&self, schedule: &Schedule, max: Option<u32>) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
+        self.write(DEADLINE, async |tx| {
             if let Some(max) = max
-                && count_others(&mut tx, &schedule.id).await? >= i64::from(max)
-                && !exists(&mut tx, &schedule.id).await?
+                && count_others(tx, &schedule.id).await? >= i64::from(max)
+                && !exists(tx, &schedule.id).await?
             {
                 return Ok(false);
             }
-            put(&mut tx, schedule).await?;
-            self.commit(tx).await?;
+            put(tx, schedule).await?;
             Ok(true)
         })
         .await
@@ -271,37 +272,32 @@ impl Schedules for SqlStore {
     }
 
     async fn delete_schedule(&self, id: &ScheduleId) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
+        self.write(DEADLINE, async |tx| {
             let sql = "DELETE FROM schedules WHERE id = $1";
-            let deleted = on_backend!(&mut tx, |tx| {
+            let deleted = on_backend!(&mut tx.on, |tx| {
                 sqlx::query(sql).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
             });
-            self.commit(tx).await?;
             Ok(deleted == 1)
         })
         .await
     }
 
     async fn pause_schedule(&self, id: &ScheduleId) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
+        self.write(DEADLINE, async |tx| {
             let sql = "UPDATE schedules SET paused = TRUE WHERE id = $1";
-            let found = on_backend!(&mut tx, |tx| {
+            let found = on_backend!(&mut tx.on, |tx| {
                 sqlx::query(sql).bind(wanted(id.as_str())).execute(&mut **tx).await?.rows_affected()
             });
-            self.commit(tx).await?;
             Ok(found == 1)
         })
         .await
     }
 
     async fn resume_schedule(&self, id: &ScheduleId, generation: i64, next_at: Timestamp) -> Result<()> {
-        within(DEADLINE, async {
-            let mut tx = self.begin().await?;
+        self.write(DEADLINE, async |tx| {
             let sql = "UPDATE schedules SET paused = FALSE, next_at = $1 \
                        WHERE id = $2 AND generation = $3 AND paused";
-            on_backend!(&mut tx, |tx| {
+            on_backend!(&mut tx.on, |tx| {
                 sqlx::query(sql)
                     .bind(next_at.as_millis())
                     .bind(id.as_str())
@@ -309,70 +305,7 @@ impl Schedules for SqlStore {
                     .execute(&mut **tx)
                     .await?;
             });
-            self.commit(tx).await
-        })
-        .await
-    }
-
-    async fn next_slot(&self) -> Result<NextDue> {
-        within(DEADLINE, async {
-            let sql = "SELECT next_at FROM schedules WHERE NOT paused ORDER BY next_at LIMIT 1";
-            let next: Option<i64> =
-                on_backend!(self.readers(), |pool| sqlx::query_scalar(sql).fetch_optional(pool).await?);
-            Ok(NextDue { due_at: next.map(Timestamp::from_millis), now: self.now().await? })
-        })
-        .await
-    }
-
-    async fn due_schedules(&self, now: Timestamp, count: usize, max_bytes: usize) -> Result<Vec<Schedule>> {
-        within(LONG_DEADLINE, async {
-            let readers = self.readers();
-            let mut query = Query::new(&readers);
-            query
-                .sql("SELECT id, CAST(LENGTH(body) AS BIGINT) AS size FROM schedules WHERE NOT paused AND next_at <= ")
-                .number(now.as_millis())
-                .sql(" ORDER BY next_at, id LIMIT ")
-                .number(i64::try_from(count).unwrap_or(i64::MAX));
-            let rows: Vec<SizeRow> = query.fetch(&readers).await?;
-            let within = fitting(rows.iter().map(|row| row.size), count, max_bytes);
-            let ids: Vec<&str> = rows[..within].iter().map(|row| row.id.as_str()).collect();
-            let mut due = Vec::new();
-            let mut unreadable = Vec::new();
-            for (id, schedule) in self.schedules_of(&ids).await? {
-                match schedule {
-                    // Between the two reads another node may have run it.
-                    Ok(schedule) if schedule.paused || schedule.next_at > now => {}
-                    Ok(schedule) => due.push(schedule),
-                    Err(error) => {
-                        tracing::error!(
-                            error = &error as &dyn std::error::Error,
-                            schedule.id = %id,
-                            "a schedule can't be read, and is put aside for a day"
-                        );
-                        unreadable.push(id);
-                    }
-                }
-            }
-            if !unreadable.is_empty() {
-                self.put_aside(&unreadable, now).await?;
-            }
-            Ok(due)
-        })
-        .await
-    }
-
-    async fn fire(&self, run: &Run) -> Result<bool> {
-        within(LONG_DEADLINE, async {
-            let _brings = self.bringing(run.outcome.iter().flatten());
-            let mut tx = self.begin().await?;
-            if !advance(&mut tx, run).await? {
-                return Ok(false);
-            }
-            if let Ok(accepts) = &run.outcome {
-                deliveries::insert(&mut tx, accepts, self.max_queues, self.clock.now()).await?;
-            }
-            self.commit(tx).await?;
-            Ok(true)
+            Ok(())
         })
         .await
     }
@@ -398,6 +331,69 @@ impl Schedules for SqlStore {
                 (false, false) => Progress::Failed,
             };
             Ok(rows.into_iter().map(|row| (MessageId::new(&*row.id), progress(&row))).collect())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Firings for SqlStore {
+    async fn next_occurrence(&self) -> Result<NextDue> {
+        within(DEADLINE, async {
+            let sql = "SELECT next_at FROM schedules WHERE NOT paused ORDER BY next_at LIMIT 1";
+            let next: Option<i64> =
+                on_backend!(self.readers(), |pool| sqlx::query_scalar(sql).fetch_optional(pool).await?);
+            Ok(NextDue { due_at: next.map(Timestamp::from_millis), now: self.now().await? })
+        })
+        .await
+    }
+
+    async fn due_schedules(&self, now: Timestamp, count: usize, max_bytes: usize) -> Result<Vec<Schedule>> {
+        within(LONG_DEADLINE, async {
+            let readers = self.readers();
+            let mut query = Query::new(&readers);
+            query
+                .sql("SELECT id, CAST(LENGTH(body) AS BIGINT) AS size FROM schedules WHERE NOT paused AND next_at <= ")
+                .number(now.as_millis())
+                .sql(" ORDER BY next_at, id LIMIT ")
+                .number(i64::try_from(count).unwrap_or(i64::MAX));
+            let rows: Vec<SizeRow> = query.fetch(&readers).await?;
+            let within = fitting(rows.iter().map(|row| row.size), count, max_bytes);
+            let ids: Vec<&str> = rows[..within].iter().map(|row| row.id.as_str()).collect();
+            let mut due = Vec::new();
+            let mut unreadable = Vec::new();
+            for (id, schedule) in self.schedules_of(&ids).await? {
+                match schedule {
+                    // Between the two reads another node may have fired it.
+                    Ok(schedule) if schedule.paused || schedule.next_at > now => {}
+                    Ok(schedule) => due.push(schedule),
+                    Err(error) => {
+                        tracing::error!(
+                            error = &error as &dyn std::error::Error,
+                            schedule.id = %id,
+                            "a schedule can't be read, and is put aside for a day"
+                        );
+                        unreadable.push(id);
+                    }
+                }
+            }
+            if !unreadable.is_empty() {
+                self.put_aside(&unreadable, now).await?;
+            }
+            Ok(due)
+        })
+        .await
+    }
+
+    async fn fire(&self, firing: &Firing) -> Result<bool> {
+        self.write(LONG_DEADLINE, async |tx| {
+            if !advance(tx, firing).await? {
+                return Ok(false);
+            }
+            if let Ok(accepts) = &firing.outcome {
+                deliveries::insert(tx, accepts, self.max_queues).await?;
+            }
+            Ok(true)
         })
         .await
     }

@@ -9,7 +9,7 @@ use super::{Backend, DEADLINE, SqlStore, within};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::situation::{AHEAD, Ahead, Holder, Situation, Situations};
-use crate::store::{NodeId, Result, Store as _};
+use crate::store::{NodeId, Nodes as _, Result};
 
 #[derive(sqlx::FromRow)]
 struct Row {

@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 
-use super::{DEADLINE, SqlStore, Tx, codec, within};
+use super::tx::Tx;
+use super::{Backend, DEADLINE, SqlStore, codec, within};
 use crate::domain::message::Headers;
 use crate::domain::time::Timestamp;
 use crate::domain::url_group::{Endpoint, EndpointKey, UrlGroup};
@@ -10,7 +11,7 @@ use crate::store::url_groups::{Upserted, UrlGroupLimits, UrlGroups};
 use crate::store::{Result, StoreError};
 
 #[derive(sqlx::FromRow)]
-pub(super) struct Row {
+pub(super) struct GroupRow {
     name: String,
     created_at: i64,
     updated_at: i64,
@@ -20,13 +21,13 @@ pub(super) struct Row {
 
 /// A group of a page, and how many the page could have.
 #[derive(sqlx::FromRow)]
-pub(super) struct Found {
+pub(super) struct FoundRow {
     #[sqlx(flatten)]
-    pub(super) row: Row,
+    pub(super) group: GroupRow,
     pub(super) found: i64,
 }
 
-impl Row {
+impl GroupRow {
     pub(super) fn read(self) -> Result<UrlGroup> {
         let table = "url_groups";
         let headers = codec::read_headers(self.headers.as_deref(), table, &self.name)?;
@@ -44,26 +45,30 @@ impl Row {
 
 const ONE: &str = "SELECT name, created_at, updated_at, headers, endpoints FROM url_groups WHERE name = $1";
 
-/// Starts a change. Changes are rare and come one after the other, so that each sees all earlier ones and none is lost;
-/// nobody who reads waits for them.
-async fn begin(store: &SqlStore) -> Result<Tx> {
-    let mut tx = store.begin().await?;
-    // SQLite has one writer.
-    if let Tx::Postgres(tx) = &mut tx {
-        sqlx::query("LOCK TABLE url_groups IN SHARE ROW EXCLUSIVE MODE").execute(&mut **tx).await?;
+impl SqlStore {
+    /// Changes groups. Changes are rare and come one after the other, so that each sees all earlier ones and none is lost;
+    /// nobody who reads waits for them.
+    async fn change_groups<T>(&self, change: impl AsyncFnOnce(&mut Tx) -> Result<T>) -> Result<T> {
+        self.write(DEADLINE, async |tx| {
+            // SQLite has one writer.
+            if let Backend::Postgres(tx) = &mut tx.on {
+                sqlx::query("LOCK TABLE url_groups IN SHARE ROW EXCLUSIVE MODE").execute(&mut **tx).await?;
+            }
+            change(tx).await
+        })
+        .await
     }
-    Ok(tx)
 }
 
 async fn find(tx: &mut Tx, name: &str) -> Result<Option<UrlGroup>> {
-    let row: Option<Row> =
-        on_backend!(tx, |tx| sqlx::query_as(ONE).bind(name).fetch_optional(&mut **tx).await?);
-    row.map(Row::read).transpose()
+    let row: Option<GroupRow> =
+        on_backend!(&mut tx.on, |tx| sqlx::query_as(ONE).bind(name).fetch_optional(&mut **tx).await?);
+    row.map(GroupRow::read).transpose()
 }
 
 async fn count(tx: &mut Tx) -> Result<i64> {
     let sql = "SELECT COUNT(*) FROM url_groups";
-    Ok(on_backend!(tx, |tx| sqlx::query_scalar(sql).fetch_one(&mut **tx).await?))
+    Ok(on_backend!(&mut tx.on, |tx| sqlx::query_scalar(sql).fetch_one(&mut **tx).await?))
 }
 
 async fn write(tx: &mut Tx, group: &UrlGroup) -> Result<()> {
@@ -73,7 +78,7 @@ async fn write(tx: &mut Tx, group: &UrlGroup) -> Result<()> {
          endpoints = excluded.endpoints";
     let endpoints: Vec<_> = group.endpoints.iter().map(|endpoint| (&endpoint.url, &endpoint.name)).collect();
     let endpoints = super::codec::json(&endpoints);
-    on_backend!(tx, |tx| {
+    on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql)
             .bind(group.name.as_str())
             .bind(group.created_at.as_millis())
@@ -88,7 +93,7 @@ async fn write(tx: &mut Tx, group: &UrlGroup) -> Result<()> {
 
 async fn delete(tx: &mut Tx, name: &str) -> Result<()> {
     let sql = "DELETE FROM url_groups WHERE name = $1";
-    on_backend!(tx, |tx| {
+    on_backend!(&mut tx.on, |tx| {
         sqlx::query(sql).bind(name).execute(&mut **tx).await?;
     });
     Ok(())
@@ -98,10 +103,10 @@ async fn delete(tx: &mut Tx, name: &str) -> Result<()> {
 impl UrlGroups for SqlStore {
     async fn url_group(&self, name: &str) -> Result<Option<UrlGroup>> {
         within(DEADLINE, async {
-            let row: Option<Row> = on_backend!(self.readers(), |pool| {
+            let row: Option<GroupRow> = on_backend!(self.readers(), |pool| {
                 sqlx::query_as(ONE).bind(name).fetch_optional(pool).await?
             });
-            row.map(Row::read).transpose()
+            row.map(GroupRow::read).transpose()
         })
         .await
     }
@@ -113,14 +118,13 @@ impl UrlGroups for SqlStore {
         limits: UrlGroupLimits,
         now: Timestamp,
     ) -> Result<Upserted> {
-        within(DEADLINE, async {
-            let mut tx = begin(self).await?;
-            let mut group = if let Some(mut group) = find(&mut tx, name).await? {
+        self.change_groups(async |tx| {
+            let mut group = if let Some(mut group) = find(tx, name).await? {
                 group.touch(now);
                 group
             } else {
                 if let Some(limit) = limits.groups
-                    && count(&mut tx).await? >= i64::from(limit)
+                    && count(tx).await? >= i64::from(limit)
                 {
                     return Ok(Upserted::TooManyGroups);
                 }
@@ -129,17 +133,15 @@ impl UrlGroups for SqlStore {
             if !group.upsert_all(endpoints, limits.endpoints) {
                 return Ok(Upserted::TooManyEndpoints);
             }
-            write(&mut tx, &group).await?;
-            self.commit(tx).await?;
+            write(tx, &group).await?;
             Ok(Upserted::Stored)
         })
         .await
     }
 
     async fn remove_endpoints(&self, name: &str, keys: &[EndpointKey], now: Timestamp) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = begin(self).await?;
-            let Some(mut group) = find(&mut tx, name).await? else { return Ok(false) };
+        self.change_groups(async |tx| {
+            let Some(mut group) = find(tx, name).await? else { return Ok(false) };
             let before = group.endpoints.len();
             for key in keys {
                 group.remove(key);
@@ -149,35 +151,27 @@ impl UrlGroups for SqlStore {
             }
             group.touch(now);
             if group.endpoints.is_empty() {
-                delete(&mut tx, name).await?;
+                delete(tx, name).await?;
             } else {
-                write(&mut tx, &group).await?;
+                write(tx, &group).await?;
             }
-            self.commit(tx).await?;
             Ok(true)
         })
         .await
     }
 
     async fn set_url_group_headers(&self, name: &str, headers: &Headers, now: Timestamp) -> Result<bool> {
-        within(DEADLINE, async {
-            let mut tx = begin(self).await?;
-            let Some(mut group) = find(&mut tx, name).await? else { return Ok(false) };
+        self.change_groups(async |tx| {
+            let Some(mut group) = find(tx, name).await? else { return Ok(false) };
             group.headers = headers.clone();
             group.touch(now);
-            write(&mut tx, &group).await?;
-            self.commit(tx).await?;
+            write(tx, &group).await?;
             Ok(true)
         })
         .await
     }
 
     async fn delete_url_group(&self, name: &str) -> Result<()> {
-        within(DEADLINE, async {
-            let mut tx = begin(self).await?;
-            delete(&mut tx, name).await?;
-            self.commit(tx).await
-        })
-        .await
+        self.change_groups(async |tx| delete(tx, name).await).await
     }
 }

@@ -3,7 +3,7 @@
 use homing::domain::id::{MessageId, ScheduleId};
 use homing::domain::message::Headers;
 use homing::domain::url_group::{Endpoint, EndpointKey};
-use homing::store::schedules::{Run as SlotRun, Schedule};
+use homing::store::schedules::{Firing, Schedule};
 use homing::store::url_groups::UrlGroupLimits;
 use homing::store::{Accept, Store};
 use proptest::collection::vec;
@@ -198,7 +198,7 @@ impl Run {
                 })
                 .collect::<Vec<Accept>>()),
         };
-        let run = SlotRun { outcome, ..run(seen, next_at, &[]) };
+        let run = Firing { outcome, ..run(seen, next_at, &[]) };
         same!(self, |store| store.fire(&run).await.unwrap());
     }
 
@@ -210,7 +210,7 @@ impl Run {
                 self.schedules.push(schedule);
             }
         }
-        same!(self, |store| store.next_slot().await.unwrap().due_at);
+        same!(self, |store| store.next_occurrence().await.unwrap().due_at);
     }
 
     pub(super) async fn walk_schedules(&self, count: usize, max_bytes: usize) {

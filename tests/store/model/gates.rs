@@ -10,8 +10,8 @@ use homing::domain::gate::{
 use homing::domain::message::{FlowControl, Message};
 use homing::domain::time::Timestamp;
 use homing::store::gates::{
-    BEHIND, DueGates, FlowKey, GateLook, GateStep, Gates, Looks, Pass, Queue, QueueRemoval, RECHECK,
-    RECHECK_BLOCKED,
+    BEHIND, DueGates, FlowKey, GateSnapshot, GateStep, Gates, Pass, Queue, QueueRemoval, Queues, RECHECK,
+    RECHECK_BLOCKED, Snapshot,
 };
 use homing::store::{Cancellation, Delivery, Lease, NodeId, Result, Slot, StoreError};
 
@@ -124,7 +124,7 @@ impl Contents {
         AtGate { gate: Some(path.gate), flow: path.flow, place, slot: None }
     }
 
-    fn look(&self, name: &str, count: Option<usize>, now: Timestamp) -> Option<GateLook> {
+    fn look(&self, name: &str, count: Option<usize>, now: Timestamp) -> Option<GateSnapshot> {
         let state = self.gates.get(name)?;
         let slots: BTreeSet<_> = self
             .deliveries
@@ -155,7 +155,7 @@ impl Contents {
             waiting.extend(others);
         }
         let next_at = state.next_at;
-        Some(GateLook { name: Arc::from(name), version: state.version, gate, next_at, waiting })
+        Some(GateSnapshot { name: Arc::from(name), version: state.version, gate, next_at, waiting })
     }
 
     /// Those that wait at a gate with a slot of it, or without, in their order.
@@ -279,17 +279,17 @@ impl Contents {
 
 #[async_trait]
 impl Gates for Model {
-    async fn look_at_gates(&self, names: &[Arc<str>], count: usize) -> Result<Looks> {
+    async fn snapshot_gates(&self, names: &[Arc<str>], count: usize) -> Result<Snapshot> {
         let mut state = self.state();
         let now = state.tick();
         let names: BTreeSet<&Arc<str>> = names.iter().collect();
-        let mut gates: Vec<GateLook> =
+        let mut gates: Vec<GateSnapshot> =
             names.iter().filter_map(|name| state.look(name, Some(count), now)).collect();
         let keys: BTreeSet<Arc<str>> =
             gates.iter().flat_map(|gate| &gate.waiting).filter_map(|one| one.flow.clone()).collect();
         let keys = keys.iter().filter(|key| !names.contains(key));
         gates.extend(keys.filter_map(|key| state.look(key, None, now)));
-        Ok(Looks { now, gates })
+        Ok(Snapshot { now, gates })
     }
 
     async fn pass_gates(
@@ -353,7 +353,10 @@ impl Gates for Model {
         self.state().wake_gates();
         Ok(())
     }
+}
 
+#[async_trait]
+impl Queues for Model {
     async fn upsert_queue(
         &self,
         name: &str,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use homing::domain::id::{MessageId, ScheduleId};
 use homing::domain::time::Timestamp;
-use homing::store::schedules::{LastRun, Progress, Run, Schedule, Schedules};
+use homing::store::schedules::{Firing, Firings, LastFiring, Progress, Schedule, Schedules};
 use homing::store::{NextDue, Page, Result};
 
 use super::{Model, Next, cut};
@@ -56,42 +56,6 @@ impl Schedules for Model {
         Ok(())
     }
 
-    async fn next_slot(&self) -> Result<NextDue> {
-        let mut state = self.state();
-        let now = state.tick();
-        let waiting = state.schedules.values().filter(|schedule| !schedule.paused);
-        Ok(NextDue { due_at: waiting.map(|schedule| schedule.next_at).min(), now })
-    }
-
-    async fn due_schedules(&self, now: Timestamp, count: usize, max_bytes: usize) -> Result<Vec<Schedule>> {
-        let mut due: Vec<Schedule> = self.state().schedules.values().cloned().collect();
-        due.retain(|schedule| !schedule.paused && schedule.next_at <= now);
-        due.sort_by_key(|schedule| (schedule.next_at, schedule.id.clone()));
-        Ok(cut(due, count, max_bytes, |schedule| schedule.template.body.len()).items)
-    }
-
-    async fn fire(&self, run: &Run) -> Result<bool> {
-        let mut state = self.state();
-        let found = state.schedules.get(&run.id).filter(|schedule| {
-            schedule.generation == run.generation && schedule.next_at == run.slot && !schedule.paused
-        });
-        let Some(schedule) = found else { return Ok(false) };
-        let accepts = run.outcome.as_deref().unwrap_or_default();
-        let mut schedule = schedule.clone();
-        schedule.next_at = run.next_at;
-        schedule.last_run = Some(LastRun {
-            slot: run.slot,
-            messages: accepts.iter().map(|accept| accept.message.id.clone()).collect(),
-            error: run.outcome.as_ref().err().cloned(),
-        });
-        state.hold(accepts.iter().map(|accept| &*accept.message))?;
-        state.schedules.insert(run.id.clone(), schedule);
-        for accept in accepts {
-            state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None, None);
-        }
-        Ok(true)
-    }
-
     async fn progress(&self, ids: &[&MessageId]) -> Result<Vec<(MessageId, Progress)>> {
         let state = self.state();
         let progress = |id: &MessageId| {
@@ -106,5 +70,44 @@ impl Schedules for Model {
         };
         let known = ids.iter().filter(|id| state.messages.contains_key(id));
         Ok(known.map(|id| (MessageId::clone(id), progress(id))).collect())
+    }
+}
+
+#[async_trait]
+impl Firings for Model {
+    async fn next_occurrence(&self) -> Result<NextDue> {
+        let mut state = self.state();
+        let now = state.tick();
+        let waiting = state.schedules.values().filter(|schedule| !schedule.paused);
+        Ok(NextDue { due_at: waiting.map(|schedule| schedule.next_at).min(), now })
+    }
+
+    async fn due_schedules(&self, now: Timestamp, count: usize, max_bytes: usize) -> Result<Vec<Schedule>> {
+        let mut due: Vec<Schedule> = self.state().schedules.values().cloned().collect();
+        due.retain(|schedule| !schedule.paused && schedule.next_at <= now);
+        due.sort_by_key(|schedule| (schedule.next_at, schedule.id.clone()));
+        Ok(cut(due, count, max_bytes, |schedule| schedule.template.body.len()).items)
+    }
+
+    async fn fire(&self, run: &Firing) -> Result<bool> {
+        let mut state = self.state();
+        let found = state.schedules.get(&run.id).filter(|schedule| {
+            schedule.generation == run.generation && schedule.next_at == run.occurrence && !schedule.paused
+        });
+        let Some(schedule) = found else { return Ok(false) };
+        let accepts = run.outcome.as_deref().unwrap_or_default();
+        let mut schedule = schedule.clone();
+        schedule.next_at = run.next_at;
+        schedule.last_firing = Some(LastFiring {
+            occurrence: run.occurrence,
+            messages: accepts.iter().map(|accept| accept.message.id.clone()).collect(),
+            error: run.outcome.as_ref().err().cloned(),
+        });
+        state.hold(accepts.iter().map(|accept| &*accept.message))?;
+        state.schedules.insert(run.id.clone(), schedule);
+        for accept in accepts {
+            state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None, None);
+        }
+        Ok(true)
     }
 }

@@ -1,6 +1,6 @@
-//! Looking at gates and taking deliveries from them, on Postgres. Beside [`super::claim_sqlite`], step for step.
+//! Snapshots of gates and claims from them, on Postgres, as [`super::claim_sqlite`] has them for SQLite.
 //!
-//! Both run on the connections with pinned plans, each as one statement that commits by itself. A condition inside a
+//! They run on the connections with pinned plans, each as one statement that commits by itself. A condition inside a
 //! `CASE` is one that no index may serve: the plan is made when nothing waits, and must not walk all that does later.
 
 use std::collections::HashMap;
@@ -8,11 +8,11 @@ use std::sync::{Arc, LazyLock};
 
 use sqlx::PgConnection;
 
-use super::{GateRow, codec};
+use super::{GATE_COLUMNS, GateRow, TAKE_SLOT, codec};
 use crate::domain::gate::Waiting;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
+use crate::store::gates::{BEHIND, GateSnapshot, GateStep, Pass, Snapshot};
 use crate::store::sql::deliveries::set_aside_unreadable;
 use crate::store::sql::hot_postgres::SELECT_TAKEN;
 use crate::store::sql::messages::{ClaimedRow, LEASED};
@@ -21,7 +21,7 @@ use crate::store::{Delivery, Lease, NodeId, Result};
 
 /// A gate, or something that waits at one.
 #[derive(sqlx::FromRow)]
-struct LookRow {
+struct SnapshotRow {
     now: i64,
     #[sqlx(flatten)]
     gate: GateRow,
@@ -34,70 +34,58 @@ struct LookRow {
     holds_slot: Option<bool>,
 }
 
-/// A gate's columns for [`GateRow`], from the table `g`.
-macro_rules! gate_columns {
-    () => {
-        "g.name, g.version, g.parallelism, g.rate, g.period_s, g.paused, g.starts, g.next_at, \
-         CASE WHEN LEFT(g.name, 1) = 'f' \
-             THEN (SELECT COUNT(*) FROM deliveries d WHERE d.flow = g.name AND d.node > 0) \
-             ELSE (SELECT COUNT(DISTINCT d.holder) FROM deliveries d WHERE d.slot = g.name) END AS in_use"
-    };
-}
+/// Of each gate as many deliveries as could go at most, and one more, which tells whether more wait; `$3` more at a queue.
+static SNAPSHOT: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH g AS MATERIALIZED ( \
+             SELECT {GATE_COLUMNS} FROM unnest($1::text[]) AS n (name) JOIN gates g ON g.name = n.name), \
+         w AS MATERIALIZED ( \
+             SELECT g.name, d.* FROM g CROSS JOIN LATERAL ( \
+                 (SELECT message_id, lane, size, due_at, place, flow, TRUE AS holds_slot FROM deliveries \
+                  WHERE slot = g.name AND CASE WHEN gate = g.name AND node = 0 THEN TRUE END \
+                  ORDER BY due_at, message_id LIMIT $2 + 1) \
+                 UNION ALL \
+                 (SELECT message_id, lane, size, place / 1000, place, flow, FALSE FROM deliveries \
+                  WHERE gate = g.name AND node = 0 AND slot IS DISTINCT FROM gate ORDER BY place, message_id \
+                  LIMIT LEAST($2, g.rate, CASE WHEN g.parallelism IS NOT NULL \
+                                               THEN GREATEST(g.parallelism - g.in_use, 0) END \
+                                          + CASE WHEN LEFT(g.name, 1) = 'q' THEN $3 ELSE 0 END) + 1) \
+             ) AS d WHERE NOT g.paused), \
+         k AS MATERIALIZED ( \
+             SELECT {GATE_COLUMNS} FROM (SELECT DISTINCT flow FROM w WHERE flow <> ALL ($1)) AS f \
+             JOIN gates g ON g.name = f.flow) \
+         SELECT {now} AS now, a.*, NULL AS message_id, NULL AS lane, NULL::bigint AS size, NULL::bigint AS due_at, \
+                NULL::bigint AS place, NULL AS flow, NULL::boolean AS holds_slot \
+         FROM (SELECT * FROM g UNION ALL SELECT * FROM k) AS a \
+         UNION ALL \
+         SELECT {now}, name, 0, NULL, NULL, NULL, FALSE, FALSE, FALSE, NULL, NULL, 0, message_id, lane, size, due_at, \
+                place, flow, holds_slot FROM w",
+        now = now_ms!()
+    )
+});
 
-/// As many as could go at most, and one more, which tells whether more wait; `$3` more at a queue.
-const LOOK: &str = concat!(
-    "WITH g AS MATERIALIZED ( \
-         SELECT ",
-    gate_columns!(),
-    " FROM unnest($1::text[]) AS n (name) JOIN gates g ON g.name = n.name), \
-     w AS MATERIALIZED ( \
-         SELECT g.name, d.* FROM g CROSS JOIN LATERAL ( \
-             (SELECT message_id, lane, size, due_at, place, flow, TRUE AS holds_slot FROM deliveries \
-              WHERE slot = g.name AND CASE WHEN gate = g.name AND node = 0 THEN TRUE END \
-              ORDER BY due_at, message_id LIMIT $2 + 1) \
-             UNION ALL \
-             (SELECT message_id, lane, size, place / 1000, place, flow, FALSE FROM deliveries \
-              WHERE gate = g.name AND node = 0 AND slot IS DISTINCT FROM gate ORDER BY place, message_id \
-              LIMIT LEAST($2, g.rate, CASE WHEN g.parallelism IS NOT NULL \
-                                           THEN GREATEST(g.parallelism - g.in_use, 0) END \
-                                      + CASE WHEN LEFT(g.name, 1) = 'q' THEN $3 ELSE 0 END) + 1) \
-         ) AS d WHERE NOT g.paused), \
-     k AS MATERIALIZED ( \
-         SELECT ",
-    gate_columns!(),
-    " FROM (SELECT DISTINCT flow FROM w WHERE flow <> ALL ($1)) AS f JOIN gates g ON g.name = f.flow) \
-     SELECT ",
-    now_ms!(),
-    " AS now, a.*, NULL AS message_id, NULL AS lane, NULL::bigint AS size, NULL::bigint AS due_at, \
-            NULL::bigint AS place, NULL AS flow, NULL::boolean AS holds_slot \
-     FROM (SELECT * FROM g UNION ALL SELECT * FROM k) AS a \
-     UNION ALL \
-     SELECT ",
-    now_ms!(),
-    ", name, 0, NULL, NULL, NULL, FALSE, NULL, NULL, 0, message_id, lane, size, due_at, place, flow, holds_slot FROM w"
-);
-
-/// What waits at these gates, and what is in use.
-pub(in crate::store::sql) async fn look(
+/// Takes a snapshot of gates: what waits there, and what is in use.
+pub(in crate::store::sql) async fn snapshot(
     conn: &mut PgConnection,
     names: &[Arc<str>],
     count: usize,
-) -> Result<Looks> {
+) -> Result<Snapshot> {
     let mut wanted: Vec<&str> = names.iter().map(|name| &**name).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let rows: Vec<LookRow> = sqlx::query_as(LOOK)
+    let rows: Vec<SnapshotRow> = sqlx::query_as(SNAPSHOT.as_str())
         .bind(wanted)
         .bind(i64::try_from(count).unwrap_or(i64::MAX - 1))
         .bind(i64::from(BEHIND))
         .fetch_all(conn)
         .await?;
     let now = Timestamp::from_millis(rows.first().map_or(0, |row| row.now));
-    let mut gates: Vec<GateLook> = Vec::new();
+    let mut gates: Vec<GateSnapshot> = Vec::new();
     let mut waiting: HashMap<String, Vec<(i64, Waiting)>> = HashMap::new();
     for row in rows {
-        let LookRow { gate, message_id: Some(id), lane: Some(lane), due_at: Some(due_at), .. } = row else {
-            gates.push(row.gate.into_look(now)?);
+        let SnapshotRow { gate, message_id: Some(id), lane: Some(lane), due_at: Some(due_at), .. } = row
+        else {
+            gates.push(row.gate.into_snapshot(now)?);
             continue;
         };
         let holds_slot = row.holds_slot == Some(true);
@@ -119,12 +107,8 @@ pub(in crate::store::sql) async fn look(
         });
         gate.waiting = list.into_iter().map(|(_, one)| one).collect();
     }
-    Ok(Looks { now, gates })
+    Ok(Snapshot { now, gates })
 }
-
-/// A queue's slot goes with its message.
-const TAKE_SLOT: &str = "slot = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.gate ELSE d.slot END, \
-    holder = CASE WHEN LEFT(d.gate, 1) = 'q' THEN d.message_id ELSE d.holder END";
 
 /// First the gates, in the order of their names, and only then deliveries, none of which is waited for: whoever holds one
 /// may want a gate. Of those that go in order, none goes past one that could not be had.

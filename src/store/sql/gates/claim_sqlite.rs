@@ -1,31 +1,31 @@
-//! Looking at gates and taking deliveries from them, on SQLite. Beside [`super::claim_postgres`], step for step.
+//! Snapshots of gates and claims from them, on SQLite, as [`super::claim_postgres`] has them for Postgres.
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
 use sqlx::{SqliteConnection, SqlitePool};
 
-use super::GateRow;
+use super::{GATE_COLUMNS, GateRow, TAKE_SLOT};
 use crate::domain::gate::{Waiting, is_queue};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::gates::{BEHIND, GateLook, GateStep, Looks, Pass};
+use crate::store::gates::{BEHIND, GateSnapshot, GateStep, Pass, Snapshot};
 use crate::store::sql::codec::{self, json};
 use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
 use crate::store::sql::messages::{ClaimedRow, SELECTED};
-use crate::store::sql::writer::Writer;
+use crate::store::sql::tx::begin_immediate;
 use crate::store::{Delivery, Lease, NodeId, Result};
 
 /// One that waits: id, lane, size, due time, key.
 type WaitingRow = (String, String, i64, i64, Option<String>);
 
-/// What waits at these gates, and what is in use.
-pub(in crate::store::sql) async fn look(
+/// Takes a snapshot of gates: what waits there, and what is in use.
+pub(in crate::store::sql) async fn snapshot(
     readers: &SqlitePool,
     names: &[Arc<str>],
     count: usize,
     now: Timestamp,
-) -> Result<Looks> {
+) -> Result<Snapshot> {
     // All of it as one moment sees it.
     let mut tx = readers.begin().await?;
     let wanted: HashSet<&str> = names.iter().map(|name| &**name).collect();
@@ -37,33 +37,31 @@ pub(in crate::store::sql) async fn look(
         let keys = self::gates(&mut tx, &keys, now).await?;
         gates.extend(keys);
     }
-    Ok(Looks { now, gates })
+    Ok(Snapshot { now, gates })
 }
 
-async fn gates(conn: &mut SqliteConnection, names: &HashSet<&str>, now: Timestamp) -> Result<Vec<GateLook>> {
-    let rows: Vec<GateRow> = sqlx::query_as(
-        "SELECT name, version, parallelism, rate, period_s, paused, starts, next_at, \
-             CASE WHEN SUBSTR(name, 1, 1) = 'f' \
-                 THEN (SELECT COUNT(*) FROM deliveries d WHERE d.flow = name AND d.node > 0) \
-                 ELSE (SELECT COUNT(DISTINCT d.holder) FROM deliveries d WHERE d.slot = name) END AS in_use \
-         FROM gates WHERE name IN (SELECT value FROM json_each($1))",
-    )
-    .bind(json(names))
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(|row| row.into_look(now)).collect()
+async fn gates(
+    conn: &mut SqliteConnection,
+    names: &HashSet<&str>,
+    now: Timestamp,
+) -> Result<Vec<GateSnapshot>> {
+    static GATES: LazyLock<String> = LazyLock::new(|| {
+        format!("SELECT {GATE_COLUMNS} FROM gates g WHERE g.name IN (SELECT value FROM json_each($1))")
+    });
+    let rows: Vec<GateRow> = sqlx::query_as(GATES.as_str()).bind(json(names)).fetch_all(conn).await?;
+    rows.into_iter().map(|row| row.into_snapshot(now)).collect()
 }
 
 /// Adds what waits at these gates: as many as could go at most, and one more, which tells whether more wait; [`BEHIND`]
 /// more at a queue.
-async fn wait(conn: &mut SqliteConnection, gates: &mut [GateLook], count: usize) -> Result<()> {
-    let open: Vec<&mut GateLook> = gates.iter_mut().filter(|look| !look.gate.paused).collect();
+async fn wait(conn: &mut SqliteConnection, gates: &mut [GateSnapshot], count: usize) -> Result<()> {
+    let open: Vec<&mut GateSnapshot> = gates.iter_mut().filter(|gate| !gate.gate.paused).collect();
     if open.is_empty() {
         return Ok(());
     }
-    let counts: Vec<usize> = open.iter().map(|look| most(look, count).saturating_add(1)).collect();
-    let names: Vec<&str> = open.iter().map(|look| &*look.name).collect();
-    // What a statement tells comes cheapest as one row.
+    let counts: Vec<usize> = open.iter().map(|gate| most(gate, count).saturating_add(1)).collect();
+    let names: Vec<&str> = open.iter().map(|gate| &*gate.name).collect();
+    // The result of a statement comes cheapest as one row.
     let text: String = sqlx::query_scalar(
         "SELECT json_group_array(json_array( \
              (SELECT json_group_array(json_array(message_id, lane, size, due_at, flow)) FROM ( \
@@ -81,28 +79,28 @@ async fn wait(conn: &mut SqliteConnection, gates: &mut [GateLook], count: usize)
     .await?;
     let lists: Vec<(Vec<WaitingRow>, Vec<WaitingRow>)> =
         serde_json::from_str(&text).map_err(|error| sqlx::Error::Decode(error.into()))?;
-    for ((look, count), (holding, others)) in open.into_iter().zip(counts).zip(lists) {
+    for ((gate, count), (holding, others)) in open.into_iter().zip(counts).zip(lists) {
         let one = |holds_slot: bool, (id, lane, size, due_at, flow): WaitingRow| Waiting {
             id: MessageId::new(id),
             lane: Arc::from(lane),
             size: usize::try_from(size).unwrap_or(usize::MAX),
             due_at: Timestamp::from_millis(due_at),
             holds_slot,
-            flow: flow.filter(|flow| **flow != *look.name).map(Arc::from),
+            flow: flow.filter(|flow| **flow != *gate.name).map(Arc::from),
         };
         let holding = holding.into_iter().map(|row| one(true, row));
         let others = others.into_iter().take(count).map(|row| one(false, row));
-        look.waiting = holding.chain(others).collect();
+        gate.waiting = holding.chain(others).collect();
     }
     Ok(())
 }
 
 /// How many of those that hold no slot are worth knowing.
-fn most(look: &GateLook, count: usize) -> usize {
+fn most(gate: &GateSnapshot, count: usize) -> usize {
     let number = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
-    let behind = if is_queue(&look.name) { BEHIND } else { 0 };
-    let limits = look.gate.limits;
-    let free = limits.parallelism.map(|limit| limit.saturating_sub(look.gate.in_use));
+    let behind = if is_queue(&gate.name) { BEHIND } else { 0 };
+    let limits = gate.gate.limits;
+    let free = limits.parallelism.map(|limit| limit.saturating_sub(gate.gate.in_use));
     let free = free.map(|free| number(free.saturating_add(behind)));
     let rate = limits.rate.map(|rate| number(rate.count));
     [Some(count), free, rate].into_iter().flatten().min().unwrap_or(count)
@@ -110,14 +108,14 @@ fn most(look: &GateLook, count: usize) -> usize {
 
 /// Takes deliveries from gates that are as they were seen.
 pub(in crate::store::sql) async fn pass(
-    writer: &Writer,
+    writer: &SqlitePool,
     node: NodeId,
     lease: Lease,
     steps: &[GateStep],
     passes: &[Pass],
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
-    let mut tx = writer.begin().await?;
+    let mut tx = begin_immediate(writer).await?;
     let steps = steps.iter().map(|step| {
         let next_at = step.next_at.map(Timestamp::as_millis);
         (&*step.name, step.version, codec::write_starts(&step.starts), next_at)
@@ -139,7 +137,7 @@ pub(in crate::store::sql) async fn pass(
     };
     let wanted: Vec<(&str, &str)> =
         passes.iter().filter(is_open).map(|pass| (pass.id.as_str(), &*pass.gate)).collect();
-    // As they are once they are taken.
+    // The rows as they are once they are taken.
     static TAKEN: LazyLock<String> = LazyLock::new(|| {
         format!(
             "SELECT d.lane, $2 AS attempt_due_at, d.retried, d.claims + 1 AS claims, \
@@ -166,18 +164,19 @@ pub(in crate::store::sql) async fn pass(
         }
     }
     let rows = rows.into_iter().filter(|row| taken.contains(row.id())).collect();
-    sqlx::query(
-        "UPDATE deliveries SET node = $1, lease = $2, claims = claims + 1, due_at = $3, \
-             slot = CASE WHEN SUBSTR(gate, 1, 1) = 'q' THEN gate ELSE slot END, \
-             holder = CASE WHEN SUBSTR(gate, 1, 1) = 'q' THEN message_id ELSE holder END \
-         WHERE message_id IN (SELECT value FROM json_each($4))",
-    )
-    .bind(node.0)
-    .bind(lease.0)
-    .bind(now.as_millis())
-    .bind(json(&taken))
-    .execute(&mut *tx)
-    .await?;
+    static TAKE: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "UPDATE deliveries AS d SET node = $1, lease = $2, claims = claims + 1, due_at = $3, {TAKE_SLOT} \
+             WHERE message_id IN (SELECT value FROM json_each($4))"
+        )
+    });
+    sqlx::query(TAKE.as_str())
+        .bind(node.0)
+        .bind(lease.0)
+        .bind(now.as_millis())
+        .bind(json(&taken))
+        .execute(&mut *tx)
+        .await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
     for id in unreadable {
         sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = $2"))

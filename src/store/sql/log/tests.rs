@@ -1,14 +1,16 @@
 //! Windows are an optimisation: whatever their size, a walk finds the same.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::clock::Clock;
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::DeadLetterId;
-use crate::domain::message::{Headers, Method, Options};
+use crate::domain::message::{Headers, Message, Method, Options};
 use crate::domain::outcome::{Attempt, Finish, Next, Outcome, Response};
 use crate::domain::template::{Target, Template};
-use crate::store::sql::{Database, Options as StoreOptions, SqlStore, VACUUM_AFTER};
-use crate::store::{Accept, Ended, Lease, NodeId, Repeat, Store as _};
+use crate::store::sql::{Database, Options as StoreOptions, SqlStore};
+use crate::store::{Accept, Ended, Lease, NodeId, Repeat, Store as _, Work as _};
 
 const START: i64 = 1_600_000_000_000;
 
@@ -40,13 +42,7 @@ fn ended(message: &Message, number: u8) -> Ended {
 
 async fn filled(folder: &tempfile::TempDir) -> SqlStore {
     let database = Database::Sqlite(folder.path().join("homing.db"));
-    let options = StoreOptions {
-        database,
-        connections: 1,
-        hot_connections: 1,
-        max_queues: None,
-        vacuum_after: VACUUM_AFTER,
-    };
+    let options = StoreOptions { database, connections: 1, hot_connections: 1, max_queues: None };
     let store = SqlStore::connect(&options, Clock::system()).await.expect("it opens");
     store.migrate().await.expect("its schema");
     let messages: Vec<Arc<Message>> = (0..60).map(message).collect();
@@ -68,7 +64,7 @@ async fn filled(folder: &tempfile::TempDir) -> SqlStore {
 }
 
 /// All pages of a walk, and how many there are.
-async fn pages(walk: &Walk<'_>, count: usize) -> (Vec<(Place, State)>, usize) {
+async fn pages(walk: &Walk<'_>, count: usize) -> (Vec<(LogPlace, State)>, usize) {
     let (mut found, mut cursor) = (Vec::new(), None);
     for page in 1.. {
         let (entries, next) = walk.entries(cursor.as_ref(), count).await.expect("a page");
@@ -97,7 +93,7 @@ async fn whatever_its_windows_a_walk_finds_the_same() {
         for order in [Order::EarliestFirst, Order::LatestFirst] {
             let pools = store.lists();
             let ample = Duration::from_hours(1);
-            let walk = |window, look, time| Walk { pools: &pools, filter, order, window, look, time };
+            let walk = |window, look, time| Walk { pools: &pools, filter, order, window, rows: look, time };
             let (whole, count) = pages(&walk(1000, 1000, ample), 1000).await;
             assert!(count == 1 && !whole.is_empty());
             assert!(whole.is_sorted_by(|(a, _), (b, _)| match order {

@@ -1,4 +1,4 @@
-//! What accepting a message does at its gates: it makes them, takes over what the message says about its key, wakes
+//! Entering gates, which is a part of accepting messages: it makes the gates, follows what a message says about its key, wakes
 //! them, and takes the message's place.
 
 use std::collections::{BTreeMap, HashSet};
@@ -6,9 +6,9 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use serde::Serialize;
-use sqlx::{PgConnection, SqliteConnection};
+use sqlx::{AssertSqlSafe, PgConnection, SqliteConnection};
 
-use super::{ControlRow, contended, limit_columns};
+use super::{ControlRow, limit_columns};
 use crate::domain::gate::{Control, Limits, Path, is_queue};
 use crate::domain::message::{FlowControl, Message};
 use crate::domain::time::Timestamp;
@@ -16,6 +16,7 @@ use crate::store::gates::RECHECK;
 use crate::store::sql::Backend;
 use crate::store::sql::codec::json;
 use crate::store::sql::nodes::now_ms;
+use crate::store::sql::query::table;
 use crate::store::{Result, StoreError};
 
 /// A connection inside a transaction.
@@ -42,20 +43,21 @@ impl DerefMut for AtTime<'_> {
 }
 
 /// Where a delivery waits: the columns of its row.
-pub(in crate::store::sql) struct Entry {
+pub(in crate::store::sql) struct GatePlace {
     pub(in crate::store::sql) gate: Arc<str>,
     pub(in crate::store::sql) flow: Option<Arc<str>>,
-    pub(in crate::store::sql) place: i64,
+    /// Its order at the gate: Unix microseconds, each once in a queue.
+    pub(in crate::store::sql) order_us: i64,
 }
 
-/// What the messages of one batch want of a gate.
+/// The wants of one batch's messages at a gate.
 #[derive(Default)]
 struct Wanted<'a> {
     /// When the first of those that wait here is due.
     due_at: Option<Timestamp>,
     /// How many join a queue at once.
     joining: i64,
-    /// What the last one says about its key.
+    /// The limits that the last message under this key names.
     flow: Option<&'a FlowControl>,
 }
 
@@ -75,38 +77,6 @@ macro_rules! select_known {
     };
 }
 
-/// Makes gates; `$2` is now.
-macro_rules! insert_gates {
-    ($from:literal) => {
-        concat!(
-            "INSERT INTO gates (name, created_at, updated_at, used_at, parallelism, rate, period_s, paused, \
-                 pinned_parallelism, pinned_rate, version, next_at) \
-             SELECT name, $2, $2, $2, parallelism, rate, period_s, FALSE, FALSE, FALSE, 0, next_at FROM ",
-            $from,
-            " ON CONFLICT (name) DO NOTHING"
-        )
-    };
-}
-
-/// Changes gates; `$2` is now.
-macro_rules! update_gates {
-    ($changes:literal, $name:literal) => {
-        concat!(
-            "UPDATE gates SET parallelism = CASE WHEN c.changed THEN c.parallelism ELSE gates.parallelism END, \
-                 rate = CASE WHEN c.changed THEN c.rate ELSE gates.rate END, \
-                 period_s = CASE WHEN c.changed THEN c.period_s ELSE gates.period_s END, \
-                 updated_at = CASE WHEN c.changed THEN $2 ELSE gates.updated_at END, \
-                 version = gates.version + CASE WHEN c.changed THEN 1 ELSE 0 END, \
-                 next_at = CASE WHEN c.changed THEN $2 ELSE c.due_at END \
-             FROM (",
-            $changes,
-            ") AS c WHERE gates.name = ",
-            $name,
-            " AND (c.changed OR gates.next_at IS NULL OR gates.next_at > c.due_at)"
-        )
-    };
-}
-
 /// Postgres' lock for counting: `hqueues` in ASCII.
 const ADVISORY_LOCK: i64 = 0x68_7175_6575_6573;
 
@@ -116,13 +86,13 @@ pub(in crate::store::sql) async fn enter(
     conn: &mut Conn<'_>,
     messages: &[&Message],
     max_queues: Option<u32>,
-) -> Result<Vec<Option<Entry>>> {
+) -> Result<Vec<Option<GatePlace>>> {
     let paths: Vec<Option<Path>> = messages.iter().map(|message| Path::of(message)).collect();
     let wanted = wanted(messages, &paths);
     let accepted_at = messages.iter().map(|message| message.created_at).max().unwrap_or_default();
     let now = hold(conn, &wanted, accepted_at, max_queues).await?;
     let mut places = take_places(conn, &wanted, now).await?;
-    let entries = messages.iter().zip(paths).map(|(message, path)| {
+    let entered = messages.iter().zip(paths).map(|(message, path)| {
         let path = path?;
         let next = places.get_mut(&path.gate).filter(|_| !is_delayed(message));
         let place = match next {
@@ -134,9 +104,9 @@ pub(in crate::store::sql) async fn enter(
             None if !is_delayed(message) => message.due_at.min(now).as_millis() * 1000,
             None => message.due_at.as_millis() * 1000,
         };
-        Some(Entry { gate: path.gate, flow: path.flow, place })
+        Some(GatePlace { gate: path.gate, flow: path.flow, order_us: place })
     });
-    Ok(entries.collect())
+    Ok(entered.collect())
 }
 
 /// A delayed message joins when it is due, and takes its place by that time.
@@ -187,7 +157,7 @@ async fn hold(
         }
         insert(conn, &missing, accepted_at).await?;
     }
-    Err(contended())
+    Err(StoreError::Contended)
 }
 
 /// Whether there may be these queues, by their gates, where there may be `max`: those that are missing fit. No other
@@ -225,47 +195,79 @@ async fn known(conn: &mut Conn<'_>, wanted: &BTreeMap<Arc<str>, Wanted<'_>>) -> 
     }
 }
 
-async fn insert(
-    conn: &mut Conn<'_>,
-    missing: &[(&Arc<str>, &Wanted<'_>)],
-    accepted_at: Timestamp,
-) -> Result<()> {
-    let rows = missing.iter().map(|(name, wanted)| {
+/// A gate to make or to change: its limits, and when something is due there earlier than it would be looked at.
+#[derive(Serialize)]
+struct Change<'a> {
+    name: &'a str,
+    /// Whether the limits of a gate that is there change.
+    changed: bool,
+    parallelism: Option<i64>,
+    rate: Option<i64>,
+    period_s: Option<i64>,
+    due_at: Option<i64>,
+}
+
+impl<'a> Change<'a> {
+    /// The columns of a table of changes.
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[
+        ("name", "TEXT"),
+        ("changed", "BOOLEAN"),
+        ("parallelism", "BIGINT"),
+        ("rate", "BIGINT"),
+        ("period_s", "BIGINT"),
+        ("due_at", "BIGINT"),
+    ];
+
+    fn new(name: &'a str, changed: bool, limits: Limits, due_at: Option<Timestamp>) -> Self {
+        let (parallelism, rate, period_s) = limit_columns(limits);
+        Self { name, changed, parallelism, rate, period_s, due_at: due_at.map(Timestamp::as_millis) }
+    }
+
+    /// The gate that a batch makes.
+    fn making(name: &'a str, wanted: &Wanted<'_>) -> Self {
         let mut control =
             Control { limits: Limits { parallelism: Some(1), rate: None }, ..Control::default() };
         if let Some(flow) = wanted.flow {
             control.follow(flow);
         }
-        let (parallelism, rate, period_s) = limit_columns(control.limits);
-        (&***name, parallelism, rate, period_s, wanted.due_at.map(Timestamp::as_millis))
-    });
-    match conn {
-        Backend::Postgres(conn) => {
-            // Others may be making some of them; whoever waits for another does it in the order of their names.
-            sqlx::query(insert_gates!(
-                "unnest($1::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) \
-                     AS m (name, parallelism, rate, period_s, next_at) ORDER BY name"
-            ))
-            .bind(rows.clone().map(|row| row.0).collect::<Vec<&str>>())
-            .bind(accepted_at.as_millis())
-            .bind(rows.clone().map(|row| row.1).collect::<Vec<_>>())
-            .bind(rows.clone().map(|row| row.2).collect::<Vec<_>>())
-            .bind(rows.clone().map(|row| row.3).collect::<Vec<_>>())
-            .bind(rows.map(|row| row.4).collect::<Vec<_>>())
-            .execute(&mut **conn)
-            .await?;
-        }
-        Backend::Sqlite(conn) => {
-            sqlx::query(insert_gates!(
-                "(SELECT value ->> 0 AS name, value ->> 1 AS parallelism, value ->> 2 AS rate, \
-                         value ->> 3 AS period_s, value ->> 4 AS next_at FROM json_each($1)) WHERE TRUE"
-            ))
-            .bind(json(&rows.collect::<Vec<_>>()))
-            .bind(accepted_at.as_millis())
-            .execute(&mut **conn)
-            .await?;
-        }
+        Self::new(name, false, control.limits, wanted.due_at)
     }
+
+    /// The change of a gate that is there; `None`: it stays as it is.
+    fn of(row: &'a KnownRow, wanted: &Wanted<'_>) -> Option<Self> {
+        let before = row.control.control();
+        let mut control = before;
+        if let Some(flow) = wanted.flow {
+            control.follow(flow);
+        }
+        let early = |due_at: &Timestamp| {
+            let soon = due_at.after(RECHECK).as_millis();
+            !control.paused && row.next_at.is_none_or(|next_at| next_at > soon)
+        };
+        let change = Self::new(&row.name, control != before, control.limits, wanted.due_at.filter(early));
+        (change.changed || change.due_at.is_some()).then_some(change)
+    }
+}
+
+/// Makes gates. Others may be making some of them; whoever waits for another does it in the order of their names.
+async fn insert(
+    conn: &mut Conn<'_>,
+    missing: &[(&Arc<str>, &Wanted<'_>)],
+    accepted_at: Timestamp,
+) -> Result<()> {
+    let changes: Vec<Change<'_>> =
+        missing.iter().map(|(name, wanted)| Change::making(name, wanted)).collect();
+    let sql = format!(
+        "INSERT INTO gates (name, created_at, updated_at, used_at, parallelism, rate, period_s, paused, \
+             pinned_parallelism, pinned_rate, version, next_at) \
+         SELECT r.name, $2, $2, $2, r.parallelism, r.rate, r.period_s, FALSE, FALSE, FALSE, 0, r.due_at \
+         FROM {} WHERE TRUE ORDER BY r.name ON CONFLICT (name) DO NOTHING",
+        table(conn, Change::COLUMNS)
+    );
+    let rows = json(&changes);
+    on_backend!(conn, |conn| {
+        sqlx::query(AssertSqlSafe(sql)).bind(rows).bind(accepted_at.as_millis()).execute(&mut **conn).await?;
+    });
     Ok(())
 }
 
@@ -281,63 +283,37 @@ async fn update(
     if changes.is_empty() {
         return Ok(());
     }
-    match conn {
-        Backend::Postgres(conn) => {
-            sqlx::query(update_gates!(
-                // All at once, and in the order of their names.
-                "SELECT c.* FROM unnest($1::text[], $3::boolean[], $4::bigint[], $5::bigint[], $6::bigint[], \
-                                        $7::bigint[]) \
-                     AS c (name, changed, parallelism, rate, period_s, due_at) \
-                 JOIN gates g ON g.name = ANY (ARRAY[c.name]) ORDER BY g.name FOR NO KEY UPDATE OF g",
-                "ANY (ARRAY[c.name])"
-            ))
-            .bind(changes.iter().map(|change| change.0).collect::<Vec<_>>())
-            .bind(now)
-            .bind(changes.iter().map(|change| change.1).collect::<Vec<_>>())
-            .bind(changes.iter().map(|change| change.2).collect::<Vec<_>>())
-            .bind(changes.iter().map(|change| change.3).collect::<Vec<_>>())
-            .bind(changes.iter().map(|change| change.4).collect::<Vec<_>>())
-            .bind(changes.iter().map(|change| change.5).collect::<Vec<_>>())
-            .execute(&mut **conn)
-            .await?;
-        }
-        Backend::Sqlite(conn) => {
-            sqlx::query(update_gates!(
-                "SELECT value ->> 0 AS name, value ->> 1 AS changed, value ->> 2 AS parallelism, \
-                        value ->> 3 AS rate, value ->> 4 AS period_s, value ->> 5 AS due_at FROM json_each($1)",
-                "c.name"
-            ))
-            .bind(json(&changes))
-            .bind(now)
-            .execute(&mut **conn)
-            .await?;
-        }
-    }
+    // On Postgres all at once, and in the order of their names.
+    let (locked, name) = match conn {
+        Backend::Postgres(_) => (
+            "JOIN gates g ON g.name = ANY (ARRAY[r.name]) ORDER BY g.name FOR NO KEY UPDATE OF g",
+            "ANY (ARRAY[c.name])",
+        ),
+        Backend::Sqlite(_) => ("", "c.name"),
+    };
+    let sql = format!(
+        "UPDATE gates SET parallelism = CASE WHEN c.changed THEN c.parallelism ELSE gates.parallelism END, \
+             rate = CASE WHEN c.changed THEN c.rate ELSE gates.rate END, \
+             period_s = CASE WHEN c.changed THEN c.period_s ELSE gates.period_s END, \
+             updated_at = CASE WHEN c.changed THEN $2 ELSE gates.updated_at END, \
+             version = gates.version + CASE WHEN c.changed THEN 1 ELSE 0 END, \
+             next_at = CASE WHEN c.changed THEN $2 ELSE c.due_at END \
+         FROM (SELECT r.* FROM {} {locked}) AS c \
+         WHERE gates.name = {name} AND (c.changed OR gates.next_at IS NULL OR gates.next_at > c.due_at)",
+        table(conn, Change::COLUMNS)
+    );
+    let rows = json(&changes);
+    on_backend!(conn, |conn| {
+        sqlx::query(AssertSqlSafe(sql)).bind(rows).bind(now).execute(&mut **conn).await?;
+    });
     Ok(())
 }
 
-/// What changes about a gate: whether its limits do, and to what; and when something is due there that it would not be
-/// looked at for. Unnamed, as statements take it.
+/// Members that join a queue at once.
 #[derive(Serialize)]
-struct Change<'a>(&'a str, bool, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
-
-impl<'a> Change<'a> {
-    /// `None`: nothing does.
-    fn of(row: &'a KnownRow, wanted: &Wanted<'_>) -> Option<Self> {
-        let before = row.control.control();
-        let mut control = before;
-        if let Some(flow) = wanted.flow {
-            control.follow(flow);
-        }
-        let early = |due_at: &Timestamp| {
-            let soon = due_at.after(RECHECK).as_millis();
-            !control.paused && row.next_at.is_none_or(|next_at| next_at > soon)
-        };
-        let due_at = wanted.due_at.filter(early).map(Timestamp::as_millis);
-        let (parallelism, rate, period_s) = limit_columns(control.limits);
-        let change = Self(&row.name, control != before, parallelism, rate, period_s, due_at);
-        (change.1 || due_at.is_some()).then_some(change)
-    }
+struct Joining<'a> {
+    gate: &'a str,
+    count: i64,
 }
 
 /// Takes the places of those that join queues now; the last one before them, for each queue.
@@ -346,50 +322,28 @@ async fn take_places(
     wanted: &BTreeMap<Arc<str>, Wanted<'_>>,
     now: Timestamp,
 ) -> Result<BTreeMap<Arc<str>, i64>> {
-    let joining: Vec<(&Arc<str>, i64)> = wanted
-        .iter()
-        .filter(|(_, wanted)| wanted.joining > 0)
-        .map(|(name, wanted)| (name, wanted.joining))
-        .collect();
-    if joining.is_empty() {
+    let joining = wanted.iter().filter(|(_, wanted)| wanted.joining > 0);
+    let rows: Vec<Joining<'_>> =
+        joining.clone().map(|(gate, wanted)| Joining { gate, count: wanted.joining }).collect();
+    if rows.is_empty() {
         return Ok(BTreeMap::new());
     }
-    macro_rules! take {
-        ($from:expr) => {
-            concat!(
-                "INSERT INTO queue_places ",
-                $from,
-                " ON CONFLICT (gate) DO UPDATE SET place = excluded.place - $1 + \
-                      CASE WHEN queue_places.place > $1 THEN queue_places.place ELSE $1 END \
-                  RETURNING gate, place"
-            )
-        };
-    }
+    let sql = format!(
+        "INSERT INTO queue_places (gate, place) SELECT r.gate, $2 + r.count FROM {} WHERE TRUE ORDER BY r.gate \
+         ON CONFLICT (gate) DO UPDATE SET place = excluded.place - $2 + \
+             CASE WHEN queue_places.place > $2 THEN queue_places.place ELSE $2 END \
+         RETURNING gate, place",
+        table(conn, &[("gate", "TEXT"), ("count", "BIGINT")])
+    );
     // Microseconds; the first place after this one is the first to take.
     let before = now.as_millis() * 1000 - 1;
-    let last: Vec<(String, i64)> = match conn {
-        Backend::Postgres(conn) => {
-            let names: Vec<&str> = joining.iter().map(|(name, _)| &***name).collect();
-            let counts: Vec<i64> = joining.iter().map(|(_, count)| *count).collect();
-            sqlx::query_as(take!(
-                "SELECT name, $1 + count FROM unnest($2::text[], $3::bigint[]) AS w (name, count) ORDER BY name"
-            ))
-            .bind(before)
-            .bind(names)
-            .bind(counts)
-            .fetch_all(&mut **conn)
-            .await?
-        }
-        Backend::Sqlite(conn) => {
-            let joining: Vec<(&str, i64)> = joining.iter().map(|(name, count)| (&***name, *count)).collect();
-            sqlx::query_as(take!("SELECT value ->> 0, $1 + (value ->> 1) FROM json_each($2) WHERE TRUE"))
-                .bind(before)
-                .bind(json(&joining))
-                .fetch_all(&mut **conn)
-                .await?
-        }
-    };
+    let rows = json(&rows);
+    let last: Vec<(String, i64)> = on_backend!(conn, |conn| {
+        sqlx::query_as(AssertSqlSafe(sql)).bind(rows).bind(before).fetch_all(&mut **conn).await?
+    });
     let last: BTreeMap<String, i64> = last.into_iter().collect();
-    let first = |(name, count): &(&Arc<str>, i64)| Some((Arc::clone(name), last.get(&***name)? - count));
-    Ok(joining.iter().filter_map(first).collect())
+    let first = |(gate, wanted): (&Arc<str>, &Wanted<'_>)| {
+        Some((Arc::clone(gate), last.get(&**gate)? - wanted.joining))
+    };
+    Ok(joining.filter_map(first).collect())
 }
