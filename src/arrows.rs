@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may import, beside itself. No two import each other.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("api", &["domain", "operations", "store"]),
     ("chance", &[]),
     ("clock", &["domain"]),
@@ -13,10 +13,11 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("descriptors", &["config", "engine", "listener"]),
     ("domain", &[]),
     ("egress", &["clock", "domain", "failure"]),
-    ("engine", &["chance", "clock", "domain", "egress", "failure", "store", "tasks"]),
+    ("engine", &["chance", "clock", "domain", "egress", "failure", "mutation", "store", "tasks"]),
     ("failure", &[]),
     ("listener", &["api", "clock", "failure"]),
     ("logging", &[]),
+    ("mutation", &[]),
     ("operations", &["domain", "egress", "engine", "store"]),
     (
         "server",
@@ -36,7 +37,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "tasks",
         ],
     ),
-    ("store", &["chance", "clock", "domain", "failure"]),
+    ("store", &["chance", "clock", "domain", "failure", "mutation"]),
     ("tasks", &["failure"]),
 ];
 

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod failure;
 pub mod listener;
 pub mod logging;
+pub mod mutation;
 pub mod operations;
 pub mod server;
 pub mod store;

@@ -20,6 +20,7 @@ use crate::domain::destination::validate_url;
 use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
 use crate::domain::outcome::{Attempt, Context, Finish, Next, decide};
+use crate::mutation::{self, Mutation};
 use crate::store::{Applied, Delivery, Ended, Lease, StoreError};
 
 /// Outcomes that wait for the finisher; beyond, attempts keep their slots.
@@ -268,6 +269,15 @@ async fn store_ends(shared: &Shared, ends: &[Ended]) -> Stored {
     let mut backoff = Backoff::from(Duration::from_millis(20));
     let mut sure = true;
     loop {
+        let forgetful: Vec<Ended>;
+        let ends = if mutation::on(Mutation::ForgetsCallbacks) && !sure {
+            let without = |finish: &Finish| Arc::new(Finish { callbacks: Vec::new(), ..finish.clone() });
+            let forget = |ended: &Ended| Ended { finish: without(&ended.finish), ..ended.clone() };
+            forgetful = ends.iter().map(forget).collect();
+            &forgetful
+        } else {
+            ends
+        };
         match shared.store.finish(shared.node.id(), ends).await {
             Ok(applied) => return Stored { applied, sure },
             // Too much at once for this connection, perhaps; or it was stored and the answer was late.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
+use crate::mutation::{self, Mutation};
 use crate::store::{Lease, NodeId};
 
 /// How often a node says that it is alive.
@@ -89,7 +90,9 @@ impl Node {
 
     /// Whether leases can be trusted: the others have not begun to take them over.
     pub(super) fn leases_hold(&self) -> bool {
-        !self.is_shared || self.clock.since_boot().saturating_sub(self.state().renewed_at) < LEASE_TRUST
+        !self.is_shared
+            || mutation::on(Mutation::TrustsOldLeases)
+            || self.clock.since_boot().saturating_sub(self.state().renewed_at) < LEASE_TRUST
     }
 
     /// Whether the store may have leased something to this node that it doesn't know of.
@@ -105,6 +108,9 @@ impl Node {
 
     /// Has the leases compared for as long as a step that began now may take effect.
     pub(super) fn stay_in_doubt(&self) {
+        if mutation::on(Mutation::DoubtsNothing) {
+            return;
+        }
         let until = self.clock.since_boot() + IN_DOUBT;
         let mut state = self.state();
         state.in_doubt_until = state.in_doubt_until.max(until);
