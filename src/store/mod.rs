@@ -12,6 +12,8 @@ pub mod error;
 pub mod gates;
 mod history;
 pub mod listing;
+#[cfg(feature = "model")]
+pub mod model;
 mod nodes;
 pub(crate) mod pace;
 pub mod quota;

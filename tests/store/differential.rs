@@ -9,6 +9,7 @@ use homing::domain::gate::{FlowChange, Limits, Rate, flow_gate, queue_gate};
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::Message;
 use homing::store::gates::{GateSnapshot, GateStep, Gates as _, Pass, Snapshot};
+use homing::store::model::{Model, Processes};
 use homing::store::schedules::Schedule;
 use homing::store::situation::Situation;
 use homing::store::{
@@ -25,7 +26,6 @@ use self::resources::{GroupCall, ScheduleCall, group_call, schedule_call};
 use crate::filters::{filters, varied};
 use crate::gates::{decide, queued, under};
 use crate::lists::keys;
-use crate::model::{Model, Processes};
 use crate::support::{
     ANY_SIZE, Engine, FUTURE, Fresh, Held, LATEST, Place, START, keyed, message, time, waiting, with_callback,
 };

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use homing::clock::Clock;
 use homing::domain::id::MessageId;
+use homing::store::model::MAX_QUEUES;
 use homing::store::sql::{self, SqlStore};
 use homing::store::{
     Accept, Accepted, Gates as _, Lease, Nodes as _, Queues as _, Repeat, Store as _, StoreError, Work as _,
@@ -14,7 +15,7 @@ use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 use tempfile::TempDir;
 
 use crate::gates::{queued, take, under};
-use crate::support::{ANY_SIZE, FUTURE, MAX_QUEUES, NODE, START, message, time, waiting, want};
+use crate::support::{ANY_SIZE, FUTURE, NODE, START, message, time, waiting, want};
 
 struct Files {
     folder: TempDir,

@@ -8,15 +8,14 @@ use homing::domain::gate::{FlowChange, Gate, Limits, Rate, Starts, admit, flow_g
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::{FlowControl, Message, Options};
 use homing::store::gates::{FlowKey, GateSnapshot, GateStep, Pass, Queue};
+use homing::store::model::MAX_QUEUES;
 use homing::store::{
     Accepted, Applied, Cancellation, Delivery, Lease, Missing, NodeId, Repeat, Retention, State, Store,
     StoreError,
 };
 
 use crate::schedules::{run, schedule};
-use crate::support::{
-    FUTURE, Held, LATEST, MAX_QUEUES, NODE, START, World, ids, time, waiting, with_callback,
-};
+use crate::support::{FUTURE, Held, LATEST, NODE, START, World, ids, time, waiting, with_callback};
 
 /// More than any scenario has.
 const MANY: usize = 100;

@@ -3,7 +3,7 @@
 //!
 //! [`suite`], [`gates`], [`lists`], [`listing`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies
 //! random calls to the model and to a real store and compares; [`concurrency`] lets two nodes work on one Postgres;
-//! [`plans`] looks at how Postgres does it, [`files`] at SQLite's files. [`model`] is the oracle.
+//! [`plans`] looks at how Postgres does it, [`files`] at SQLite's files. [`homing::store::model`] is the oracle.
 //! Whatever is due was due years ago or will be in decades, so that no test depends on a clock.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
@@ -19,7 +19,6 @@ mod filters;
 mod gates;
 mod listing;
 mod lists;
-mod model;
 mod plans;
 #[path = "../common/postgres.rs"]
 #[allow(dead_code, reason = "the black-box tests need all of it")]

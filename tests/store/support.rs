@@ -12,13 +12,13 @@ use homing::domain::message::{Headers, Message, Method, Options};
 use homing::domain::outcome::{Attempt, FailureClass, Finish, Next, Outcome, Response};
 use homing::domain::signature::body_sha256;
 use homing::domain::time::Timestamp;
+use homing::store::model::{MAX_QUEUES, Model, Processes};
 use homing::store::sql::{self, SqlStore};
 use homing::store::{
     Accept, Accepted, Applied, Deduplication, Delivery, Ended, Lease, LogFilter, NodeId, Order, Repeat, Slot,
     State, Store, Want,
 };
 
-use crate::model::{Model, Processes};
 use crate::postgres;
 
 /// When the tests' first message was accepted: long ago.
@@ -27,8 +27,6 @@ pub(crate) const START: i64 = 1_600_000_000_000;
 pub(crate) const FUTURE: i64 = 4_000_000_000_000;
 /// The node that most scenarios are about.
 pub(crate) const NODE: NodeId = NodeId(1);
-/// How many queues messages may make.
-pub(crate) const MAX_QUEUES: u32 = 8;
 /// No limit on bytes.
 pub(crate) const ANY_SIZE: usize = 1 << 40;
 

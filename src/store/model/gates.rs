@@ -3,20 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use homing::domain::gate::{
+use crate::domain::gate::{
     Control, FlowChange, Gate, Limits, Path, Starts, Waiting, bare_name, flow_gate, is_queue, queue_gate,
 };
-use homing::domain::message::{FlowControl, Message};
-use homing::domain::time::Timestamp;
-use homing::store::gates::{
+use crate::domain::message::{FlowControl, Message};
+use crate::domain::time::Timestamp;
+use crate::mutation::{self, Mutation};
+use crate::store::gates::{
     BEHIND, DueGates, FlowKey, GateSnapshot, GateStep, Gates, Pass, Queue, QueueRemoval, Queues, RECHECK,
     RECHECK_BLOCKED, Snapshot,
 };
-use homing::store::{Cancellation, Delivery, Lease, NodeId, Result, Slot, StoreError};
+use crate::store::{Cancellation, Delivery, Lease, NodeId, Result, Slot, StoreError};
+use async_trait::async_trait;
 
-use super::{Contents, Model};
-use crate::support::MAX_QUEUES;
+use super::{Contents, MAX_QUEUES, Model};
 
 pub(super) struct GateState {
     created_at: Timestamp,
@@ -137,7 +137,7 @@ impl Contents {
         let gate = Gate {
             limits: state.control.limits,
             paused: state.control.paused,
-            in_use: u32::try_from(in_use).unwrap(),
+            in_use: u32::try_from(in_use).unwrap_or(u32::MAX),
             starts: Starts::new(state.starts.bursts().to_vec(), now),
             passed: 0,
         };
@@ -150,7 +150,7 @@ impl Contents {
             let behind = if is_queue(name) { BEHIND as usize } else { 0 };
             let free = free.map(|free| free + behind);
             let rate = gate.limits.rate.map(|rate| rate.count as usize);
-            others.truncate([Some(count), free, rate].into_iter().flatten().min().unwrap() + 1);
+            others.truncate([Some(count), free, rate].into_iter().flatten().min().unwrap_or(count) + 1);
             waiting.extend(held);
             waiting.extend(others);
         }
@@ -180,6 +180,9 @@ impl Contents {
             waiting.push((order, one));
         }
         waiting.sort_by(|(a, one), (b, other)| (a, &one.id).cmp(&(b, &other.id)));
+        if mutation::on(Mutation::PassesHead) && is_queue(name) {
+            waiting.reverse();
+        }
         waiting.into_iter().map(|(_, one)| one).collect()
     }
 
@@ -196,7 +199,7 @@ impl Contents {
             name: bare_name(gate).to_owned(),
             created_at: state.created_at,
             updated_at: state.updated_at,
-            parallelism: state.control.limits.parallelism.unwrap(),
+            parallelism: state.control.limits.parallelism.unwrap_or(1),
             paused: state.control.paused,
             lag: members as u64,
         })
@@ -214,6 +217,11 @@ impl Contents {
             waiting: waiting.count() as u64,
             in_flight: self.in_flight(gate),
         })
+    }
+
+    fn may_use_queue(&self, name: &str, max: u32) -> bool {
+        let queues = self.gates.keys().filter(|name| is_queue(name)).count();
+        self.gates.contains_key(&queue_gate(name)) || queues < max as usize
     }
 
     pub(super) fn prune_keys(&mut self, cutoff: Timestamp) {
@@ -280,16 +288,18 @@ impl Contents {
 #[async_trait]
 impl Gates for Model {
     async fn snapshot_gates(&self, names: &[Arc<str>], count: usize) -> Result<Snapshot> {
-        let mut state = self.state();
-        let now = state.tick();
-        let names: BTreeSet<&Arc<str>> = names.iter().collect();
-        let mut gates: Vec<GateSnapshot> =
-            names.iter().filter_map(|name| state.look(name, Some(count), now)).collect();
-        let keys: BTreeSet<Arc<str>> =
-            gates.iter().flat_map(|gate| &gate.waiting).filter_map(|one| one.flow.clone()).collect();
-        let keys = keys.iter().filter(|key| !names.contains(key));
-        gates.extend(keys.filter_map(|key| state.look(key, None, now)));
-        Ok(Snapshot { now, gates })
+        self.read("snapshot_gates", |state| {
+            let now = state.tick();
+            let names: BTreeSet<&Arc<str>> = names.iter().collect();
+            let mut gates: Vec<GateSnapshot> =
+                names.iter().filter_map(|name| state.look(name, Some(count), now)).collect();
+            let keys: BTreeSet<Arc<str>> =
+                gates.iter().flat_map(|gate| &gate.waiting).filter_map(|one| one.flow.clone()).collect();
+            let keys = keys.iter().filter(|key| !names.contains(key));
+            gates.extend(keys.filter_map(|key| state.look(key, None, now)));
+            Ok(Snapshot { now, gates })
+        })
+        .await
     }
 
     async fn pass_gates(
@@ -300,58 +310,70 @@ impl Gates for Model {
         passes: &[Pass],
         now: Timestamp,
     ) -> Result<Vec<Delivery>> {
-        let mut state = self.state();
-        let mut changed = BTreeSet::new();
-        for step in steps {
-            if let Some(gate) = state.gates.get_mut(&*step.name)
-                && gate.version == step.version
-            {
-                gate.version += 1;
-                gate.starts = step.starts.clone();
-                gate.next_at = step.next_at.or(gate.next_at);
-                gate.used_at = now;
-                changed.insert(&step.name);
+        let steps = steps.to_vec();
+        let passes = passes.to_vec();
+        self.write("pass_gates", move |state| {
+            let mut changed = BTreeSet::new();
+            for step in &steps {
+                if let Some(gate) = state.gates.get_mut(&*step.name)
+                    && gate.version == step.version
+                {
+                    gate.version += 1;
+                    gate.starts = step.starts.clone();
+                    gate.next_at = step.next_at.or(gate.next_at);
+                    gate.used_at = now;
+                    changed.insert(&step.name);
+                }
             }
-        }
-        let mut held_up = BTreeSet::new();
-        let mut passed = Vec::new();
-        for pass in passes {
-            let open =
-                changed.contains(&pass.gate) && pass.flow.as_ref().is_none_or(|flow| changed.contains(flow));
-            let waits = !open || pass.in_order && held_up.contains(&pass.gate);
-            let delivery = if waits { None } else { state.pass(node, lease, pass, now) };
-            if delivery.is_none() && pass.in_order {
-                held_up.insert(&pass.gate);
+            let mut held_up = BTreeSet::new();
+            let mut passed = Vec::new();
+            for pass in &passes {
+                let open = changed.contains(&pass.gate)
+                    && pass.flow.as_ref().is_none_or(|flow| changed.contains(flow));
+                let waits = !open || pass.in_order && held_up.contains(&pass.gate);
+                let delivery = if waits { None } else { state.pass(node, lease, pass, now) };
+                if delivery.is_none() && pass.in_order {
+                    held_up.insert(&pass.gate);
+                }
+                passed.extend(delivery);
             }
-            passed.extend(delivery);
-        }
-        Ok(passed)
+            Ok(passed)
+        })
+        .await
     }
 
     async fn rest_gates(&self, gates: &[(Arc<str>, Timestamp)]) -> Result<()> {
-        let mut state = self.state();
-        let now = state.tick();
-        for (name, blocked_until) in gates {
-            state.rest(name, *blocked_until, now);
-        }
-        Ok(())
+        let gates = gates.to_vec();
+        self.write("rest_gates", move |state| {
+            let now = state.tick();
+            for (name, blocked_until) in &gates {
+                state.rest(name, *blocked_until, now);
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn due_gates(&self, limit: usize) -> Result<DueGates> {
-        let mut state = self.state();
-        let now = state.tick();
-        let mut times: Vec<(Timestamp, &String)> =
-            state.gates.iter().filter_map(|(name, gate)| Some((gate.next_at?, name))).collect();
-        times.sort();
-        let next_at = times.iter().map(|(at, _)| *at).find(|at| *at > now);
-        let due = times.into_iter().take_while(|(at, _)| *at <= now).take(limit);
-        let gates = due.map(|(_, name)| Arc::from(name.as_str())).collect();
-        Ok(DueGates { gates, next_at, now })
+        self.read("due_gates", |state| {
+            let now = state.tick();
+            let mut times: Vec<(Timestamp, &String)> =
+                state.gates.iter().filter_map(|(name, gate)| Some((gate.next_at?, name))).collect();
+            times.sort();
+            let next_at = times.iter().map(|(at, _)| *at).find(|at| *at > now);
+            let due = times.into_iter().take_while(|(at, _)| *at <= now).take(limit);
+            let gates = due.map(|(_, name)| Arc::from(name.as_str())).collect();
+            Ok(DueGates { gates, next_at, now })
+        })
+        .await
     }
 
     async fn wake_gates(&self) -> Result<()> {
-        self.state().wake_gates();
-        Ok(())
+        self.write("wake_gates", move |state| {
+            state.wake_gates();
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -365,90 +387,99 @@ impl Queues for Model {
         max: Option<u32>,
         now: Timestamp,
     ) -> Result<bool> {
-        if let Some(max) = max
-            && !self.may_use_queue(name, max).await?
-        {
-            return Ok(false);
-        }
-        let mut state = self.state();
-        let new = !state.gates.contains_key(&queue_gate(name));
-        let gate = state.gates.entry(queue_gate(name)).or_insert_with(|| GateState::new(Some(1), now));
-        gate.control.limits.parallelism = parallelism.or(gate.control.limits.parallelism);
-        gate.control.paused = paused.unwrap_or(gate.control.paused);
-        if !new {
-            gate.updated_at = now;
-            gate.version += 1;
-            gate.next_at = Some(now);
-        }
-        Ok(true)
+        let name = name.to_owned();
+        self.write("upsert_queue", move |state| {
+            if max.is_some_and(|max| !state.may_use_queue(&name, max)) {
+                return Ok(false);
+            }
+            let new = !state.gates.contains_key(&queue_gate(&name));
+            let gate = state.gates.entry(queue_gate(&name)).or_insert_with(|| GateState::new(Some(1), now));
+            gate.control.limits.parallelism = parallelism.or(gate.control.limits.parallelism);
+            gate.control.paused = paused.unwrap_or(gate.control.paused);
+            if !new {
+                gate.updated_at = now;
+                gate.version += 1;
+                gate.next_at = Some(now);
+            }
+            Ok(true)
+        })
+        .await
     }
 
     async fn pause_queue(&self, name: &str, paused: bool, now: Timestamp) -> Result<bool> {
-        let mut state = self.state();
-        let Some(gate) = state.gates.get_mut(&queue_gate(name)) else { return Ok(false) };
-        if gate.control.paused != paused {
-            gate.updated_at = now;
-        }
-        gate.control.paused = paused;
-        gate.version += 1;
-        gate.next_at = Some(now);
-        Ok(true)
+        let name = name.to_owned();
+        self.write("pause_queue", move |state| {
+            let Some(gate) = state.gates.get_mut(&queue_gate(&name)) else { return Ok(false) };
+            if gate.control.paused != paused {
+                gate.updated_at = now;
+            }
+            gate.control.paused = paused;
+            gate.version += 1;
+            gate.next_at = Some(now);
+            Ok(true)
+        })
+        .await
     }
 
     async fn queue(&self, name: &str) -> Result<Option<Queue>> {
-        Ok(self.state().queue_of(&queue_gate(name)))
+        self.read("queue", |state| Ok(state.queue_of(&queue_gate(name)))).await
     }
 
     async fn may_use_queue(&self, name: &str, max: u32) -> Result<bool> {
-        let state = self.state();
-        let queues = state.gates.keys().filter(|name| is_queue(name)).count();
-        Ok(state.gates.contains_key(&queue_gate(name)) || queues < max as usize)
+        self.read("may_use_queue", |state| Ok(state.may_use_queue(name, max))).await
     }
 
     /// All at once.
     async fn remove_queue(&self, name: &str, now: Timestamp) -> Result<QueueRemoval> {
-        let mut state = self.state();
-        let gate = queue_gate(name);
-        let members: Vec<_> = state
-            .deliveries
-            .iter()
-            .filter(|(_, delivery)| delivery.at.gate.as_deref() == Some(&gate))
-            .map(|(id, _)| id.clone())
-            .collect();
-        let mut requested = Vec::new();
-        for id in members {
-            if state.cancel(&id, now) == Cancellation::Requested {
-                let delivery = state.deliveries.get_mut(&id).unwrap();
-                delivery.at = AtGate { flow: delivery.at.flow.take(), ..AtGate::default() };
-                requested.push(id);
+        let name = name.to_owned();
+        self.write("remove_queue", move |state| {
+            let gate = queue_gate(&name);
+            let members: Vec<_> = state
+                .deliveries
+                .iter()
+                .filter(|(_, delivery)| delivery.at.gate.as_deref() == Some(&gate))
+                .map(|(id, _)| id.clone())
+                .collect();
+            let mut requested = Vec::new();
+            for id in members {
+                if state.cancel(&id, now) == Cancellation::Requested {
+                    let delivery = state.deliveries.get_mut(&id).expect("it is in flight");
+                    delivery.at = AtGate { flow: delivery.at.flow.take(), ..AtGate::default() };
+                    requested.push(id);
+                }
             }
-        }
-        for delivery in state.deliveries.values_mut() {
-            if delivery.at.slot.as_ref().is_some_and(|slot| *slot.queue == *gate) {
-                delivery.at.slot = None;
+            for delivery in state.deliveries.values_mut() {
+                if delivery.at.slot.as_ref().is_some_and(|slot| *slot.queue == *gate) {
+                    delivery.at.slot = None;
+                }
             }
-        }
-        state.gates.remove(&gate);
-        state.places.remove(&gate);
-        Ok(QueueRemoval { done: true, requested })
+            state.gates.remove(&gate);
+            state.places.remove(&gate);
+            Ok(QueueRemoval { done: true, requested })
+        })
+        .await
     }
 
     async fn change_flow_key(&self, key: &str, change: &FlowChange, now: Timestamp) -> Result<bool> {
-        let mut state = self.state();
-        if change.creates() {
-            state.gates.entry(flow_gate(key)).or_insert_with(|| GateState::new(None, now));
-        }
-        let Some(gate) = state.gates.get_mut(&flow_gate(key)) else { return Ok(false) };
-        gate.control.apply(change);
-        (gate.updated_at, gate.next_at) = (now, Some(now));
-        gate.version += 1;
-        if change.resets_rate() {
-            gate.starts.reset();
-        }
-        Ok(true)
+        let key = key.to_owned();
+        let change = *change;
+        self.write("change_flow_key", move |state| {
+            if change.creates() {
+                state.gates.entry(flow_gate(&key)).or_insert_with(|| GateState::new(None, now));
+            }
+            let Some(gate) = state.gates.get_mut(&flow_gate(&key)) else { return Ok(false) };
+            gate.control.apply(&change);
+            (gate.updated_at, gate.next_at) = (now, Some(now));
+            gate.version += 1;
+            if change.resets_rate() {
+                gate.starts.reset();
+            }
+            Ok(true)
+        })
+        .await
     }
 
     async fn flow_key(&self, key: &str, now: Timestamp) -> Result<Option<FlowKey>> {
-        Ok(self.state().key_of(&flow_gate(key), now))
+        self.read("flow_key", |state| Ok(state.key_of(&flow_gate(key), now))).await
     }
 }
