@@ -11,7 +11,7 @@ pub enum Mutation {
     DoubtsNothing,
     /// A node that was silent for too long goes on with what it held.
     TrustsOldLeases,
-    /// What is cancelled between being stored and being in memory is attempted.
+    /// A message is attempted that was cancelled between being stored and being in memory.
     MissesCancels,
     /// The store doesn't tell a node what was cancelled through others.
     HearsNoCancels,

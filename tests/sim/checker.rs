@@ -60,7 +60,7 @@ struct Cancel<'a> {
     answer: Option<Cancellation>,
 }
 
-/// What one message was seen to do.
+/// A broken promise in words, and the messages that it is about.
 type Broken = (String, Vec<MessageId>);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -595,7 +595,7 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    /// What only its destination limits starts when it is due, where all has been well for a while.
+    /// Where all has been well for a while, messages that only their destination limits start when they are due.
     fn nothing_is_late(&self) -> Result<(), Broken> {
         if self.run.plan.is_tight() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What happened in a run, in order.
+//! The events of a run, in order.
 
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex};

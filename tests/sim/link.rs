@@ -1,4 +1,4 @@
-//! What stands between a node and the store: time, and faults for a while.
+//! The line between a node and the store: time, and faults for a while.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::history::{History, Life, What};
 /// How the store treats a node's calls, in percent of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Storm {
-    /// They fail without effect.
+    /// Calls that fail without effect.
     pub(crate) refuse: u64,
-    /// They take effect, and the answer is lost.
+    /// Calls that take effect, and whose answer is lost.
     pub(crate) lose: u64,
-    /// They fail, and take effect later.
+    /// Calls that fail, and take effect later.
     pub(crate) late: u64,
     /// The longest that a call takes each way.
     pub(crate) slow: Duration,

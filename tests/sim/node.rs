@@ -28,7 +28,7 @@ pub(crate) struct Process {
 
 struct State {
     mode: Mode,
-    /// It ends when its tasks have been polled so many times more.
+    /// The process ends when its tasks have been polled so many times more.
     polls_left: Option<u64>,
     /// Of each task that is not over.
     wakers: Vec<Option<Waker>>,

@@ -28,15 +28,15 @@ pub(crate) const LABELS: u64 = 3;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Failing {
     Status(u16),
-    /// It refuses the connection.
+    /// The connection is refused.
     Refuse,
-    /// It doesn't answer.
+    /// No answer comes.
     Hang,
-    /// It refuses for good.
+    /// The answer says that no further attempt shall be made.
     Final,
 }
 
-/// What a destination does with a message: it fails so many attempts, then answers 200, each after that time.
+/// A destination's behaviour towards a message: so many attempts fail, then the answer is 200, each after that time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Script {
     pub(crate) host: u64,
@@ -60,7 +60,7 @@ pub(crate) struct Spec {
     pub(crate) label: u64,
 }
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Publish(Vec<Spec>),
@@ -89,7 +89,7 @@ pub(crate) enum Op {
     RotateKeys,
 }
 
-/// What goes wrong.
+/// A fault.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     /// The process ends at the await after so many polls, and is started again later.
@@ -102,7 +102,7 @@ pub(crate) enum Fault {
         node: usize,
         time: Duration,
     },
-    /// It stops as told, and is started again.
+    /// The node stops as told, and is started again.
     Restart {
         node: usize,
         grace: Duration,

@@ -38,14 +38,14 @@ use crate::plan::{Fault, HEAL, KEYS, LAST, LEAST, Op, Plan, QUEUES, SCHEDULES, S
 /// The store's time when a run begins.
 pub(crate) const START: Timestamp = Timestamp::from_millis(1_790_000_000_000);
 
-/// What a run came to.
+/// The end of a run.
 pub(crate) struct Outcome {
     pub(crate) plan: Plan,
     pub(crate) events: Vec<Event>,
     pub(crate) stories: Vec<Story>,
     /// When registrations of nodes ended, by the nodes' numbers.
     pub(crate) ended: Vec<(usize, Duration)>,
-    /// What was left in nodes' memories, in words.
+    /// Room and tasks that nodes had not given back, in words.
     pub(crate) leaks: Vec<String>,
     pub(crate) lasted: Duration,
 }
@@ -78,7 +78,7 @@ struct World {
     history: History,
     model: Model,
     nodes: Vec<Node>,
-    /// What clients know of what they published, and its label.
+    /// Messages that clients know to be stored, each with its label.
     known: Mutex<Vec<(MessageId, u64)>>,
     generations: Mutex<i64>,
 }

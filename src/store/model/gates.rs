@@ -42,7 +42,7 @@ impl GateState {
     }
 }
 
-/// What a delivery has of its gates.
+/// A delivery's part in its gates.
 #[derive(Clone, Default)]
 pub(super) struct AtGate {
     pub(super) gate: Option<Arc<str>>,
@@ -65,7 +65,7 @@ fn time(microseconds: i64) -> Timestamp {
 }
 
 impl Contents {
-    /// What the messages of one batch do to their gates, whatever becomes of each.
+    /// Makes and changes the gates of one batch's messages, whatever becomes of each.
     pub(super) fn hold<'a>(&mut self, messages: impl Iterator<Item = &'a Message>) -> Result<()> {
         let mut flows: BTreeMap<Arc<str>, &FlowControl> = BTreeMap::new();
         let mut due: BTreeMap<Arc<str>, Timestamp> = BTreeMap::new();
@@ -158,7 +158,7 @@ impl Contents {
         Some(GateSnapshot { name: Arc::from(name), version: state.version, gate, next_at, waiting })
     }
 
-    /// Those that wait at a gate with a slot of it, or without, in their order.
+    /// The deliveries that wait at a gate with a slot of it, or without, in their order.
     pub(super) fn waiting(&self, name: &str, holds_slot: bool) -> Vec<Waiting> {
         let mut waiting: Vec<(i64, Waiting)> = Vec::new();
         for (id, delivery) in &self.deliveries {

@@ -45,7 +45,7 @@ pub enum Processes {
     Several,
 }
 
-/// Becomes of a call what the test wants.
+/// Settles what becomes of a node's calls, as a test wants it.
 #[async_trait]
 pub trait Link: Send + Sync + 'static {
     /// Comes before a call takes effect, and settles whether it does.
@@ -56,14 +56,14 @@ pub trait Link: Send + Sync + 'static {
     fn late(&self, call: &'static str, step: Box<dyn FnOnce() + Send>);
 }
 
-/// What becomes of a call.
+/// The fate of a call.
 #[derive(Debug)]
 pub enum Fate {
-    /// It takes effect now.
+    /// The call takes effect now.
     Now,
-    /// It fails, and never takes effect.
+    /// The call fails, and never takes effect.
     Refused(StoreError),
-    /// It fails, and takes effect all the same, some time later; a call that only reads doesn't.
+    /// The call fails, and takes effect all the same, some time later, unless it only reads.
     Late(StoreError),
 }
 

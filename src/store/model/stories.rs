@@ -1,4 +1,4 @@
-//! What a checker sees of the model beside what its calls answer.
+//! A checker's view of the model, beside what its calls answer.
 
 use std::sync::Arc;
 
