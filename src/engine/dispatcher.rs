@@ -5,38 +5,31 @@
 //! is its place among the attempts at once. Dropping one gives back what it stands for, whatever happens.
 //!
 //! Deliveries that came through a gate count there from then on, so that few of them wait here, and within their lane they
-//! take turns with the others. How lanes share slots and room is in [`places`].
+//! take turns with the others ([`lanes`]). How lanes share slots and room is in [`places`].
 //!
 //! Nothing that gives something back may be dropped under the lock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
-use self::places::{Answered, NOT_FOR_STRANGERS, Places, Standing};
-use super::Settings;
+use self::lanes::{Lanes, Limits, Way};
 use super::node::Node;
-use crate::domain::gate::is_gated;
+use super::world::Settings;
 use crate::domain::id::MessageId;
 use crate::store::{Delivery, Lease, Want};
 
+mod lanes;
 mod places;
 #[cfg(test)]
 mod tests;
-
-/// Deliveries that a claim takes for one lane, as a multiple of what may run there: enough for two more rounds while
-/// the next claim is on its way.
-const CLAIM_AHEAD: usize = 4;
-/// Deliveries in one claim.
-const CLAIM_MAX: usize = 512;
 
 /// The deliveries that a node holds.
 pub(super) struct Dispatcher(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
-    limits: Limits,
     node: Arc<Node>,
     /// Notified when something may start.
     startable: Notify,
@@ -48,25 +41,8 @@ struct Inner {
     gate_room: Notify,
 }
 
-struct Limits {
-    concurrency: usize,
-    per_lane: usize,
-    held: usize,
-    held_bytes: usize,
-}
-
-#[derive(Default)]
 struct State {
-    /// In no order: whoever goes through all of them sorts what comes of it.
-    lanes: HashMap<Arc<str>, Lane>,
-    answered: Answered,
-    /// Lanes that have something ready and are below their own limit, each once: those that have answered lately, and the
-    /// strangers.
-    known_ring: VecDeque<Arc<str>>,
-    strange_ring: VecDeque<Arc<str>>,
-    /// Places that all lanes take, and those that strangers take.
-    load: Load,
-    strange: Load,
+    lanes: Lanes<Held>,
     /// Claim numbers in use, by a claim or by deliveries.
     leases: BTreeSet<Lease>,
     /// The last claim number; they only grow, also when the node begins a new incarnation.
@@ -77,56 +53,21 @@ struct State {
     draining: bool,
     /// A claim found no room at all.
     starved: bool,
-    /// Lanes with something due that a claim found no room for.
-    hungry: HashSet<Arc<str>>,
     /// Something that waits at a gate found no room.
     gates_starved: bool,
 }
 
-#[derive(Default)]
-struct Lane {
-    /// Deliveries that wait for a slot and came through no gate.
-    ready: VecDeque<Held>,
-    /// Deliveries that wait for a slot and came through a gate.
-    passed: VecDeque<Held>,
-    /// Permits for deliveries from gates that have not started.
-    passing: usize,
-    /// Whose turn it is.
-    passed_next: bool,
-    load: Load,
-    /// The lane's standing when it was last brought up to date.
-    standing: Standing,
-    /// The ring that it is in.
-    ring: Option<Standing>,
-}
-
-/// The places that lanes take.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-struct Load {
-    running: usize,
-    /// Waiting, running, or not yet finished in the store.
-    held: usize,
-    /// Bytes of these.
-    held_bytes: usize,
-}
-
-impl Load {
-    const RUNNING: Self = Self { running: 1, held: 0, held_bytes: 0 };
-
-    const fn held(bytes: usize) -> Self {
-        Self { running: 0, held: 1, held_bytes: bytes }
+impl State {
+    /// Takes out what has not started, as far as it is wanted, in the order of the messages' ids.
+    fn take_out(&mut self, is_wanted: impl Fn(&Held) -> bool) -> Vec<Held> {
+        let mut out = self.lanes.take_out(is_wanted);
+        let place = |held: &Held| (held.delivery.message.id.clone(), held.delivery.lease);
+        out.sort_by_cached_key(place);
+        out
     }
 
-    fn add(&mut self, other: Self) {
-        self.running += other.running;
-        self.held += other.held;
-        self.held_bytes += other.held_bytes;
-    }
-
-    fn remove(&mut self, other: Self) {
-        self.running -= other.running;
-        self.held -= other.held;
-        self.held_bytes -= other.held_bytes;
+    fn has_room(&self) -> bool {
+        !self.draining && self.lanes.has_room()
     }
 }
 
@@ -168,8 +109,8 @@ pub(super) struct Permit {
     of: Weak<Inner>,
     lane: Arc<str>,
     bytes: usize,
-    /// Whether it is for a delivery from a gate that has not started.
-    passing: bool,
+    /// The way of its delivery, which is at its end when it starts.
+    way: Way,
 }
 
 impl Drop for Permit {
@@ -224,7 +165,8 @@ impl Claim {
                 state.cancelled.push(held);
                 cancelled = true;
             } else {
-                state.admit(held, self.of.limits.per_lane);
+                let (lane, way) = (Arc::clone(&held.permit.lane), held.permit.way);
+                state.lanes.admit(&lane, held, way);
                 admitted = true;
             }
         }
@@ -286,21 +228,27 @@ impl Drop for Running {
 
 impl Dispatcher {
     pub(super) fn new(settings: &Settings, node: Arc<Node>) -> Self {
-        Self::with(
-            Limits {
-                concurrency: settings.concurrency,
-                per_lane: settings.concurrency_per_origin,
-                held: settings.prefetch,
-                held_bytes: settings.prefetch_bytes,
-            },
-            node,
-        )
+        let limits = Limits {
+            concurrency: settings.concurrency,
+            per_lane: settings.concurrency_per_origin,
+            held: settings.prefetch,
+            held_bytes: settings.prefetch_bytes,
+        };
+        Self::with(limits, node)
     }
 
     fn with(limits: Limits, node: Arc<Node>) -> Self {
         Self(Arc::new(Inner {
-            state: Mutex::default(),
-            limits,
+            state: Mutex::new(State {
+                lanes: Lanes::new(limits),
+                leases: BTreeSet::new(),
+                last_lease: 0,
+                cancels: Cancels::default(),
+                cancelled: Vec::new(),
+                draining: false,
+                starved: false,
+                gates_starved: false,
+            }),
             node,
             startable: Notify::new(),
             cancelled: Notify::new(),
@@ -335,7 +283,8 @@ impl Dispatcher {
         let mut state = self.0.state();
         wanted
             .map(|(lane, bytes)| {
-                self.0.fits(&mut state, lane, bytes).then(|| self.take(&mut state, lane, bytes))
+                let fits = !state.draining && state.lanes.fits(lane, bytes);
+                fits.then(|| self.take(&mut state, lane, bytes, Way::Straight))
             })
             .collect()
     }
@@ -344,33 +293,24 @@ impl Dispatcher {
     /// is none, [`Dispatcher::gate_room`] ends when there may be.
     pub(super) fn permit_at_gate(&self, lane: &Arc<str>, bytes: usize) -> Option<Permit> {
         let mut state = self.0.state();
-        let (passing, running) =
-            state.lanes.get(lane).map_or((0, 0), |lane| (lane.passing, lane.load.running));
-        // Where all slots are in use, one waits for the next that ends.
-        let soon = passing < self.0.limits.per_lane.saturating_sub(running).max(1);
-        if !soon || !self.0.fits(&mut state, lane, bytes) {
-            state.gates_starved = true;
-            return None;
-        }
-        let mut permit = self.take(&mut state, lane, bytes);
-        permit.passing = true;
-        state.lane(lane).passing += 1;
-        Some(permit)
+        let fits = !state.draining && state.lanes.starts_soon(lane) && state.lanes.fits(lane, bytes);
+        state.gates_starved |= !fits;
+        fits.then(|| self.take(&mut state, lane, bytes, Way::Gate))
     }
 
     /// Room for what was claimed because [`Dispatcher::wants`] found room for it.
     pub(super) fn with_permits(&self, claimed: Vec<Delivery>) -> Vec<(Delivery, Permit)> {
         let mut state = self.0.state();
         let with_permit = |delivery: Delivery| {
-            let permit = self.take(&mut state, &delivery.lane, delivery.size);
+            let permit = self.take(&mut state, &delivery.lane, delivery.size, Way::Straight);
             (delivery, permit)
         };
         claimed.into_iter().map(with_permit).collect()
     }
 
-    fn take(&self, state: &mut State, lane: &Arc<str>, bytes: usize) -> Permit {
-        state.add(lane, Load::held(bytes));
-        Permit { of: Arc::downgrade(&self.0), lane: Arc::clone(lane), bytes, passing: false }
+    fn take(&self, state: &mut State, lane: &Arc<str>, bytes: usize, way: Way) -> Permit {
+        state.lanes.take(lane, bytes, way);
+        Permit { of: Arc::downgrade(&self.0), lane: Arc::clone(lane), bytes, way }
     }
 
     /// Waits until deliveries may start, and takes all that may.
@@ -384,22 +324,19 @@ impl Dispatcher {
         }
     }
 
-    /// The deliveries that may start: lanes that have answered lately and strangers take turns, as long as there are slots.
     fn start(&self) -> Vec<(Held, Running)> {
         let mut state = self.0.state();
-        let mut started = Vec::new();
-        loop {
-            let before = started.len();
-            for ring in [Standing::Known, Standing::Strange] {
-                started.extend(self.0.next_of(&mut state, ring).map(|held| {
-                    let lane = Arc::clone(&held.permit.lane);
-                    (held, Running { of: Arc::downgrade(&self.0), lane, answered: false })
-                }));
-            }
-            if started.len() == before {
-                return started;
-            }
+        if state.draining {
+            return Vec::new();
         }
+        let started = state.lanes.start();
+        drop(state);
+        let running = |mut held: Held| {
+            held.permit.way = Way::Straight;
+            let lane = Arc::clone(&held.permit.lane);
+            (held, Running { of: Arc::downgrade(&self.0), lane, answered: false })
+        };
+        started.into_iter().map(running).collect()
     }
 
     /// Takes out what has been cancelled and has not started; what is being leased at this moment will not start. The
@@ -416,9 +353,7 @@ impl Dispatcher {
 
     /// Whether a message was admitted and has not started.
     pub(super) fn is_waiting(&self, id: &MessageId) -> bool {
-        let state = self.0.state();
-        let mut waiting = state.lanes.values().flat_map(|lane| lane.ready.iter().chain(&lane.passed));
-        waiting.any(|held| held.delivery.message.id == *id)
+        self.0.state().lanes.waiting().any(|held| held.delivery.message.id == *id)
     }
 
     /// Has cancelled deliveries ended later.
@@ -456,7 +391,7 @@ impl Dispatcher {
     /// Whether there is room for anything; if not, [`Dispatcher::room`] ends when there is.
     pub(super) fn has_room(&self) -> bool {
         let mut state = self.0.state();
-        state.starved = !self.0.has_room(&state);
+        state.starved = !state.has_room();
         !state.starved
     }
 
@@ -468,7 +403,7 @@ impl Dispatcher {
     /// Whether there is room for anything that waits at gates; if not, [`Dispatcher::gate_room`] ends when there is.
     pub(super) fn has_gate_room(&self) -> bool {
         let mut state = self.0.state();
-        let has_room = self.0.has_room(&state);
+        let has_room = state.has_room();
         state.gates_starved |= !has_room;
         has_room
     }
@@ -481,56 +416,22 @@ impl Dispatcher {
     /// How much of each lane to claim now, and how many bytes in all. Lanes without room are kept in mind:
     /// [`Dispatcher::room`] ends when one has some.
     pub(super) fn wants(&self, lanes: impl Iterator<Item = Arc<str>>) -> (Vec<Want>, usize) {
-        let (inner, mut state) = (&*self.0, self.0.state());
-        let mut room = inner.room(&state);
-        let mut left = CLAIM_MAX.min(room.free());
-        let free_bytes = inner.free_bytes(&state, Standing::Known);
-        let strange_bytes = inner.free_bytes(&state, Standing::Strange);
-        // Half of what is free, so that one claim of large messages leaves something to the next.
-        let mut bytes = free_bytes.div_ceil(2);
-        let mut wants: Vec<Want> = Vec::new();
-        state.hungry.clear();
-        for name in lanes {
-            let standing = state.standing(&name);
-            let Load { held, held_bytes, .. } = state.load_of(&name);
-            let known = standing == Standing::Known;
-            let own_bytes = if known { free_bytes } else { strange_bytes };
-            let fits = room.fits(held, standing) && own_bytes > 0 && held_bytes <= own_bytes;
-            // Not a few at a time: a claim costs the same for many.
-            let low = fits && held <= inner.claim_ahead() / 2;
-            let most =
-                if known { usize::MAX } else { (room.for_strangers().saturating_sub(held) / 2).max(1) };
-            let count = if low { (inner.claim_ahead() - held).min(most).min(left) } else { 0 };
-            if count == 0 {
-                state.hungry.insert(name);
-            } else if !wants.iter().any(|want| want.lane == name) {
-                left -= count;
-                if !known {
-                    room.used += count;
-                    room.strange += count;
-                    // Not less than half of what strangers leave: others are in this claim, too.
-                    let least = inner.limits.held_bytes / NOT_FOR_STRANGERS / 2;
-                    bytes = bytes.min(strange_bytes.max(least));
-                }
-                wants.push(Want { lane: name, count });
-            }
-        }
-        (wants, bytes)
+        self.0.state().lanes.wants(lanes)
     }
 
     /// Whether the last claim left lanes out for want of room.
     pub(super) fn is_hungry(&self) -> bool {
-        !self.0.state().hungry.is_empty()
+        self.0.state().lanes.is_hungry()
     }
 
     /// Attempts running.
     pub(super) fn running(&self) -> usize {
-        self.0.state().load.running
+        self.0.state().lanes.load().running
     }
 
     /// Deliveries held: waiting, running, or not yet finished in the store.
     pub(super) fn held(&self) -> usize {
-        self.0.state().load.held
+        self.0.state().lanes.load().held
     }
 }
 
@@ -539,83 +440,11 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fits(&self, state: &mut State, lane: &Arc<str>, bytes: usize) -> bool {
-        let standing = state.standing(lane);
-        let free_bytes = self.free_bytes(state, standing);
-        let own = state.load_of(lane);
-        !state.draining
-            && self.room(state).fits(own.held, standing)
-            && own.held_bytes <= free_bytes
-            && bytes <= free_bytes
-    }
-
-    /// Bytes that lanes of this standing may still take.
-    fn free_bytes(&self, state: &State, standing: Standing) -> usize {
-        let all = self.limits.held_bytes;
-        let free = all.saturating_sub(state.load.held_bytes);
-        if standing == Standing::Known || state.strange.held == 0 {
-            return free;
-        }
-        free.min((all - all / NOT_FOR_STRANGERS).saturating_sub(state.strange.held_bytes))
-    }
-
-    fn room(&self, state: &State) -> Places {
-        Places { all: self.limits.held, used: state.load.held, strange: state.strange.held }
-    }
-
-    fn has_room(&self, state: &State) -> bool {
-        !state.draining && self.room(state).free() > 0 && state.load.held_bytes < self.limits.held_bytes
-    }
-
-    fn slots(&self, state: &State) -> Places {
-        Places { all: self.limits.concurrency, used: state.load.running, strange: state.strange.running }
-    }
-
-    /// Deliveries of one lane that claims fill up to.
-    fn claim_ahead(&self) -> usize {
-        self.limits.per_lane.saturating_mul(CLAIM_AHEAD)
-    }
-
-    /// Takes the next delivery of the lanes in this ring, each of which comes up once in vain at most.
-    fn next_of(&self, state: &mut State, ring: Standing) -> Option<Held> {
-        let slots = self.slots(state);
-        let any = if ring == Standing::Known { slots.free() > 0 } else { slots.fits_strangers() };
-        if !any || state.draining {
-            return None;
-        }
-        for _ in 0..state.ring(ring).len() {
-            let name = state.ring(ring).pop_front()?;
-            let standing = state.standing(&name);
-            // The lane may be gone, or have moved to the other ring.
-            let Some(lane) = state.lanes.get_mut(&name).filter(|lane| lane.ring == Some(ring)) else {
-                continue;
-            };
-            lane.ring = None;
-            let mut next = None;
-            if lane.load.running < self.limits.per_lane && slots.fits(lane.load.running, standing) {
-                next = lane.pop();
-            }
-            if next.is_some() {
-                state.add(&name, Load::RUNNING);
-            }
-            state.enter_ring(&name, self.limits.per_lane);
-            if next.is_some() {
-                return next;
-            }
-        }
-        None
-    }
-
     /// Gives room back, and notifies whoever waits for some.
     fn let_go(&self, permit: &Permit) {
         let mut state = self.state();
-        if permit.passing {
-            state.lane(&permit.lane).passing -= 1;
-        }
-        state.remove(&permit.lane, Load::held(permit.bytes));
-        let low = self.claim_ahead() / 2;
-        let fed = state.hungry.contains(&permit.lane) && state.load_of(&permit.lane).held <= low;
-        if state.starved || fed {
+        state.lanes.give_back(&permit.lane, permit.bytes, permit.way);
+        if state.starved || state.lanes.can_be_fed(&permit.lane) {
             state.starved = false;
             self.room.notify_one();
         }
@@ -625,12 +454,7 @@ impl Inner {
     /// Frees the slot of an attempt.
     fn ended(&self, attempt: &Running) {
         let mut state = self.state();
-        if attempt.answered {
-            state.answered.note(&attempt.lane);
-        }
-        state.remove(&attempt.lane, Load::RUNNING);
-        state.enter_ring(&attempt.lane, self.limits.per_lane);
-        if !(state.known_ring.is_empty() && state.strange_ring.is_empty()) {
+        if state.lanes.ended(&attempt.lane, attempt.answered) {
             self.startable.notify_one();
         }
         self.wake_gates(&mut state);
@@ -639,126 +463,6 @@ impl Inner {
     fn wake_gates(&self, state: &mut State) {
         if std::mem::take(&mut state.gates_starved) {
             self.gate_room.notify_one();
-        }
-    }
-}
-
-impl Lane {
-    /// Takes the next one: those that came through gates and the others take turns.
-    fn pop(&mut self) -> Option<Held> {
-        let passed = self.passed_next || self.ready.is_empty();
-        self.passed_next = !passed;
-        if passed && let Some(mut held) = self.passed.pop_front() {
-            held.permit.passing = false;
-            self.passing -= 1;
-            return Some(held);
-        }
-        self.ready.pop_front()
-    }
-}
-
-impl State {
-    /// The lane of this name, a new one if there is none.
-    fn lane(&mut self, name: &Arc<str>) -> &mut Lane {
-        // Not by its entry, which would take a clone of the name each time.
-        if !self.lanes.contains_key(name) {
-            let standing = self.answered.standing(name);
-            self.lanes.insert(Arc::clone(name), Lane { standing, ..Lane::default() });
-        }
-        self.lanes.get_mut(name).unwrap_or_else(|| unreachable!("it was just made"))
-    }
-
-    /// Takes in a delivery that waits for its turn.
-    fn admit(&mut self, held: Held, per_lane: usize) {
-        let name = Arc::clone(&held.permit.lane);
-        let lane = self.lane(&name);
-        if is_gated(&held.delivery.message) {
-            lane.passed.push_back(held);
-        } else {
-            lane.ready.push_back(held);
-        }
-        self.enter_ring(&name, per_lane);
-    }
-
-    /// Takes out what has not started, as far as it is wanted, in the order of the messages' ids.
-    fn take_out(&mut self, is_wanted: impl Fn(&Held) -> bool) -> Vec<Held> {
-        let mut out = Vec::new();
-        for lane in self.lanes.values_mut() {
-            for list in [&mut lane.ready, &mut lane.passed] {
-                if list.iter().any(&is_wanted) {
-                    let (wanted, kept) = std::mem::take(list).into_iter().partition::<Vec<_>, _>(&is_wanted);
-                    *list = kept.into();
-                    out.extend(wanted);
-                }
-            }
-        }
-        let place = |held: &Held| (held.delivery.message.id.clone(), held.delivery.lease);
-        out.sort_by_cached_key(place);
-        out
-    }
-
-    /// The places that a lane takes.
-    fn load_of(&self, name: &Arc<str>) -> Load {
-        self.lanes.get(name).map_or_else(Load::default, |lane| lane.load)
-    }
-
-    fn add(&mut self, name: &Arc<str>, more: Load) {
-        let lane = self.lane(name);
-        lane.load.add(more);
-        let standing = lane.standing;
-        self.load.add(more);
-        if standing == Standing::Strange {
-            self.strange.add(more);
-        }
-    }
-
-    /// Gives places of a lane back; one that takes none any more is removed.
-    fn remove(&mut self, name: &Arc<str>, less: Load) {
-        let lane = self.lane(name);
-        lane.load.remove(less);
-        let (standing, left) = (lane.standing, lane.load);
-        self.load.remove(less);
-        if standing == Standing::Strange {
-            self.strange.remove(less);
-        }
-        if left == Load::default() {
-            // Its place in the ring, if it has one, is skipped.
-            self.lanes.remove(name);
-        }
-    }
-
-    /// Brings a lane's standing up to date, by which its places count.
-    fn standing(&mut self, name: &Arc<str>) -> Standing {
-        let standing = self.answered.standing(name);
-        if let Some(lane) = self.lanes.get_mut(name)
-            && lane.standing != standing
-        {
-            lane.standing = standing;
-            match standing {
-                Standing::Known => self.strange.remove(lane.load),
-                Standing::Strange => self.strange.add(lane.load),
-            }
-        }
-        standing
-    }
-
-    fn ring(&mut self, ring: Standing) -> &mut VecDeque<Arc<str>> {
-        match ring {
-            Standing::Known => &mut self.known_ring,
-            Standing::Strange => &mut self.strange_ring,
-        }
-    }
-
-    /// Puts a lane into its ring if it belongs there. One at its own limit comes back when an attempt of it ends.
-    fn enter_ring(&mut self, name: &Arc<str>, per_lane: usize) {
-        let ring = self.standing(name);
-        if let Some(lane) = self.lanes.get_mut(name)
-            && (lane.ring.is_none() || (lane.ring, ring) == (Some(Standing::Strange), Standing::Known))
-            && !(lane.ready.is_empty() && lane.passed.is_empty())
-            && lane.load.running < per_lane
-        {
-            lane.ring = Some(ring);
-            self.ring(ring).push_back(Arc::clone(name));
         }
     }
 }

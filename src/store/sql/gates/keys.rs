@@ -91,23 +91,6 @@ pub(in crate::store::sql) struct FlowRow {
     in_flight: i64,
 }
 
-/// The keys of these gates; `$2` is now.
-macro_rules! select_flow_keys {
-    ($condition:expr) => {
-        concat!(
-            "SELECT name, ",
-            control_columns!(),
-            ", starts, \
-                 (SELECT COUNT(*) FROM deliveries d WHERE d.flow = gates.name AND d.node = 0 AND d.due_at <= $2) \
-                 AS waiting, \
-                 (SELECT COUNT(*) FROM deliveries d WHERE d.flow = gates.name AND d.node > 0) AS in_flight \
-             FROM gates WHERE ",
-            $condition,
-            " ORDER BY name"
-        )
-    };
-}
-
 impl FlowRow {
     pub(in crate::store::sql) fn into_key(self, now: Timestamp) -> Result<FlowKey> {
         Ok(FlowKey {
@@ -125,13 +108,16 @@ pub(super) async fn flow_key(
     key: &str,
     now: Timestamp,
 ) -> Result<Option<FlowKey>> {
-    let gate = flow_gate(key);
+    let sql = concat!(
+        "SELECT name, ",
+        control_columns!(),
+        ", starts, \
+             (SELECT COUNT(*) FROM deliveries WHERE flow = $1 AND node = 0 AND due_at <= $2) AS waiting, \
+             (SELECT COUNT(*) FROM deliveries WHERE flow = $1 AND node > 0) AS in_flight \
+         FROM gates WHERE name = $1"
+    );
     let row: Option<FlowRow> = on_backend!(pools, |pool| {
-        sqlx::query_as(select_flow_keys!("name = $1"))
-            .bind(gate)
-            .bind(now.as_millis())
-            .fetch_optional(*pool)
-            .await?
+        sqlx::query_as(sql).bind(flow_gate(key)).bind(now.as_millis()).fetch_optional(*pool).await?
     });
     row.map(|row| row.into_key(now)).transpose()
 }

@@ -16,6 +16,7 @@ use crate::store::{Cancellation, Result};
 
 /// Messages that are cancelled in one step of a queue's removal: few enough to hold no lock for long.
 const REMOVED_AT_ONCE: i64 = 500;
+
 #[async_trait]
 impl Queues for SqlStore {
     async fn upsert_queue(
@@ -130,25 +131,14 @@ pub(in crate::store::sql) struct QueueRow {
     lag: i64,
 }
 
-/// The queues of these gates. A message in flight has its own slot.
-macro_rules! select_queues {
-    ($condition:literal) => {
-        concat!(
-            "SELECT name, created_at, updated_at, parallelism, paused, \
-                 (SELECT COUNT(*) FROM deliveries d WHERE d.gate = gates.name AND d.node = 0) + \
-                 (SELECT COUNT(*) FROM deliveries d WHERE d.slot = gates.name AND d.gate = gates.name AND d.node <> 0) \
-                 AS lag \
-             FROM gates WHERE ",
-            $condition,
-            " ORDER BY name"
-        )
-    };
-}
-
 async fn queue(pools: &Backend<&PgPool, &SqlitePool>, name: &str) -> Result<Option<Queue>> {
-    let gate = queue_gate(name);
+    // A message in flight has its own slot.
+    let sql = "SELECT name, created_at, updated_at, parallelism, paused, \
+                   (SELECT COUNT(*) FROM deliveries WHERE gate = $1 AND node = 0) + \
+                   (SELECT COUNT(*) FROM deliveries WHERE slot = $1 AND gate = $1 AND node <> 0) AS lag \
+               FROM gates WHERE name = $1";
     let row: Option<QueueRow> = on_backend!(pools, |pool| {
-        sqlx::query_as(select_queues!("name = $1")).bind(gate).fetch_optional(*pool).await?
+        sqlx::query_as(sql).bind(queue_gate(name)).fetch_optional(*pool).await?
     });
     Ok(row.map(QueueRow::into_queue))
 }
