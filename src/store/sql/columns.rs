@@ -97,11 +97,6 @@ pub(super) fn put<T>(place: &mut T, value: Option<T>) -> Option<()> {
     Some(())
 }
 
-/// Takes no note of a value: for a column that is read nowhere, but searched.
-pub(super) fn skip<W, V>(_: &mut W, _: Option<V>) -> Option<()> {
-    Some(())
-}
-
 /// Reads the columns of a row into `into`; the name of the first one whose value can't be what it should.
 pub(super) fn read<R, W>(
     columns: &[Stored<'_, R, W>],
@@ -191,10 +186,10 @@ where
 }
 
 /// Adds an array of each column's values to the arguments of a statement of Postgres.
-pub(super) fn add_arrays<'a, R: Copy>(
+pub(super) fn add_arrays<R: Copy>(
     arguments: &mut PgArguments,
-    columns: &[Column<'a, R>],
-    rows: impl Iterator<Item = R> + Clone,
+    columns: &[Column<'_, R>],
+    rows: &(impl Iterator<Item = R> + Clone),
 ) -> Result<(), BoxDynError> {
     for column in columns {
         let rows = rows.clone();

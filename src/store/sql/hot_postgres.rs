@@ -56,8 +56,8 @@ static INSERTS: LazyLock<(String, String, usize)> = LazyLock::new(|| {
 /// The arrays of messages and their deliveries.
 fn bind_new(rows: &[New<'_>]) -> sqlx::Result<PgArguments> {
     arguments(|arguments: &mut PgArguments| {
-        add_arrays(arguments, &messages::written(), rows.iter().map(|row| &*row.accept.message))?;
-        add_arrays(arguments, &delivery(), rows.iter().copied())
+        add_arrays(arguments, &messages::written(), &rows.iter().map(|row| &*row.accept.message))?;
+        add_arrays(arguments, &delivery(), &rows.iter().copied())
     })
 }
 
@@ -415,7 +415,7 @@ async fn finish_delivered(conn: &mut PgConnection, node: NodeId, batch: &[Ended]
     });
     let arguments = arguments(|arguments: &mut PgArguments| {
         arguments.add(node.0)?;
-        add_arrays(arguments, &ends(), batch.iter())
+        add_arrays(arguments, &ends(), &batch.iter())
     })?;
     Ok(sqlx::query_scalar_with(DELIVERED.as_str(), arguments).fetch_all(conn).await?)
 }
@@ -490,8 +490,8 @@ async fn finish_mixed(
     let add = |arguments: &mut PgArguments| {
         arguments.add(callbacks.iter().map(|(ended, _)| ended.id.as_str()).bind_iter())?;
         arguments.add(node.0)?;
-        add_arrays(arguments, &ends(), batch.iter())?;
-        add_arrays(arguments, &letter(), with_letter(batch.iter()))
+        add_arrays(arguments, &ends(), &batch.iter())?;
+        add_arrays(arguments, &letter(), &with_letter(batch.iter()))
     };
     add(&mut arguments).map_err(sqlx::Error::Encode)?;
     Ok(sqlx::query_scalar_with(FINISH_MIXED.as_str(), arguments).fetch_all(conn).await?)

@@ -56,10 +56,10 @@ async fn insert_new(conn: &mut SqliteConnection, rows: &[New<'_>]) -> Result<()>
 }
 
 /// Inserts rows by the smallest of a table's statements that holds them. Values that are missing at the end are NULL.
-async fn insert_rows<'a, R: Copy>(
+async fn insert_rows<R: Copy>(
     conn: &mut SqliteConnection,
     statements: &'static Inserts,
-    columns: &[Column<'a, R>],
+    columns: &[Column<'_, R>],
     rows: &[R],
 ) -> Result<()> {
     for rows in rows.chunks(ROWS[ROWS.len() - 1]) {
@@ -199,6 +199,13 @@ pub(super) async fn claim(
     max_bytes: usize,
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
+    static CLAIMED: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "SELECT {LEASED}, {} FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.value \
+             JOIN messages m ON m.id = d.message_id",
+            *SELECTED
+        )
+    });
     let now = now.as_millis();
     let mut tx = begin_immediate(writer).await?;
     let mut picked: Vec<(i64, String, i64)> = Vec::new();
@@ -238,13 +245,6 @@ pub(super) async fn claim(
     .bind(ids.as_str())
     .execute(&mut *tx)
     .await?;
-    static CLAIMED: LazyLock<String> = LazyLock::new(|| {
-        format!(
-            "SELECT {LEASED}, {} FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.value \
-             JOIN messages m ON m.id = d.message_id",
-            *SELECTED
-        )
-    });
     let rows: Vec<ClaimedRow> =
         sqlx::query_as(CLAIMED.as_str()).bind(ids.as_str()).fetch_all(&mut *tx).await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use sqlx::{FromRow, PgPool, SqlitePool};
 
-use super::columns::{Column, Fields, Stored, names, put, read, skip};
+use super::columns::{Column, Fields, Stored, names, put, read};
 use super::gates::entering::GatePlace;
 use super::query::{Query, wanted};
 use super::{Backend, codec};
@@ -36,11 +36,15 @@ pub(super) struct New<'a> {
 fn columns<'a>() -> Vec<MessageColumn<'a>> {
     type Own<'a> = MessageColumn<'a>;
     vec![
-        Own::text("id", |m| text(m.id.as_str()), |m, id| put(&mut m.id, id.map(MessageId::new))),
-        Own::number("created_at", |m| time(m.created_at), |m, ms| put(&mut m.created_at, at(ms))),
-        Own::number("due_at", |m| time(m.due_at), |m, ms| put(&mut m.due_at, at(ms))),
-        Own::text("method", |m| text(m.method.as_str()), |m, name| put(&mut m.method, Method::parse(&name?))),
-        Own::text("url", |m| text(&m.url), |m, url| put(&mut m.url, url)),
+        Own::text("id", |m| Some(m.id.as_str().into()), |m, id| put(&mut m.id, id.map(MessageId::new))),
+        Own::number("created_at", |m| Some(m.created_at.as_millis()), |m, ms| put(&mut m.created_at, at(ms))),
+        Own::number("due_at", |m| Some(m.due_at.as_millis()), |m, ms| put(&mut m.due_at, at(ms))),
+        Own::text(
+            "method",
+            |m| Some(m.method.as_str().into()),
+            |m, name| put(&mut m.method, Method::parse(&name?)),
+        ),
+        Own::text("url", |m| Some(m.url.as_str().into()), |m, url| put(&mut m.url, url)),
         Own::text(
             "headers",
             |m| codec::write_headers(&m.headers).map(Cow::from),
@@ -57,17 +61,37 @@ fn columns<'a>() -> Vec<MessageColumn<'a>> {
             |m| Some(i64::from(m.max_retries)),
             |m, number| put(&mut m.max_retries, number?.try_into().ok()),
         ),
-        Own::text("caller_ip", |m| option(&m.caller_ip), |m, ip| put(&mut m.caller_ip, Some(ip))),
+        Own::text(
+            "caller_ip",
+            |m| m.caller_ip.as_deref().map(Cow::from),
+            |m, ip| put(&mut m.caller_ip, Some(ip)),
+        ),
         Own::text(
             "labels",
             |m| write_labels(&m.labels).map(Cow::from),
             |m, labels| put(&mut m.labels, Some(read_labels(labels.as_deref()))),
         ),
-        Own::text("queue", |m| option(&m.queue), |m, queue| put(&mut m.queue, Some(queue))),
-        Own::text("url_group", |m| option(&m.url_group), |m, name| put(&mut m.url_group, Some(name))),
-        Own::text("endpoint", |m| option(&m.endpoint), |m, name| put(&mut m.endpoint, Some(name))),
-        Own::text("schedule_id", |m| option(&m.schedule_id), |m, id| put(&mut m.schedule_id, Some(id))),
-        Own::text("flow_key", |m| m.options.flow_control.as_ref().map(|flow| flow.key.as_str().into()), skip),
+        Own::text("queue", |m| m.queue.as_deref().map(Cow::from), |m, queue| put(&mut m.queue, Some(queue))),
+        Own::text(
+            "url_group",
+            |m| m.url_group.as_deref().map(Cow::from),
+            |m, name| put(&mut m.url_group, Some(name)),
+        ),
+        Own::text(
+            "endpoint",
+            |m| m.endpoint.as_deref().map(Cow::from),
+            |m, name| put(&mut m.endpoint, Some(name)),
+        ),
+        Own::text(
+            "schedule_id",
+            |m| m.schedule_id.as_deref().map(Cow::from),
+            |m, id| put(&mut m.schedule_id, Some(id)),
+        ),
+        Own::text(
+            "flow_key",
+            |m| m.options.flow_control.as_ref().map(|flow| flow.key.as_str().into()),
+            |_, _| Some(()),
+        ),
         Own::text(
             "source_id",
             |m| m.source_id.as_ref().map(|id| id.as_str().into()),
@@ -85,9 +109,9 @@ fn columns<'a>() -> Vec<MessageColumn<'a>> {
 pub(super) fn delivery<'a>() -> Vec<DeliveryColumn<'a>> {
     type Own<'a> = DeliveryColumn<'a>;
     vec![
-        Own::text("message_id", |new| text(new.accept.message.id.as_str())),
-        Own::text("lane", |new| text(&new.accept.lane)),
-        Own::number("due_at", |new| time(new.accept.message.due_at)),
+        Own::text("message_id", |new| Some(new.accept.message.id.as_str().into())),
+        Own::text("lane", |new| Some((&*new.accept.lane).into())),
+        Own::number("due_at", |new| Some(new.accept.message.due_at.as_millis())),
         Own::number("size", |new| Some(i64::try_from(new.accept.message.size()).unwrap_or(i64::MAX))),
         Own::number("retried", |_| Some(0)),
         Own::number("claims", |new| Some(i64::from(new.accept.lease.is_some()))),
@@ -99,18 +123,6 @@ pub(super) fn delivery<'a>() -> Vec<DeliveryColumn<'a>> {
         Own::text("slot", |new| new.slot.map(|slot| Cow::from(&*slot.queue))),
         Own::text("holder", |new| new.slot.map(|slot| slot.holder.as_str().into())),
     ]
-}
-
-fn text(value: &str) -> Option<Cow<'_, str>> {
-    Some(value.into())
-}
-
-fn option(value: &Option<String>) -> Option<Cow<'_, str>> {
-    value.as_deref().map(Cow::from)
-}
-
-fn time(value: Timestamp) -> Option<i64> {
-    Some(value.as_millis())
 }
 
 fn at(ms: Option<i64>) -> Option<Timestamp> {

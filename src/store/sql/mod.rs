@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgListener};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, PgPool, SqlitePool};
@@ -134,7 +135,8 @@ impl PostgresPools {
     /// running.
     async fn hot<T>(&self, step: impl AsyncFnOnce(&mut PgConnection) -> Result<T>) -> Result<T> {
         let mut connection = within(DEADLINE, async { Ok(self.hot.acquire().await?) }).await?;
-        let result = within(DEADLINE, step(&mut connection)).await;
+        // Boxed, since futures of steps are large.
+        let result = within(DEADLINE, Box::pin(step(&mut connection))).await;
         if result.as_ref().is_err_and(StoreError::is_transient) {
             drop(connection.detach());
         }
@@ -245,9 +247,10 @@ impl SqlStore {
     }
 }
 
-/// Runs a call with a deadline.
-async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(deadline, call).await.map_err(|_| StoreError::Deadline(deadline))?
+/// Runs a call with a deadline. No async function: that would hold the call twice, and futures of calls are large.
+fn within<T>(deadline: Duration, call: impl Future<Output = Result<T>>) -> impl Future<Output = Result<T>> {
+    let answer = tokio::time::timeout(deadline, call);
+    answer.map(move |answer| answer.unwrap_or(Err(StoreError::Deadline(deadline))))
 }
 
 #[async_trait]

@@ -79,7 +79,8 @@ impl SqlStore {
     ) -> Result<T> {
         within(deadline, async {
             let mut tx = self.begin().await?;
-            let done = step(&mut tx).await?;
+            // Boxed, since futures of steps are large.
+            let done = Box::pin(step(&mut tx)).await?;
             self.commit(tx).await?;
             Ok(done)
         })

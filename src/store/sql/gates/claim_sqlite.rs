@@ -115,6 +115,24 @@ pub(in crate::store::sql) async fn pass(
     passes: &[Pass],
     now: Timestamp,
 ) -> Result<Vec<Delivery>> {
+    static TAKEN: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "SELECT d.lane, $2 AS attempt_due_at, d.retried, d.claims + 1 AS claims, \
+                    d.cancel_requested_at IS NOT NULL AS cancel_requested, d.flow AS flow_gate, \
+                    CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.gate ELSE d.slot END AS slot, \
+                    CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.message_id ELSE d.holder END AS holder, {} \
+             FROM (SELECT value ->> 0 AS id, value ->> 1 AS gate FROM json_each($1)) AS p \
+             CROSS JOIN deliveries d ON d.message_id = p.id AND d.node = 0 AND d.gate = p.gate \
+             CROSS JOIN messages m ON m.id = p.id",
+            *SELECTED
+        )
+    });
+    static TAKE: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "UPDATE deliveries AS d SET node = $1, lease = $2, claims = claims + 1, due_at = $3, {TAKE_SLOT} \
+             WHERE message_id IN (SELECT value FROM json_each($4))"
+        )
+    });
     let mut tx = begin_immediate(writer).await?;
     let steps = steps.iter().map(|step| {
         let next_at = step.next_at.map(Timestamp::as_millis);
@@ -138,18 +156,6 @@ pub(in crate::store::sql) async fn pass(
     let wanted: Vec<(&str, &str)> =
         passes.iter().filter(is_open).map(|pass| (pass.id.as_str(), &*pass.gate)).collect();
     // The rows as they are once they are taken.
-    static TAKEN: LazyLock<String> = LazyLock::new(|| {
-        format!(
-            "SELECT d.lane, $2 AS attempt_due_at, d.retried, d.claims + 1 AS claims, \
-                    d.cancel_requested_at IS NOT NULL AS cancel_requested, d.flow AS flow_gate, \
-                    CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.gate ELSE d.slot END AS slot, \
-                    CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.message_id ELSE d.holder END AS holder, {} \
-             FROM (SELECT value ->> 0 AS id, value ->> 1 AS gate FROM json_each($1)) AS p \
-             CROSS JOIN deliveries d ON d.message_id = p.id AND d.node = 0 AND d.gate = p.gate \
-             CROSS JOIN messages m ON m.id = p.id",
-            *SELECTED
-        )
-    });
     let rows: Vec<ClaimedRow> =
         sqlx::query_as(TAKEN.as_str()).bind(json(&wanted)).bind(now.as_millis()).fetch_all(&mut *tx).await?;
     let there: HashSet<&str> = rows.iter().map(ClaimedRow::id).collect();
@@ -164,12 +170,6 @@ pub(in crate::store::sql) async fn pass(
         }
     }
     let rows = rows.into_iter().filter(|row| taken.contains(row.id())).collect();
-    static TAKE: LazyLock<String> = LazyLock::new(|| {
-        format!(
-            "UPDATE deliveries AS d SET node = $1, lease = $2, claims = claims + 1, due_at = $3, {TAKE_SLOT} \
-             WHERE message_id IN (SELECT value FROM json_each($4))"
-        )
-    });
     sqlx::query(TAKE.as_str())
         .bind(node.0)
         .bind(lease.0)
