@@ -94,7 +94,7 @@ pub(crate) fn check(run: &Outcome) -> Result<(), Violation> {
 }
 
 fn broken<T>(what: String, about: &[&MessageId]) -> Result<T, Broken> {
-    Err((what, about.iter().map(|id| MessageId::clone(id)).collect()))
+    Err((what, about.iter().copied().cloned().collect()))
 }
 
 fn since_start(time: Timestamp) -> Duration {
@@ -209,10 +209,10 @@ impl<'a> Checker<'a> {
         }
         self.accepted_messages_are_there()?;
         for story in &self.run.stories {
-            self.ends_once(story)?;
+            Self::ends_once(story)?;
             self.attempts_are_what_destinations_saw(story)?;
             self.callbacks_tell_each_outcome(story)?;
-            self.times_are_in_order(story)?;
+            Self::times_are_in_order(story)?;
         }
         self.requests_are_of_stored_messages()?;
         self.nothing_is_early()?;
@@ -245,7 +245,7 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    fn ends_once(&self, story: &Story) -> Result<(), Broken> {
+    fn ends_once(story: &Story) -> Result<(), Broken> {
         if story.ended_at.is_none() {
             return broken(format!("{} has not ended after {LAST:?}", id(story)), &[id(story)]);
         }
@@ -292,7 +292,9 @@ impl<'a> Checker<'a> {
                 Came::NoResponse { class: FailureClass::Connect, .. } => Answer::Refused,
                 Came::NoResponse { class: FailureClass::Timeout, .. } => Answer::Dropped,
                 Came::Unsendable { .. } => continue,
-                other => return broken(format!("{} came to {other:?}", id(story)), &[id(story)]),
+                other @ Came::NoResponse { .. } => {
+                    return broken(format!("{} came to {other:?}", id(story)), &[id(story)]);
+                }
             };
             let delivered = matches!(&attempt.outcome, Came::Response(response) if response.status == 200);
             let seen = self.by_message.get(id(story)).is_some_and(|requests| {
@@ -347,7 +349,7 @@ impl<'a> Checker<'a> {
     }
 
     /// The log tells things in the order in which they were, whoever's clock it was.
-    fn times_are_in_order(&self, story: &Story) -> Result<(), Broken> {
+    fn times_are_in_order(story: &Story) -> Result<(), Broken> {
         let attempts = story.attempts.iter().flat_map(|(attempt, _)| [attempt.started_at, attempt.ended_at]);
         let times: Vec<Timestamp> = [story.message.due_at].into_iter().chain(attempts).collect();
         let ended = story.attempts.last().map_or(story.message.created_at, |(attempt, _)| attempt.ended_at);
@@ -566,7 +568,7 @@ impl<'a> Checker<'a> {
                 let Some(rate) = limits.rate else { continue };
                 let Some(before) = index.checked_sub(usize::try_from(rate).unwrap()) else { continue };
                 let period = Duration::from_secs(u64::from(limits.period_s));
-                if request.from - requests[before].from < period {
+                if request.from < requests[before].from + period {
                     let about: Vec<&MessageId> = requests[before..=index].iter().map(|one| one.id).collect();
                     let what = format!(
                         "more than {rate} of {key} started within {period:?} before {:?}",

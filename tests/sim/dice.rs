@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A source of numbers (SplitMix64). Clones are one source.
+/// A source of numbers (`SplitMix64`). Clones are one source.
 #[derive(Clone)]
 pub(crate) struct Dice(Arc<AtomicU64>);
 

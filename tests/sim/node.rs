@@ -150,14 +150,14 @@ impl Process {
             state.wakers.push(None);
             state.wakers.len() - 1
         };
-        drop(tokio::spawn(Task { process: Arc::clone(self), number, task: Some(task) }));
+        drop(tokio::spawn(Task { process: Arc::clone(self), number, future: Some(task) }));
     }
 }
 
 struct Task {
     process: Arc<Process>,
     number: usize,
-    task: Option<BoxFuture<'static, ()>>,
+    future: Option<BoxFuture<'static, ()>>,
 }
 
 impl Future for Task {
@@ -166,14 +166,14 @@ impl Future for Task {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         match self.process.before_poll(self.number, context.waker()) {
             Mode::Suspended => return Poll::Pending,
-            Mode::Dead => self.task = None,
+            Mode::Dead => self.future = None,
             Mode::Running => {
-                if let Some(task) = &mut self.task
-                    && task.as_mut().poll(context).is_pending()
+                if let Some(future) = &mut self.future
+                    && future.as_mut().poll(context).is_pending()
                 {
                     return Poll::Pending;
                 }
-                self.task = None;
+                self.future = None;
             }
         }
         self.process.state.lock().unwrap().wakers[self.number] = None;

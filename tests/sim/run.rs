@@ -322,8 +322,6 @@ impl World {
         let Some(running) = (0..nodes).find_map(|next| self.running((node + next) % nodes)) else { return };
         let Running { process, engine, .. } = running;
         let life = process.life;
-        let asked = |text: String| self.history.note(What::Asked { op: number, life, text });
-        let answered = |text: String| self.history.note(What::Answered { op: number, text });
         match op {
             Op::Publish(specs) => {
                 let (world, labels) = (Arc::clone(&self), specs.iter().map(|spec| spec.label).collect());
@@ -372,6 +370,16 @@ impl World {
                 let count = process.run(async move { engine.cancel_matching(&filter, 1000).await }).await;
                 self.history.note(What::CancelledMany { op: number, count: count.and_then(Result::ok) });
             }
+            change => self.change(number, process, engine, change).await,
+        }
+    }
+
+    /// Has one of the nodes change something other than messages.
+    async fn change(self: Arc<Self>, number: usize, process: Arc<Process>, engine: Arc<Engine>, op: Op) {
+        let life = process.life;
+        let asked = |text: String| self.history.note(What::Asked { op: number, life, text });
+        let answered = |text: String| self.history.note(What::Answered { op: number, text });
+        match op {
             Op::SetQueue { queue, parallelism, paused } => {
                 asked(format!("queue {queue}: parallelism {parallelism:?}, paused {paused:?}"));
                 let answer = process.run(async move {
@@ -433,6 +441,7 @@ impl World {
                 });
                 answered(in_words(answer.await));
             }
+            _ => unreachable!("it is about messages"),
         }
     }
 
@@ -489,7 +498,7 @@ impl World {
         let Accept { message, lane, .. } = accept(message);
         let deduplication = spec.deduplication.map(|key| Deduplication {
             key: format!("d{key}"),
-            expires_at: now.after(Duration::from_secs(60)),
+            expires_at: now.after(Duration::from_mins(1)),
         });
         NewMessage { message, lane, deduplication }
     }
