@@ -245,7 +245,8 @@ mod tests {
         sqlx::raw_sql("BEGIN EXCLUSIVE").execute(&mut other).await.unwrap();
         let locked = tables(&mut own).await.unwrap_err();
         assert!(matches!(opening(&path, locked), StoreError::Unavailable(_)));
-        drop(other);
+        // Dropped, it would go on holding its lock for a moment.
+        other.close().await.unwrap();
         std::fs::write(&path, "x".repeat(8192)).unwrap();
         let mut own = SqliteConnection::connect_with(&options).await.unwrap();
         let damaged = tables(&mut own).await.unwrap_err();
