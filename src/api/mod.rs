@@ -110,7 +110,7 @@ impl Api {
         Self { settings, tokens, operations, answers, receipts, burst_limit }
     }
 
-    /// Answers a request. One handler for all paths: see [`routes`].
+    /// Answers a request. One handler for all paths: see `routes`.
     pub async fn answer(self: &Arc<Self>, request: Request) -> Response {
         let head = request.method() == http::Method::HEAD;
         let (parts, body) = request.into_parts();

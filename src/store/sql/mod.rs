@@ -1,8 +1,8 @@
 //! The store on SQL: one text for both engines, except for the few hot steps, which have one each.
 //!
-//! A trait of the store is in the file of its name, [`work`] with `hot_postgres` and `hot_sqlite`, which hold accept, claim
+//! A trait of the store is in the file of its name, `work` with `hot_postgres` and `hot_sqlite`, which hold accept, claim
 //! and finish. Everything else is in a file per table, written once and expanded for each engine by `on_backend!`, from
-//! lists of columns ([`columns`]). The time that decides what is due is the database's on Postgres and this machine's on
+//! lists of columns (`columns`). The time that decides what is due is the database's on Postgres and this machine's on
 //! SQLite; what callers say of time enters as a parameter in Unix milliseconds.
 
 use std::path::PathBuf;
