@@ -146,7 +146,7 @@ pub enum Repeat {
     Again,
 }
 
-/// Which unfinished messages.
+/// A filter of unfinished messages.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct UnfinishedFilter {
     pub matching: MessageFilter,
@@ -214,6 +214,4 @@ pub trait Work: Send + Sync {
     async fn cancel_many(&self, ids: &[MessageId], now: Timestamp) -> Result<Vec<Cancellation>>;
     /// Lists the messages that the node has leased and a user has cancelled.
     async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>>;
-    /// Filters messages: those that are cancelled and not finished.
-    async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>>;
 }

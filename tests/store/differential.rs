@@ -27,7 +27,8 @@ use crate::filters::{filters, varied};
 use crate::gates::{decide, queued, under};
 use crate::lists::keys;
 use crate::support::{
-    ANY_SIZE, Engine, FUTURE, Fresh, Held, LATEST, Place, START, keyed, message, time, waiting, with_callback,
+    ANY_SIZE, Engine, FUTURE, Fresh, Held, LATEST, Place, START, cancel_requested, keyed, message, time,
+    waiting, with_callback,
 };
 
 const CASES: u32 = 85;
@@ -635,7 +636,7 @@ impl Run {
         let ids: Vec<MessageId> = whose.iter().map(|index| index.get(recent).clone()).collect();
         same!(self, |store| store.cancel_many(&ids, time(self.now)).await.unwrap());
         same!(self, |store| {
-            let mut requested = store.cancel_requested(&self.messages).await.unwrap();
+            let mut requested = cancel_requested(store, &self.messages).await;
             requested.sort();
             let mut held = Vec::new();
             for node in self.nodes {

@@ -222,6 +222,18 @@ impl World {
     }
 }
 
+/// Those of the messages that are cancelled and not finished, each once.
+pub(crate) async fn cancel_requested(store: &dyn Store, ids: &[MessageId]) -> Vec<MessageId> {
+    let mut requested = Vec::new();
+    for id in ids {
+        let situation = store.situation(id).await.unwrap();
+        if situation.is_some_and(|situation| situation.cancel_requested) && !requested.contains(id) {
+            requested.push(id.clone());
+        }
+    }
+    requested
+}
+
 /// A delivery's holder, as its finish names it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Held {

@@ -388,13 +388,4 @@ impl Work for Model {
         })
         .await
     }
-
-    async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>> {
-        self.read("cancel_requested", |state| {
-            let is_requested =
-                |id: &&MessageId| state.deliveries.get(id).is_some_and(|waiting| waiting.cancel_requested);
-            Ok(ids.iter().filter(is_requested).cloned().collect())
-        })
-        .await
-    }
 }

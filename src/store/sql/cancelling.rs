@@ -22,7 +22,7 @@ struct FoundRow {
     leased: bool,
 }
 
-/// Which deliveries a cancel takes.
+/// The deliveries that a cancel takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Take {
     /// Deliveries that nobody has cancelled or locked. Whoever holds locks and waits for none can't be part of a deadlock.
@@ -45,19 +45,6 @@ pub(super) async fn leases(pools: &Backend<&PgPool, &SqlitePool>, node: NodeId) 
     query
         .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND node = ")
         .number(node.0);
-    ids(query, pools).await
-}
-
-/// Filters messages: those that are cancelled and not finished.
-pub(super) async fn requested(
-    pools: &Backend<&PgPool, &SqlitePool>,
-    among: &[MessageId],
-) -> Result<Vec<MessageId>> {
-    let among: Vec<&str> = among.iter().map(MessageId::as_str).collect();
-    let mut query = Query::new(pools);
-    query
-        .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NOT NULL AND message_id ")
-        .one_of(&among);
     ids(query, pools).await
 }
 

@@ -140,8 +140,4 @@ impl Work for SqlStore {
     async fn cancelled_leases(&self, node: NodeId) -> Result<Vec<MessageId>> {
         within(DEADLINE, cancelling::leases(&self.readers(), node)).await
     }
-
-    async fn cancel_requested(&self, ids: &[MessageId]) -> Result<Vec<MessageId>> {
-        within(DEADLINE, cancelling::requested(&self.readers(), ids)).await
-    }
 }
