@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46, verify_dns_length};
 use percent_encoding::{AsciiSet, percent_decode, percent_decode_str, utf8_percent_encode};
@@ -97,6 +98,13 @@ pub struct Origin {
     pub host: String,
     /// The port, with the scheme's default filled in; never 0.
     pub port: u16,
+}
+
+impl Origin {
+    /// The name of the lane in which deliveries to this origin share a node's slots.
+    pub fn lane(&self) -> Arc<str> {
+        Arc::from(self.to_string())
+    }
 }
 
 /// `https://host:port`, the port always written.

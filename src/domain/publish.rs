@@ -1,10 +1,13 @@
-//! What somebody asks to be published, apart from the destination and the body; and [`Overrides`], what somebody asks to be
-//! different when a message that failed is published again.
+//! A [`Publish`], as it is asked for apart from the destination and the body; and [`Overrides`] for a message that failed
+//! and is published again.
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::deduplication::Deduplication;
 use super::message::{CallbackSpec, FlowControl, Headers, Message, Method, Options, Redact};
+use super::template::Template;
 use super::time::Timestamp;
 
 /// When a message is due.
@@ -13,7 +16,7 @@ pub enum Due {
     /// At once.
     #[default]
     Now,
-    /// That long after it is accepted; for a schedule, after each occurrence. Never zero.
+    /// Some time after it is accepted; for a schedule, after each occurrence. Never zero.
     After(Duration),
     /// At that time, which lay in the future when it was read.
     At(Timestamp),
@@ -30,7 +33,7 @@ impl Due {
     }
 }
 
-/// What is to be published: everything but the destination and the body.
+/// A publish that was asked for: everything but the destination and the body.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Publish {
     /// The method of the delivery.
@@ -45,7 +48,7 @@ pub struct Publish {
     pub labels: Vec<String>,
     /// How it is delivered.
     pub options: Options,
-    /// What makes a repeat of it; `None`: nothing does. Always `None` for schedules.
+    /// How a repeat of it is recognised; `None`: not at all. Always `None` for schedules.
     pub deduplication: Option<Deduplication>,
     /// The queue to join.
     pub queue: Option<String>,
@@ -57,7 +60,15 @@ pub struct Publish {
     pub size: usize,
 }
 
-/// What a retry changes of a message; what is not set stays.
+impl Publish {
+    /// The template of its messages, with their body.
+    pub fn into_template(self, body: Bytes, caller_ip: Option<String>) -> Template {
+        let Self { method, headers, retries, labels, options, queue, .. } = self;
+        Template { caller_ip, queue, ..Template::new(method, headers, body, retries, labels, options) }
+    }
+}
+
+/// Changes that a retry makes to a message; what is not set stays.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Overrides {
     /// When the new message is due, whatever the old one was.
@@ -71,7 +82,7 @@ pub struct Overrides {
     pub options: OptionOverrides,
 }
 
-/// What a retry changes of the options of a message or of a callback; what is not set stays.
+/// Changes that a retry makes to the options of a message or of a callback; what is not set stays.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct OptionOverrides {
     /// Zero: the server's maximum.
@@ -84,7 +95,7 @@ pub struct OptionOverrides {
     pub flow_control: Option<FlowControl>,
 }
 
-/// What a retry changes of a callback; what is not set stays. Without a URL it changes only a callback that is there.
+/// Changes that a retry makes to a callback; what is not set stays. Without a URL it changes only a callback that is there.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CallbackOverrides {
     pub url: Option<String>,

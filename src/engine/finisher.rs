@@ -126,7 +126,7 @@ fn finish(shared: &Shared, message: &Message, attempt: Attempt, cancel: Cancel) 
 /// The lane of a message: its destination's origin.
 pub fn lane(message: &Message) -> Arc<str> {
     match validate_url(&message.url) {
-        Ok(origin) => Arc::from(origin.to_string()),
+        Ok(origin) => origin.lane(),
         // The attempt will fail, with the reason; the lane only has to be one.
         Err(_) => Arc::from("invalid"),
     }
@@ -174,7 +174,7 @@ fn take_waiting(jobs: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>, bytes: &mu
 
 /// Stores a batch; returns failures whose message was cancelled meanwhile, to be stored as cancelled.
 async fn store(shared: &Shared, jobs: Vec<Job>) -> Vec<Job> {
-    let claim = shared.claim();
+    let claim = shared.dispatcher.claim();
     let (ends, permits): (Vec<Ended>, Vec<Permits>) =
         jobs.iter().map(|job| lease_callbacks(shared, job, claim.lease())).unzip();
     let held_at = shared.clock.since_boot();

@@ -423,7 +423,7 @@ impl Task {
     /// Lets deliveries pass their gates. The places of those that did not go are left.
     async fn pass(&mut self, taking: &mut Taking, moment: Moment) -> Result<()> {
         let (shared, began) = (&self.shared, Instant::now());
-        let claim = shared.claim();
+        let claim = shared.dispatcher.claim();
         let (node, lease) = (shared.node.id(), claim.lease());
         let passed = shared.store.pass_gates(node, lease, &taking.steps, &taking.passes, moment.now).await;
         self.slow = (4 * began.elapsed()).max(self.slow * 3 / 4).min(MAX_SLOW);

@@ -245,7 +245,7 @@ impl Backlog {
 }
 
 async fn write(shared: &Shared, backlog: &Backlog, batch: Batch) {
-    let claim = shared.claim();
+    let claim = shared.dispatcher.claim();
     let (accepts, permits): (Vec<Accept>, Vec<Option<Permit>>) =
         lease_due(shared, &batch, claim.lease()).unzip();
     let mut stored = store(shared, &accepts).await;

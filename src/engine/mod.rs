@@ -197,7 +197,7 @@ impl Engine {
     }
 
     /// Tells the engine that a schedule has a new next occurrence.
-    pub fn note_slot(&self) {
+    pub fn schedule_changed(&self) {
         self.shared.wakeups.schedules.notify_one();
     }
 

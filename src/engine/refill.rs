@@ -100,7 +100,7 @@ async fn round(shared: &Shared, after: &mut String) -> Result<Round> {
     if wants.is_empty() {
         return Ok(Round::Full(full));
     }
-    let claim = shared.claim();
+    let claim = shared.dispatcher.claim();
     let node = shared.node.id();
     let claimed = shared.store.claim(node, claim.lease(), &wants, max_bytes.max(1)).await?;
     if claimed.is_empty() {

@@ -83,23 +83,23 @@ async fn fire(shared: &Shared, schedule: &Schedule, now: Timestamp) -> Result<()
         Some(name) => shared.store.url_group(name).await?,
         None => None,
     };
-    let mut run = plan(schedule, group.as_ref(), now, &mut FreshIds(shared.chance.clone()));
-    let mut fired = shared.store.fire(&run).await;
+    let mut firing = plan(schedule, group.as_ref(), now, &mut FreshIds(shared.chance.clone()));
+    let mut fired = shared.store.fire(&firing).await;
     if let Err(error @ StoreError::TooManyQueues(_)) = &fired {
-        run.outcome = Err(error.to_string());
-        fired = shared.store.fire(&run).await;
+        firing.outcome = Err(error.to_string());
+        fired = shared.store.fire(&firing).await;
     }
     // After a fault it may have taken effect all the same; a needless wake-up costs a query.
     if !matches!(fired, Ok(false)) {
-        for accept in run.outcome.iter().flatten() {
+        for accept in firing.outcome.iter().flatten() {
             shared.wakeups.waits(&accept.message);
         }
     }
     if matches!(fired, Ok(true)) {
         let (schedule, occurrence) = (&schedule.id, schedule.next_at);
-        shared.tell(Happened::Fired { schedule, occurrence, outcome: &run.outcome });
+        shared.tell(Happened::Fired { schedule, occurrence, outcome: &firing.outcome });
     }
-    if let (Ok(true), Err(error)) = (&fired, &run.outcome) {
+    if let (Ok(true), Err(error)) = (&fired, &firing.outcome) {
         tracing::warn!(schedule.id = %schedule.id, error, "a schedule's run could not publish");
     }
     fired.map(|_| ())
@@ -137,7 +137,7 @@ fn accepts(
     }
     let due_at = now.after(schedule.delay.unwrap_or_default());
     let accept = |target: Target| {
-        let lane = Arc::from(validate_url(&target.url)?.to_string());
+        let lane = validate_url(&target.url)?.lane();
         let message = template.message(ids.message(now), target, now, due_at);
         Ok(Accept { message: Arc::new(message), lane, lease: None, deduplication: None })
     };
@@ -181,13 +181,13 @@ mod tests {
     }
 
     #[test]
-    fn a_run_makes_the_message_of_its_template() {
+    fn a_firing_makes_the_message_of_its_template() {
         let schedule = schedule("https://Example.com/a?b");
         let now = Timestamp::from_millis(OCCURRENCE + 3);
-        let run = planned(&schedule, now);
-        assert_eq!((run.generation, run.occurrence), (3, schedule.next_at));
-        assert_eq!(run.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
-        let [accept] = &run.outcome.unwrap()[..] else { panic!("one message") };
+        let firing = planned(&schedule, now);
+        assert_eq!((firing.generation, firing.occurrence), (3, schedule.next_at));
+        assert_eq!(firing.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
+        let [accept] = &firing.outcome.unwrap()[..] else { panic!("one message") };
         assert_eq!((&*accept.lane, accept.lease), ("https://example.com:443", None));
         assert_eq!(accept.deduplication, None);
         let message = &*accept.message;
@@ -197,35 +197,35 @@ mod tests {
     }
 
     #[test]
-    fn a_delay_counts_from_the_run() {
+    fn a_delay_counts_from_the_firing() {
         let schedule = Schedule { delay: Some(Duration::from_secs(90)), ..schedule("http://e.com") };
-        let run = planned(&schedule, Timestamp::from_millis(OCCURRENCE + 3));
-        let message = &run.outcome.unwrap()[0].message;
+        let firing = planned(&schedule, Timestamp::from_millis(OCCURRENCE + 3));
+        let message = &firing.outcome.unwrap()[0].message;
         assert_eq!(message.due_at, Timestamp::from_millis(OCCURRENCE + 90_003));
-        assert_eq!(run.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
+        assert_eq!(firing.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
     }
 
     #[test]
     fn missed_occurrences_are_made_up_for_once() {
-        let run = planned(&schedule("http://e.com"), Timestamp::from_millis(OCCURRENCE + 600_000));
-        assert_eq!(run.outcome.unwrap().len(), 1);
-        assert_eq!(run.next_at, Timestamp::from_millis(OCCURRENCE + 660_000));
+        let firing = planned(&schedule("http://e.com"), Timestamp::from_millis(OCCURRENCE + 600_000));
+        assert_eq!(firing.outcome.unwrap().len(), 1);
+        assert_eq!(firing.next_at, Timestamp::from_millis(OCCURRENCE + 660_000));
     }
 
     #[test]
-    fn what_can_not_be_published_is_an_error_of_the_run() {
+    fn what_can_not_be_published_is_an_error_of_the_firing() {
         let now = Timestamp::from_millis(OCCURRENCE);
         for (destination, expected) in [
             ("a-group", "topic a-group not found"),
             ("api/llm", "api/llm is not available: no language model is configured"),
             ("ftp://e.com", "invalid destination url: endpoint has invalid scheme, add http:// or https://"),
         ] {
-            let run = planned(&schedule(destination), now);
-            assert_eq!(run.outcome.unwrap_err(), expected);
-            assert_eq!(run.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
+            let firing = planned(&schedule(destination), now);
+            assert_eq!(firing.outcome.unwrap_err(), expected);
+            assert_eq!(firing.next_at, Timestamp::from_millis(OCCURRENCE + 60_000));
         }
-        let run = planned(&Schedule { cron: "@fortnightly".to_owned(), ..schedule("http://e.com") }, now);
-        assert!(run.outcome.unwrap_err().starts_with("invalid cron: unknown word"));
-        assert_eq!(run.next_at, Timestamp::MAX);
+        let firing = planned(&Schedule { cron: "@fortnightly".to_owned(), ..schedule("http://e.com") }, now);
+        assert!(firing.outcome.unwrap_err().starts_with("invalid cron: unknown word"));
+        assert_eq!(firing.next_at, Timestamp::MAX);
     }
 }

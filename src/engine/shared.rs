@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::dispatcher::{Claim, Dispatcher, Held};
+use super::dispatcher::{Dispatcher, Held};
 use super::keys::Keys;
 use super::node::Node;
 use super::observer::{Event, Happened, Observer};
@@ -48,11 +48,6 @@ impl Shared {
     /// Starts a task that ends when the engine drains or stops.
     pub(super) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(name, self.background.track_future(task));
-    }
-
-    /// Begins a claim.
-    pub(super) fn claim(&self) -> Claim {
-        self.dispatcher.claim()
     }
 
     /// Tells the observer, if there is one.

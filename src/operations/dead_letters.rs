@@ -21,7 +21,7 @@ const MAX_RETRY: usize = 128 << 20;
 /// After how long a retry by filters says how far it has come.
 const BULK_TIME: Duration = Duration::from_secs(5);
 
-/// Which dead letters: the next ones that match.
+/// A selection of dead letters: the next ones that match.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Matching {
     pub filter: DeadLetterFilter,
@@ -170,12 +170,7 @@ impl Operations {
         overrides.clone().apply(&mut message, now);
         let origin = self.check_destination(&message.url)?;
         self.check_callbacks(&message.options)?;
-        Ok(Accept {
-            message: Arc::new(message),
-            lane: Arc::from(origin.to_string()),
-            lease: None,
-            deduplication: None,
-        })
+        Ok(Accept { message: Arc::new(message), lane: origin.lane(), lease: None, deduplication: None })
     }
 }
 

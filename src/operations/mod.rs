@@ -98,12 +98,17 @@ impl Operations {
         &**self.engine.store()
     }
 
-    /// Checks where messages are to go. Literal addresses are checked here, names when they are connected to.
+    /// Checks where messages are to go.
     fn check_destination(&self, url: &str) -> Result<Origin> {
+        self.check_url(url, "destination")
+    }
+
+    /// Checks a URL that is `what`. Literal addresses are checked here, names when they are connected to.
+    fn check_url(&self, url: &str, what: &str) -> Result<Origin> {
         let origin = validate_url(url)?;
         self.policy
             .check_literal(&origin.host)
-            .map_err(|refusal| OperationError::Invalid(format!("invalid destination url: {refusal}")))?;
+            .map_err(|refusal| OperationError::Invalid(format!("invalid {what} url: {refusal}")))?;
         Ok(origin)
     }
 
@@ -113,10 +118,7 @@ impl Operations {
     }
 
     fn check_callback(&self, spec: &CallbackSpec) -> Result<()> {
-        let origin = validate_url(&spec.url)?;
-        self.policy
-            .check_literal(&origin.host)
-            .map_err(|refusal| OperationError::Invalid(format!("invalid callback url: {refusal}")))?;
+        self.check_url(&spec.url, "callback")?;
         self.check_callbacks(&spec.options)
     }
 

@@ -128,7 +128,7 @@ impl Operations {
 
     fn recipient(&self, target: Target) -> Result<Recipient> {
         let origin = self.check_destination(&target.url)?;
-        Ok(Recipient { target, lane: Arc::from(origin.to_string()) })
+        Ok(Recipient { target, lane: origin.lane() })
     }
 
     /// No messages yet, of a request with that many bytes that is accepted now.
@@ -146,7 +146,7 @@ impl Operations {
 
     /// Adds what a draft and its body come to, unless that is too much for one step of the store.
     pub fn add(&self, messages: &mut Messages, draft: Draft, body: Bytes) -> Result<Shape> {
-        let Draft { recipients, publish } = draft;
+        let Draft { recipients, mut publish } = draft;
         let (count, urls, bytes) = match &recipients {
             Recipients::One(recipient) => (1, recipient.target.url.len(), body.len()),
             Recipients::Group(recipients) => {
@@ -165,20 +165,12 @@ impl Operations {
             return Err(OperationError::TooLarge { what: "what its messages hold together", limit });
         }
         let due_at = publish.due.of(messages.created_at);
-        let mut template = Template::new(
-            publish.method,
-            publish.headers,
-            body,
-            publish.retries,
-            publish.labels,
-            publish.options,
-        );
-        template.caller_ip.clone_from(&messages.caller_ip);
-        template.queue = publish.queue;
+        let deduplication = publish.deduplication.take();
+        let template = publish.into_template(body, messages.caller_ip.clone());
         messages.memory += template.body.len() + urls + count * template.size();
         self.cover(messages)?;
         let new = |recipient, template| {
-            let key = publish.deduplication.as_ref().map(|by| key(by, &recipient, &template));
+            let key = deduplication.as_ref().map(|by| key(by, &recipient, &template));
             self.new_message(recipient, template, messages.created_at, due_at, key)
         };
         Ok(match recipients {

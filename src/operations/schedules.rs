@@ -11,7 +11,6 @@ use crate::domain::cron::{Cron, CronError};
 use crate::domain::destination::Destination;
 use crate::domain::id::{MessageId, ScheduleId};
 use crate::domain::publish::{Due, Publish};
-use crate::domain::template::Template;
 use crate::domain::url_group::targets;
 use crate::store::Page;
 use crate::store::schedules::{Progress, Schedule};
@@ -69,22 +68,14 @@ impl Operations {
         body: Bytes,
         caller_ip: Option<String>,
     ) -> Result<ScheduleId> {
-        let ScheduleDraft { cron, text, destination, publish } = draft;
+        let ScheduleDraft { cron, text, destination, mut publish } = draft;
         let now = self.now();
-        let id = match publish.schedule_id {
+        let id = match publish.schedule_id.take() {
             Some(name) => ScheduleId::new(name),
             None => ScheduleId::generate(now, self.engine.chance().random()),
         };
-        let mut template = Template::new(
-            publish.method,
-            publish.headers,
-            body,
-            publish.retries,
-            publish.labels,
-            publish.options,
-        );
-        template.caller_ip = caller_ip;
-        template.queue = publish.queue;
+        let due = publish.due;
+        let mut template = publish.into_template(body, caller_ip);
         template.schedule_id = Some(id.as_str().to_owned());
         let schedule = Schedule {
             id: id.clone(),
@@ -92,7 +83,7 @@ impl Operations {
             cron: text,
             destination,
             template,
-            delay: match publish.due {
+            delay: match due {
                 Due::After(delay) => Some(delay),
                 Due::Now | Due::At(_) => None,
             },
@@ -110,7 +101,7 @@ impl Operations {
         let (engine, max) = (Arc::clone(&self.engine), self.settings.max_schedules);
         let put = tokio::spawn(async move {
             let stored = engine.store().put_schedule(&schedule, max).await;
-            engine.note_slot();
+            engine.schedule_changed();
             stored
         });
         let stored = put.await.map_err(OperationError::TaskFailed)??;
@@ -158,7 +149,7 @@ impl Operations {
             let cron = Cron::parse(&schedule.cron).map_err(|error| invalid_cron(&error))?;
             let next_at = cron.next_after(self.now()).ok_or_else(|| invalid_cron(&CronError::Never))?;
             self.store().resume_schedule(&schedule.id, schedule.generation, next_at).await?;
-            self.engine.note_slot();
+            self.engine.schedule_changed();
         }
         Ok(())
     }

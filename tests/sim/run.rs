@@ -407,7 +407,7 @@ impl World {
                 let answer = process.run(async move {
                     let schedule = world.schedule(schedule, &spec, engine.now());
                     engine.store().put_schedule(&schedule, None).await?;
-                    engine.note_slot();
+                    engine.schedule_changed();
                     Ok(())
                 });
                 answered(in_words(answer.await));
@@ -425,7 +425,7 @@ impl World {
                     if let Some(schedule) = engine.store().schedule(&id).await? {
                         let next_at = every_minute().next_after(engine.now()).unwrap();
                         engine.store().resume_schedule(&id, schedule.generation, next_at).await?;
-                        engine.note_slot();
+                        engine.schedule_changed();
                     }
                     Ok(())
                 });

@@ -82,7 +82,7 @@ struct Lane<D> {
     passed: VecDeque<D>,
     /// Permits for deliveries from gates that have not started.
     passing: usize,
-    /// Whose turn it is.
+    /// The way whose delivery starts next.
     next: Way,
     load: Load,
     /// The lane's standing when it was last brought up to date.
