@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each room may import, beside itself. No two import each other.
+/// The rooms that each room may import, beside itself. No two import each other.
 const ARROWS: [(&str, &[&str]); 16] = [
     ("api", &["domain", "operations", "store"]),
     ("chance", &[]),

@@ -262,7 +262,7 @@ impl Write for Start {
     }
 }
 
-/// Which part of a list that the contract has as one array.
+/// The part of a list that is asked for; the contract has the list as one array.
 pub(super) enum Part {
     All,
     /// At most so many items after that one.

@@ -25,7 +25,7 @@ impl Target {
     }
 }
 
-/// What the messages of one publish, or of all occurrences of a schedule, have in common.
+/// The common part of the messages of one publish, or of all occurrences of a schedule.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Template {
     pub method: Method,

@@ -22,7 +22,7 @@ pub struct Explanation {
     pub phase: Phase,
     /// When the next attempt is due; `None`: there is none to come.
     pub due_at: Option<Timestamp>,
-    /// All of them hold it up at this moment. Empty, if it is finished.
+    /// Everything that holds it up at this moment; empty if it is finished.
     pub reasons: Vec<Reason>,
 }
 
@@ -73,7 +73,7 @@ pub enum Reason {
     QueuePaused {
         queue: String,
     },
-    /// As many messages of the queue as may be are being worked on: these, among others.
+    /// The queue's parallelism is used up: by these messages, among others.
     QueueFull {
         queue: String,
         parallelism: u32,
@@ -88,7 +88,7 @@ pub enum Reason {
     KeyPaused {
         key: String,
     },
-    /// As many attempts under the key as may be are in flight.
+    /// The key's parallelism is used up.
     KeyFull {
         key: String,
         parallelism: u32,

@@ -37,7 +37,7 @@ impl RequestMemory {
         Self { size: bytes, free: Arc::new(Semaphore::new(kib(bytes) as usize)) }
     }
 
-    /// All of it, in bytes.
+    /// The whole memory, in bytes.
     pub(super) const fn size(&self) -> usize {
         self.size
     }

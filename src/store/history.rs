@@ -59,7 +59,7 @@ pub struct LogCursor {
     pub entry: Option<(MessageId, i64)>,
 }
 
-/// Which entries of the log.
+/// A filter of the log's entries.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LogFilter {
     /// Empty: of all messages.
@@ -104,7 +104,7 @@ pub struct LogPage {
     pub next: Option<LogCursor>,
 }
 
-/// Which dead letters.
+/// A filter of dead letters.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DeadLetterFilter {
     /// Empty: of all messages.

@@ -14,7 +14,7 @@ pub const AHEAD: usize = 1000;
 /// An unfinished message's delivery, as one moment saw it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Situation {
-    /// That moment, by the store's clock.
+    /// The moment, by the store's clock.
     pub now: Timestamp,
     pub due_at: Timestamp,
     /// Attempts made.
@@ -25,7 +25,7 @@ pub struct Situation {
     pub holder: Option<Holder>,
     /// Where it waits; `None`: nothing but its lane limits it.
     pub gate: Option<Arc<str>>,
-    /// Its flow-control key's gate, which may be the same.
+    /// The gate of its flow-control key, which may be the same one.
     pub flow: Option<Arc<str>>,
     /// Whether it keeps a slot of its queue.
     pub has_slot: bool,
@@ -41,7 +41,7 @@ pub struct Holder {
     pub name: Option<String>,
 }
 
-/// What is in front of a message at its gate.
+/// The messages in front of one at its gate.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ahead {
     /// Messages that wait in front of it, at most [`AHEAD`].

@@ -41,7 +41,7 @@ fn inserts<R>(table: &str, columns: &[Column<'_, R>]) -> Inserts {
     })
 }
 
-/// Which of the inserting statements holds so many rows.
+/// The place in [`ROWS`] of the inserting statement that has room for so many rows.
 fn room(rows: usize) -> usize {
     ROWS.iter().position(|&room| room >= rows).unwrap_or(ROWS.len() - 1)
 }
