@@ -310,6 +310,7 @@ fn accepts(size: usize, lease: Option<Lease>) -> Vec<Accept> {
 fn delivered(batch: &[Accept]) -> Vec<Ended> {
     let ended = |accept: &Accept| Ended {
         slot: None,
+        pass_on: None,
         id: accept.message.id.clone(),
         lease: LEASE,
         finish: Arc::new(end(&accept.message, attempt(200, Clock::system().now()))),

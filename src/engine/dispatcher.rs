@@ -296,8 +296,26 @@ impl Dispatcher {
     pub(super) fn permit_at_gate(&self, lane: &Arc<str>, bytes: usize) -> Option<Permit> {
         let mut state = self.0.state();
         let fits = !state.draining && state.lanes.starts_soon(lane) && state.lanes.fits(lane, bytes);
+        state.lanes.note_refusal(lane, !fits);
         state.gates_starved |= !fits;
         fits.then(|| self.take(&mut state, lane, bytes, Way::Gate))
+    }
+
+    /// Whether the room of this delivery, which has ended, may go to the next one of its queue. Not where others wait for
+    /// some: queues take turns.
+    pub(super) fn may_pass_on(&self, held: &Held) -> bool {
+        let state = self.0.state();
+        state.has_room() && state.lanes.may_pass_on(&held.permit.lane)
+    }
+
+    /// Lets go of a delivery, but for its room, which the next one of its queue gets.
+    pub(super) fn pass_on(&self, held: Held) -> (Delivery, Permit) {
+        let Held { delivery, mut permit, _mark } = held;
+        if permit.way == Way::Straight {
+            permit.way = Way::Gate;
+            self.0.state().lanes.pass_again(&permit.lane);
+        }
+        (delivery, permit)
     }
 
     /// Room for what was claimed because [`Dispatcher::wants`] found room for it.

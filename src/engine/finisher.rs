@@ -21,7 +21,7 @@ use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
 use crate::domain::outcome::{Attempt, Context, Finish, Next, decide};
 use crate::mutation::{self, Mutation};
-use crate::store::{Applied, Delivery, Ended, Lease, StoreError};
+use crate::store::{Applied, Delivery, Ended, Lease, PassOn, StoreError};
 
 /// Outcomes that wait for the finisher; beyond, attempts keep their slots.
 const WAITING: usize = 512;
@@ -180,16 +180,18 @@ async fn store(shared: &Shared, jobs: Vec<Job>) -> Vec<Job> {
     let held_at = shared.clock.since_boot();
     let Stored { applied, sure } = store_ends(shared, &ends).await;
     // Also those whose leases were gone: they may have come to the new primary before their messages do.
-    shared.recent.keep(&*shared.store, || Step::Ended(ends.clone()));
+    shared.recent.keep(&*shared.store, || Step::Ended(ends.iter().map(Ended::to_repeat).collect()));
     let mut leased = Vec::new();
     let mut again = Vec::new();
     let mut finished = Vec::with_capacity(jobs.len());
+    let mut passed_on = Vec::new();
     for (((job, ended), permits), applied) in jobs.into_iter().zip(&ends).zip(permits).zip(applied) {
-        if applied == Applied::Yes || !sure {
+        let is_stored = applied != Applied::No;
+        if is_stored || !sure {
             // Without a sure answer the outcome may have been stored all the same.
             wake_for(shared, &job, ended);
         }
-        if applied == Applied::Yes {
+        if is_stored {
             let callbacks = ended.finish.callbacks.iter().zip(&ended.callbacks).zip(permits);
             leased.extend(callbacks.filter_map(|((message, (lane, _)), permit)| {
                 let delivery = Delivery::stored_leased(message, lane, claim.lease(), ended.slot.as_ref());
@@ -197,20 +199,28 @@ async fn store(shared: &Shared, jobs: Vec<Job>) -> Vec<Job> {
             }));
         }
         let failed = matches!(job.finish.next, Next::Retry { .. } | Next::Failed { .. });
-        if applied == Applied::No && failed {
+        if !is_stored && failed {
             let attempt = job.finish.attempt.clone();
             let finish = finish(shared, &job.held.delivery.message, attempt, Cancel::Requested);
             again.push(Job::new(finish, job.held, job.memory));
             continue;
         }
         let (message, lease) = (&job.held.delivery.message, job.held.delivery.lease);
-        if applied == Applied::No {
+        if !is_stored {
             tracing::debug!(message.id = %message.id, "an outcome was dropped: the lease was gone");
         }
-        shared.tell(Happened::Finished { message, lease, finish: &job.finish, applied });
-        let frees_slot = applied == Applied::Yes && job.frees_slot();
-        finished.push((job.held.let_go(), frees_slot));
+        shared.tell(Happened::Finished { message, lease, finish: &job.finish, applied: &applied });
+        if let Applied::PassedOn(next) = applied {
+            shared.tell(Happened::claimed(&next));
+            let (delivery, permit) = shared.dispatcher.pass_on(job.held);
+            leased.push((Delivery { size: delivery.size, ..*next }, permit));
+            passed_on.push(delivery);
+        } else {
+            let frees_slot = is_stored && job.frees_slot();
+            finished.push((job.held.let_go(), frees_slot));
+        }
     }
+    shared.wakeups.gates.passed_on(passed_on);
     shared.wakeups.gates.ended(finished.into_iter(), held_at);
     // Without a sure answer the store may have leased callbacks that are not known here: all are left to whoever finds them
     // free.
@@ -239,8 +249,17 @@ fn lease_callbacks(shared: &Shared, job: &Job, lease: Lease) -> (Ended, Permits)
         finish: Arc::clone(&job.finish),
         callbacks: job.lanes.iter().map(Arc::clone).zip(leases).collect(),
         slot: delivery.slot.clone(),
+        pass_on: pass_on(shared, job, lease),
     };
     (ended, permits)
+}
+
+/// What the next message of the queue is leased with, where the outcome may free a slot: it gets the room as well.
+fn pass_on(shared: &Shared, job: &Job, lease: Lease) -> Option<PassOn> {
+    let held = &job.held;
+    let ends = !matches!(job.finish.next, Next::Retry { .. }) && job.finish.callbacks.is_empty();
+    let passes = ends && held.delivery.slot.is_some() && shared.dispatcher.may_pass_on(held);
+    passes.then(|| PassOn { lease, lane: Arc::clone(&held.delivery.lane), room: held.delivery.size })
 }
 
 /// Wakes for what waits in the store after an outcome: the retry, and callbacks that are not leased.

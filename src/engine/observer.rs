@@ -35,7 +35,7 @@ pub enum Happened<'a> {
     Started { message: &'a Arc<Message>, lease: Lease, retried: u32 },
     /// An attempt has ended, and the store has applied that with all its consequences, or dropped it because the lease was
     /// gone.
-    Finished { message: &'a Arc<Message>, lease: Lease, finish: &'a Finish, applied: Applied },
+    Finished { message: &'a Arc<Message>, lease: Lease, finish: &'a Finish, applied: &'a Applied },
     /// A user's cancel took effect on a message that waited, or will when its attempt ends.
     Cancelled { message: &'a MessageId },
     /// A schedule's occurrence has come, and made these messages, or none, for that reason.

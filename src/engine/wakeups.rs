@@ -158,6 +158,11 @@ impl Gates {
         });
     }
 
+    /// Deliveries have ended whose slots others have got.
+    pub(super) fn passed_on(&self, deliveries: Vec<Delivery>) {
+        self.tell(|news| news.opened.extend(deliveries.into_iter().filter_map(|delivery| delivery.flow)));
+    }
+
     /// Something is due then.
     pub(super) fn wake_at(&self, due_at: Timestamp) {
         self.tell(|news| {

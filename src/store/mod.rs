@@ -39,8 +39,8 @@ pub use self::secrets::{Secrets, SigningKeyPair, StoredKeys};
 pub use self::situation::Situations;
 pub use self::url_groups::UrlGroups;
 pub use self::work::{
-    Accept, Accepted, Applied, Cancellation, Deduplication, Delivery, DueLanes, Ended, NextDue, Repeat,
-    UnfinishedFilter, UnfinishedPage, Want, Work,
+    Accept, Accepted, Applied, Cancellation, Deduplication, Delivery, DueLanes, Ended, NextDue, PassOn,
+    Repeat, UnfinishedFilter, UnfinishedPage, Want, Work,
 };
 
 /// A node's incarnation: a positive number, unique for each start of a process.

@@ -40,7 +40,7 @@ pub enum Accepted {
 }
 
 /// A leased delivery.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Delivery {
     pub message: Arc<Message>,
     pub lane: Arc<str>,
@@ -97,13 +97,33 @@ pub struct Ended {
     pub callbacks: Vec<(Arc<str>, Option<Lease>)>,
     /// The slot that the delivery has; its callbacks keep it.
     pub slot: Option<Slot>,
+    /// Set: if the end frees the slot, the queue's next message gets it.
+    pub pass_on: Option<PassOn>,
+}
+
+impl Ended {
+    /// The end as it is stored again where a failover has lost it: what its slot went to then may have gone on since.
+    pub(crate) fn to_repeat(&self) -> Self {
+        Self { pass_on: None, ..self.clone() }
+    }
+}
+
+/// What the next message of a queue is leased with, and what it must be to take the room of the one before.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PassOn {
+    pub lease: Lease,
+    pub lane: Arc<str>,
+    /// Bytes that the message may take at most.
+    pub room: usize,
 }
 
 /// The result of finishing one attempt.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Applied {
     /// The end is stored with all its consequences.
     Yes,
+    /// The end is stored with all its consequences, and this delivery has got its slot.
+    PassedOn(Box<Delivery>),
     /// Nothing is stored: the lease was not ours any more, or, for a failed attempt, a user has cancelled the message
     /// meanwhile. Finishing it as cancelled tells the two apart.
     No,
@@ -186,6 +206,10 @@ pub trait Work: Send + Sync {
     async fn next_due(&self) -> Result<NextDue>;
     /// Stores the ends of attempts with all their consequences, each only while its lease holds. A batch may name a
     /// message more than once, with different leases; it is then not stored at one instant.
+    ///
+    /// An end with [`Ended::pass_on`] that leaves no delivery with its slot leases the first message that waits in the
+    /// queue, if that may go now: it is due, fits what is asked of it and is under no flow-control key, and the queue is
+    /// not paused and not above its parallelism. Of a queue's ends in one batch, that of the earliest message passes on.
     async fn finish(&self, node: NodeId, batch: &[Ended]) -> Result<Vec<Applied>>;
     /// Ends leased deliveries that a user has cancelled, without an attempt.
     async fn finish_cancelled(

@@ -14,7 +14,7 @@ use homing::store::schedules::Schedule;
 use homing::store::situation::Situation;
 use homing::store::{
     Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, Missing, NodeId, Order,
-    Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
+    PassOn, Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -70,6 +70,8 @@ struct End {
     wrong_lease: bool,
     /// Lane, whether it is leased at once, and a key.
     callbacks: Vec<(usize, bool, Option<Key>)>,
+    /// The lane and the bytes of a message that may get its slot.
+    pass_on: Option<(usize, usize)>,
 }
 
 #[derive(Clone, Debug)]
@@ -244,8 +246,15 @@ fn call() -> impl Strategy<Value = Call> {
         prop::sample::select(vec![0, 0, 1, 1, 2, 3, 4]),
         prop::bool::weighted(0.1),
         vec((lane(), any::<bool>(), prop::option::weighted(0.2, key())), 0..3),
+        prop::option::weighted(0.7, (lane(), prop::sample::select(vec![600, ANY_SIZE, ANY_SIZE]))),
     )
-        .prop_map(|(whose, kind, wrong_lease, callbacks)| End { whose, kind, wrong_lease, callbacks });
+        .prop_map(|(whose, kind, wrong_lease, callbacks, pass_on)| End {
+            whose,
+            kind,
+            wrong_lease,
+            callbacks,
+            pass_on,
+        });
     prop_oneof![
         12 => (node(), vec(item, 0..6)).prop_map(|(node, items)| Call::Accept { node, items }),
         2 => Just(Call::AcceptAgain),
@@ -578,6 +587,11 @@ impl Run {
                 let message = Through { queue: None, key }.of(self.message());
                 ended = with_callback(ended, message, LANES[lane], leased.then_some(self.lease));
             }
+            ended.pass_on = end.pass_on.map(|(lane, room)| PassOn {
+                lease: Lease(self.lease),
+                lane: Arc::from(LANES[lane]),
+                room,
+            });
             self.letters.push(DeadLetterId::new(letter));
             batch.push(ended);
         }
@@ -585,12 +599,15 @@ impl Run {
         let applied = same!(self, |store| store.finish(node, &batch).await.unwrap());
         for (ended, applied) in batch.iter().zip(applied) {
             for (callback, (_, lease)) in ended.finish.callbacks.iter().zip(&ended.callbacks) {
-                if let (Some(lease), Applied::Yes) = (*lease, applied) {
+                if let Some(lease) = lease.filter(|_| applied != Applied::No) {
                     self.held.push((
                         node,
                         Held { id: callback.id.clone(), lease, retried: 0, slot: ended.slot.clone() },
                     ));
                 }
+            }
+            if let Applied::PassedOn(next) = applied {
+                self.took(node, &[*next]);
             }
         }
     }

@@ -10,12 +10,12 @@ use homing::domain::message::{FlowControl, Message, Options};
 use homing::store::gates::{FlowKey, GateSnapshot, GateStep, Pass, Queue};
 use homing::store::model::MAX_QUEUES;
 use homing::store::{
-    Accepted, Applied, Cancellation, Delivery, Lease, Missing, NodeId, Repeat, Retention, State, Store,
-    StoreError,
+    Accepted, Applied, Cancellation, Delivery, Ended, Lease, Missing, NodeId, Repeat, Retention, Slot, State,
+    Store, StoreError,
 };
 
 use crate::schedules::{run, schedule};
-use crate::support::{FUTURE, Held, LATEST, NODE, START, World, ids, time, waiting, with_callback};
+use crate::support::{FUTURE, Held, LATEST, NODE, START, World, ids, passing, time, waiting, with_callback};
 
 /// More than any scenario has.
 const MANY: usize = 100;
@@ -242,6 +242,146 @@ pub(crate) async fn callbacks_keep_the_slot(world: World) {
     let nested = Held { id: nested_id, lease: Lease(5), retried: 0, slot: held.slot.clone() };
     assert_eq!(world.finish(nested.delivered()).await, Applied::Yes);
     assert_eq!(world.take_one("q:q", 7).await.id, behind);
+}
+
+pub(crate) async fn a_slot_goes_to_the_next_message(world: World) {
+    let mut expected = Vec::new();
+    for _ in 0..6 {
+        expected.push(world.enqueue("q").await);
+    }
+    let passed = |applied: Applied| match applied {
+        Applied::PassedOn(next) => *next,
+        other => panic!("{other:?}"),
+    };
+    let first = world.take_one("q:q", 1).await;
+    let next = passed(world.finish(passing(first.delivered(), "a", 2)).await);
+    assert_eq!((&next.message.id, next.lease, next.claims, next.retried), (&expected[1], Lease(2), 1, 0));
+    let slot = Slot { queue: Arc::from("q:q"), holder: expected[1].clone() };
+    assert_eq!((&next.slot, &next.flow, &*next.lane), (&Some(slot), &None, "a"));
+    assert_eq!(next.message, Arc::new(world.store.message(&expected[1]).await.unwrap().unwrap()));
+    let look = world.look("q:q").await;
+    assert_eq!((look.gate.in_use, waiting_ids(&look)), (1, expected[2..].to_vec()));
+    assert_eq!(world.finish(passing(first.delivered(), "a", 3)).await, Applied::No, "it has gone");
+    // A retry keeps the slot. What fails passes it on as well.
+    let second = Held::from(&next);
+    assert_eq!(world.finish(passing(second.retry_at(START), "a", 4)).await, Applied::Yes);
+    let second = world.take_one("q:q", 5).await;
+    assert_eq!(second.id, expected[1]);
+    let next = passed(world.finish(passing(second.failed("1-1"), "a", 6)).await);
+    assert_eq!(next.message.id, expected[2]);
+    // A callback keeps it, and passes it on when it is the last one.
+    let third = Held::from(&next);
+    let ended = with_callback(third.delivered(), world.message(), "cb", Some(7));
+    let ended = with_callback(ended, world.message(), "cb", Some(7));
+    let held = |index: usize| {
+        let id = ended.finish.callbacks[index].id.clone();
+        Held { id, lease: Lease(7), retried: 0, slot: third.slot.clone() }
+    };
+    let callbacks = [held(0), held(1)];
+    assert_eq!(world.finish(passing(ended.clone(), "a", 8)).await, Applied::Yes);
+    assert_eq!(world.finish(passing(callbacks[1].delivered(), "a", 9)).await, Applied::Yes);
+    let next = passed(world.finish(passing(callbacks[0].delivered(), "a", 10)).await);
+    assert_eq!(next.message.id, expected[3]);
+    // A cancelled message passes it on, too.
+    let fourth = Held::from(&next);
+    assert_eq!(world.store.cancel(&fourth.id, time(START)).await.unwrap(), Cancellation::Requested);
+    let next = passed(world.finish(passing(fourth.cancelled(), "a", 11)).await);
+    assert_eq!(next.message.id, expected[4]);
+    // One that was cancelled while it waited is skipped.
+    assert_eq!(world.store.cancel(&expected[5], time(START)).await.unwrap(), Cancellation::Cancelled);
+    assert_eq!(world.finish(passing(Held::from(&next).delivered(), "a", 12)).await, Applied::Yes);
+    assert_eq!(world.in_use("q:q").await, 0);
+}
+
+pub(crate) async fn a_slot_is_left_to_a_claim_where_the_next_message_may_not_go(world: World) {
+    let now = time(START);
+    let mut lease = 0;
+    let mut ends_one = async |pass: &dyn Fn(Ended) -> Ended| {
+        lease += 1;
+        let held = world.take_one("q:q", lease).await;
+        let applied = world.finish(pass(held.delivered())).await;
+        matches!(applied, Applied::PassedOn(_))
+    };
+    let to = |lane: &'static str| move |ended| passing(ended, lane, 100);
+    world.enqueue("q").await;
+    assert!(!ends_one(&to("a")).await, "there is none");
+    for _ in 0..4 {
+        world.enqueue("q").await;
+    }
+    assert!(!ends_one(&to("b")).await, "it goes elsewhere");
+    let small = |ended| {
+        let mut ended = passing(ended, "a", 100);
+        ended.pass_on.as_mut().unwrap().room = 1;
+        ended
+    };
+    assert!(!ends_one(&small).await, "it is too large");
+    assert!(!ends_one(&|ended| ended).await, "nobody wants it");
+    let last = world.take_one("q:q", 50).await;
+    world.put_message(under(queued(world.message(), "q"), "k", 9, 0)).await;
+    world.enqueue("q").await;
+    assert_eq!(
+        world.finish(passing(last.delivered(), "a", 100)).await,
+        Applied::Yes,
+        "its key must admit it"
+    );
+    let keyed = world.take_one("q:q", 51).await;
+    assert!(world.store.pause_queue("q", true, now).await.unwrap());
+    assert_eq!(world.finish(passing(keyed.delivered(), "a", 100)).await, Applied::Yes, "the queue is paused");
+    assert!(world.store.pause_queue("q", false, now).await.unwrap());
+    world.put_message(Message { due_at: time(FUTURE), ..queued(world.message(), "q") }).await;
+    assert!(!ends_one(&to("a")).await, "it is not due");
+}
+
+pub(crate) async fn slots_are_passed_on_one_by_one_and_not_beyond_the_parallelism(world: World) {
+    world.set_parallelism("q", 3).await;
+    let mut expected = Vec::new();
+    for _ in 0..9 {
+        expected.push(world.enqueue("q").await);
+    }
+    let held: Vec<Held> = world.take("q:q", 1).await.iter().map(Held::from).collect();
+    let finish = async |ends: Vec<Ended>| {
+        let next = |applied| match applied {
+            Applied::PassedOn(next) => Some(next.message.id.clone()),
+            Applied::Yes => None,
+            Applied::No => panic!("the lease holds"),
+        };
+        world.store.finish(NODE, &ends).await.unwrap().into_iter().map(next).collect::<Vec<_>>()
+    };
+    // The end of the earliest message of a batch passes on.
+    let both = vec![passing(held[1].delivered(), "a", 2), passing(held[0].delivered(), "a", 2)];
+    assert_eq!(finish(both).await, [None, Some(expected[3].clone())]);
+    assert_eq!(world.in_use("q:q").await, 2);
+    // One whose callback has its slot doesn't; the other one of the batch does.
+    let fourth = Held {
+        id: expected[3].clone(),
+        slot: Some(Slot { queue: Arc::from("q:q"), holder: expected[3].clone() }),
+        ..held[0].with_lease(2)
+    };
+    let kept = with_callback(passing(held[2].delivered(), "a", 3), world.message(), "cb", None);
+    assert_eq!(
+        finish(vec![kept, passing(fourth.delivered(), "a", 3)]).await,
+        [None, Some(expected[4].clone())]
+    );
+    assert_eq!(world.in_use("q:q").await, 2);
+    // There are more slots in use than there may be.
+    let fifth = Held {
+        id: expected[4].clone(),
+        slot: Some(Slot { queue: Arc::from("q:q"), holder: expected[4].clone() }),
+        ..held[0].with_lease(3)
+    };
+    world.set_parallelism("q", 1).await;
+    assert_eq!(finish(vec![passing(fifth.delivered(), "a", 4)]).await, [None]);
+    assert_eq!(world.in_use("q:q").await, 1);
+}
+
+pub(crate) async fn a_removed_queue_passes_nothing_on(world: World) {
+    world.enqueue("q").await;
+    let held = world.take_one("q:q", 1).await;
+    assert!(world.store.remove_queue("q", time(START)).await.unwrap().done);
+    // Another one of the same name.
+    world.enqueue("q").await;
+    assert_eq!(world.finish(passing(held.delivered(), "a", 2)).await, Applied::Yes);
+    assert_eq!(world.in_use("q:q").await, 0);
 }
 
 pub(crate) async fn a_callback_of_a_failed_attempt_needs_no_slot_of_its_own(world: World) {

@@ -2,13 +2,14 @@
 
 use homing::domain::id::MessageId;
 use homing::store::{
-    Accept, Applied, Cancellation, Ended, Lease, Nodes as _, Queues as _, Repeat, Store as _, Work as _,
+    Accept, Applied, Cancellation, Delivery, Ended, Lease, Nodes as _, Queues as _, Repeat, Store as _,
+    Work as _,
 };
 use sqlx::{Connection as _, PgConnection};
 
 use crate::gates::{queued, take};
 use crate::support::{
-    Database, FUTURE, Held, NODE, START, leased, message, time, waiting, want, with_callback,
+    Database, FUTURE, Held, NODE, START, leased, message, next, passing, time, waiting, want, with_callback,
 };
 
 const WAITING: i64 = 2000;
@@ -133,8 +134,17 @@ async fn a_long_queue(parallelism: u32) {
     let take = async |lease: i64| {
         let taken = take(&store, NODE, "q:q", lease).await;
         assert!(!taken.is_empty());
-        let ended: Vec<_> = taken.iter().map(|delivery| Held::from(delivery).delivered()).collect();
-        store.finish(NODE, &ended).await.unwrap();
+        let end = async |taken: Vec<Delivery>, end: &dyn Fn(&Held) -> Ended| -> Vec<Delivery> {
+            let ended: Vec<_> = taken.iter().map(|delivery| end(&Held::from(delivery))).collect();
+            store.finish(NODE, &ended).await.unwrap().into_iter().filter_map(next).collect()
+        };
+        // Slots are passed on by either of the statements that do.
+        let taken = end(taken, &|held| passing(held.delivered(), "a", lease)).await;
+        let taken = end(taken, &|held| passing(held.failed(&format!("1-{lease}")), "a", lease)).await;
+        if lease >= 100 {
+            assert_eq!(taken.len(), 1);
+        }
+        end(taken, &Held::delivered).await;
     };
     for number in 0..WAITING {
         let number = u32::try_from(number).unwrap();

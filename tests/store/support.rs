@@ -15,8 +15,8 @@ use homing::domain::time::Timestamp;
 use homing::store::model::{MAX_QUEUES, Model, Processes};
 use homing::store::sql::{self, SqlStore};
 use homing::store::{
-    Accept, Accepted, Applied, Deduplication, Delivery, Ended, Lease, LogFilter, NodeId, Order, Repeat, Slot,
-    State, Store, Want,
+    Accept, Accepted, Applied, Deduplication, Delivery, Ended, Lease, LogFilter, NodeId, Order, PassOn,
+    Repeat, Slot, State, Store, Want,
 };
 
 use crate::postgres;
@@ -205,7 +205,7 @@ impl World {
     }
 
     pub(crate) async fn finish(&self, ended: Ended) -> Applied {
-        self.store.finish(NODE, &[ended]).await.unwrap()[0]
+        self.store.finish(NODE, &[ended]).await.unwrap().remove(0)
     }
 
     /// A message's entries in the log.
@@ -275,6 +275,7 @@ impl Held {
             finish,
             callbacks: Vec::new(),
             slot: self.slot.clone(),
+            pass_on: None,
         }
     }
 
@@ -311,6 +312,20 @@ pub(crate) fn with_callback(mut ended: Ended, message: Message, lane: &str, leas
         .push(Arc::new(Message { source_id: Some(ended.id.clone()), ..message }));
     ended.callbacks.push((Arc::from(lane), lease.map(Lease)));
     ended
+}
+
+/// Has an attempt's end pass its slot on to a message in this lane, of any size.
+pub(crate) fn passing(ended: Ended, lane: &str, lease: i64) -> Ended {
+    Ended { pass_on: Some(PassOn { lease: Lease(lease), lane: Arc::from(lane), room: ANY_SIZE }), ..ended }
+}
+
+/// The delivery that has got the slot of one that ended.
+pub(crate) fn next(applied: Applied) -> Option<Delivery> {
+    match applied {
+        Applied::PassedOn(next) => Some(*next),
+        Applied::Yes => None,
+        Applied::No => panic!("the lease holds"),
+    }
 }
 
 fn answer(status: u16, body: &str) -> Outcome {

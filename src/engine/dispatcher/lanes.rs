@@ -82,6 +82,8 @@ struct Lane<D> {
     passed: VecDeque<D>,
     /// Permits for deliveries from gates that have not started.
     passing: usize,
+    /// The last delivery that asked for one got none.
+    refuses: bool,
     /// The way whose delivery starts next.
     next: Way,
     load: Load,
@@ -98,6 +100,7 @@ impl<D> Lane<D> {
             straight,
             passed,
             passing: 0,
+            refuses: false,
             next: Way::Straight,
             load: Load::default(),
             standing,
@@ -161,6 +164,24 @@ impl<D> Lanes<D> {
         self.all
             .get(lane)
             .is_none_or(|lane| lane.passing < self.limits.per_lane.saturating_sub(lane.load.running).max(1))
+    }
+
+    /// Takes note of whether a delivery that waits at a gate found no room.
+    pub(super) fn note_refusal(&mut self, lane: &Arc<str>, refused: bool) {
+        if let Some(lane) = self.all.get_mut(lane) {
+            lane.refuses = refused;
+        }
+    }
+
+    /// Whether the room of a delivery that came through a gate may go to the next one there: it can start soon, and nobody
+    /// waits for room.
+    pub(super) fn may_pass_on(&self, lane: &Arc<str>) -> bool {
+        self.starts_soon(lane) && self.all.get(lane).is_some_and(|lane| !lane.refuses)
+    }
+
+    /// Takes note that the room of a delivery has gone to one that comes through a gate.
+    pub(super) fn pass_again(&mut self, lane: &Arc<str>) {
+        self.lane(lane).passing += 1;
     }
 
     /// Takes room for a delivery.

@@ -13,7 +13,7 @@ use crate::store::gates::{
     BEHIND, DueGates, FlowKey, GateSnapshot, GateStep, Gates, Pass, Queue, QueueRemoval, Queues, RECHECK,
     RECHECK_BLOCKED, Snapshot,
 };
-use crate::store::{Cancellation, Delivery, Lease, NodeId, Result, Slot, StoreError};
+use crate::store::{Cancellation, Delivery, Lease, NodeId, PassOn, Result, Slot, StoreError};
 use async_trait::async_trait;
 
 use super::{Contents, MAX_QUEUES, Model};
@@ -261,6 +261,31 @@ impl Contents {
             let next = [first, held, busy].into_iter().flatten().min();
             gate.next_at = next.filter(|_| !gate.control.paused);
         }
+    }
+
+    /// Whether any delivery has this slot.
+    pub(super) fn has_slot(&self, slot: &Slot) -> bool {
+        self.deliveries.values().any(|delivery| delivery.at.slot.as_ref() == Some(slot))
+    }
+
+    /// Gives a slot of a queue that has become free to the first message that waits there, if that may go.
+    pub(super) fn pass_on(
+        &mut self,
+        node: NodeId,
+        pass_on: &PassOn,
+        queue: &Arc<str>,
+        ended_at: Timestamp,
+    ) -> Option<Delivery> {
+        let now = self.tick();
+        let look = self.look(queue, Some(0), now)?;
+        let next = self.waiting(queue, false).into_iter().next()?;
+        let fits = next.lane == pass_on.lane && next.size <= pass_on.room && next.flow.is_none();
+        if !fits || next.due_at > now || look.gate.refusal(now).is_some() {
+            return None;
+        }
+        let at = self.deliveries[&next.id].due_at.max(ended_at);
+        let pass = Pass { id: next.id, gate: Arc::clone(queue), flow: None, in_order: true };
+        self.pass(node, pass_on.lease, &pass, at)
     }
 
     fn pass(&mut self, node: NodeId, lease: Lease, pass: &Pass, now: Timestamp) -> Option<Delivery> {

@@ -12,7 +12,7 @@ use crate::domain::time::Timestamp;
 use crate::mutation::{self, Mutation};
 use crate::store::{
     Accept, Accepted, Applied, Cancellation, Delivery, DueLanes, Ended, Lease, NextDue, NodeId, Repeat,
-    Result, StoreError, UnfinishedFilter, UnfinishedPage, Want, Work,
+    Result, Slot, StoreError, UnfinishedFilter, UnfinishedPage, Want, Work,
 };
 
 impl Contents {
@@ -47,7 +47,24 @@ impl Contents {
             return Ok(applied);
         }
         self.hold(batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message))?;
-        Ok(batch.iter().map(|ended| self.finish(node, ended)).collect())
+        let slots: Vec<Option<Slot>> =
+            batch.iter().map(|ended| self.deliveries.get(&ended.id)?.at.slot.clone()).collect();
+        let mut applied: Vec<Applied> = batch.iter().map(|ended| self.finish(node, ended)).collect();
+        let mut freed: Vec<usize> =
+            (0..batch.len()).filter(|&index| applied[index] == Applied::Yes).collect();
+        freed.sort_by_key(|&index| &batch[index].id);
+        let mut queues = BTreeSet::new();
+        for index in freed {
+            let ended = &batch[index];
+            let (Some(pass_on), Some(slot)) = (&ended.pass_on, &slots[index]) else { continue };
+            if self.has_slot(slot) || !queues.insert(&slot.queue) {
+                continue;
+            }
+            if let Some(next) = self.pass_on(node, pass_on, &slot.queue, ended.finish.attempt.ended_at) {
+                applied[index] = Applied::PassedOn(Box::new(next));
+            }
+        }
+        Ok(applied)
     }
 
     fn finish(&mut self, node: NodeId, ended: &Ended) -> Applied {

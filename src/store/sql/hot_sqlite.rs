@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
+use sqlx::{AssertSqlSafe, FromRow, SqliteConnection, SqlitePool};
 
 use super::attempts::{self, callbacks, letter, with_letter};
 use super::codec::json;
@@ -23,7 +23,7 @@ use crate::domain::message::Message;
 use crate::domain::outcome::Next;
 use crate::domain::time::Timestamp;
 use crate::store::{
-    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, Repeat, Result, Want,
+    Accept, Accepted, Applied, Delivery, DueLanes, Ended, Lease, NodeId, PassOn, Repeat, Result, Slot, Want,
 };
 
 /// Rows that the inserting statements have room for: 256 × 18 values are well below SQLite's 32,766.
@@ -248,13 +248,7 @@ pub(super) async fn claim(
     let rows: Vec<ClaimedRow> =
         sqlx::query_as(CLAIMED.as_str()).bind(ids.as_str()).fetch_all(&mut *tx).await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
-    for id in unreadable {
-        sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = $2"))
-            .bind(super::deliveries::SET_ASIDE_MS)
-            .bind(id)
-            .execute(&mut *tx)
-            .await?;
-    }
+    set_aside_unreadable(&mut tx, unreadable).await?;
     tx.commit().await?;
     Ok(deliveries)
 }
@@ -271,7 +265,8 @@ pub(super) async fn finish(
     let messages = batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message);
     // Callbacks are in no queue.
     let places = enter_all(conn, messages, None, now).await?;
-    let mut applied: HashSet<String> = HashSet::with_capacity(batch.len());
+    // Beside each, whether it had a slot.
+    let mut applied: HashMap<String, bool> = HashMap::with_capacity(batch.len());
     let of = |wanted: fn(&Next) -> bool| -> Vec<&Ended> {
         batch.iter().filter(|ended| wanted(&ended.finish.next)).collect()
     };
@@ -283,10 +278,10 @@ pub(super) async fn finish(
     applied.extend(delete(conn, node, &cancelled, "AND d.cancel_requested_at IS NOT NULL").await?);
     for ended in of(|next| matches!(next, Next::Retry { .. })) {
         if retry(conn, node, ended).await? {
-            applied.insert(ended.id.as_str().to_owned());
+            applied.insert(ended.id.as_str().to_owned(), false);
         }
     }
-    let ended: Vec<&Ended> = batch.iter().filter(|ended| applied.contains(ended.id.as_str())).collect();
+    let ended: Vec<&Ended> = batch.iter().filter(|ended| applied.contains_key(ended.id.as_str())).collect();
     insert_rows(conn, &ATTEMPTS, &attempts::columns(), &ended).await?;
     insert_rows(conn, &LETTERS, &letter(), &with_letter(ended.iter().copied()).collect::<Vec<_>>()).await?;
     for ended in ended.iter().filter(|ended| matches!(ended.finish.next, Next::Cancelled)) {
@@ -301,26 +296,118 @@ pub(super) async fn finish(
     let rows: Vec<New<'_>> = callbacks
         .iter()
         .enumerate()
-        .filter(|(_, (ended, _))| applied.contains(ended.id.as_str()))
+        .filter(|(_, (ended, _))| applied.contains_key(ended.id.as_str()))
         .map(|(index, (ended, accept))| {
             let place = places.get(index).and_then(Option::as_ref);
             New { accept, node, place, slot: ended.slot.as_ref() }
         })
         .collect();
     insert_new(conn, &rows).await?;
-    Ok(batch
-        .iter()
-        .map(|ended| if applied.contains(ended.id.as_str()) { Applied::Yes } else { Applied::No })
-        .collect())
+    let had_slot = |ended: &&&Ended| applied.get(ended.id.as_str()) == Some(&true);
+    let mut next = pass_on(conn, node, ended.iter().filter(had_slot).copied(), now).await?;
+    let result = |ended: &Ended| match next.remove(ended.id.as_str()) {
+        Some(delivery) => Applied::PassedOn(Box::new(delivery)),
+        None if applied.contains_key(ended.id.as_str()) => Applied::Yes,
+        None => Applied::No,
+    };
+    Ok(batch.iter().map(result).collect())
 }
 
-/// Deletes the deliveries whose lease holds; their ids.
+/// A delivery that gets a slot, and the number of the end that passes it on.
+#[derive(FromRow)]
+struct PassedRow {
+    ended: i64,
+    #[sqlx(flatten)]
+    next: ClaimedRow,
+}
+
+/// Gives slots that became free to the next messages of their queues, one for each queue and as far as that may go: the
+/// deliveries, by the ids of the messages whose slots these were. To be called when the ends and their callbacks are stored.
+async fn pass_on(
+    conn: &mut SqliteConnection,
+    node: NodeId,
+    ends: impl Iterator<Item = &Ended>,
+    now: Timestamp,
+) -> Result<HashMap<String, Delivery>> {
+    // The rows as they are once they are leased.
+    static NEXT: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "SELECT e.number AS ended, d.lane, MAX(d.due_at, e.ended_at) AS attempt_due_at, d.retried, \
+                    d.claims + 1 AS claims, d.cancel_requested_at IS NOT NULL AS cancel_requested, \
+                    d.gate AS slot, d.message_id AS holder, d.flow AS flow_gate, {} \
+             FROM (SELECT MIN(key) AS number, value ->> 0 AS queue, value ->> 2 AS lane, value ->> 3 AS room, \
+                          value ->> 4 AS ended_at \
+                   FROM json_each($1) \
+                   WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE slot = value ->> 0 AND holder = value ->> 1) \
+                   GROUP BY value ->> 0) AS e \
+             CROSS JOIN gates g ON g.name = e.queue \
+             CROSS JOIN deliveries d ON d.message_id = ( \
+                 SELECT message_id FROM deliveries WHERE gate = e.queue AND node = 0 AND slot IS NOT gate \
+                 ORDER BY place, message_id LIMIT 1) \
+             CROSS JOIN messages m ON m.id = d.message_id \
+             WHERE NOT g.paused AND d.lane = e.lane AND d.size <= e.room AND d.flow IS NULL AND d.place / 1000 <= $2 \
+               AND (SELECT COUNT(DISTINCT holder) FROM deliveries WHERE slot = e.queue) < g.parallelism",
+            *SELECTED
+        )
+    });
+    let passing = |ended| -> Option<(&Ended, &PassOn, &Slot)> {
+        let ended: &Ended = ended;
+        Some((ended, ended.pass_on.as_ref()?, ended.slot.as_ref()?))
+    };
+    let mut ends: Vec<(&Ended, &PassOn, &Slot)> = ends.filter_map(passing).collect();
+    if ends.is_empty() {
+        return Ok(HashMap::new());
+    }
+    ends.sort_by_key(|(ended, ..)| &ended.id);
+    let at = |ended: &Ended| ended.finish.attempt.ended_at.as_millis();
+    let wanted: Vec<_> = ends
+        .iter()
+        .map(|(ended, to, slot)| (&*slot.queue, slot.holder.as_str(), &*to.lane, to.room, at(ended)))
+        .collect();
+    let rows: Vec<PassedRow> =
+        sqlx::query_as(NEXT.as_str()).bind(json(&wanted)).bind(now.as_millis()).fetch_all(&mut *conn).await?;
+    let mut passed = HashMap::with_capacity(rows.len());
+    for PassedRow { ended, next } in rows {
+        let Some((ended, to, _)) = usize::try_from(ended).ok().and_then(|number| ends.get(number)) else {
+            continue;
+        };
+        sqlx::query(
+            "UPDATE deliveries SET node = $1, lease = $2, claims = claims + 1, due_at = MAX(due_at, $3), \
+                 slot = gate, holder = message_id \
+             WHERE message_id = $4",
+        )
+        .bind(node.0)
+        .bind(to.lease.0)
+        .bind(at(ended))
+        .bind(next.id())
+        .execute(&mut *conn)
+        .await?;
+        let (deliveries, unreadable) = ClaimedRow::into_deliveries(vec![next], to.lease);
+        set_aside_unreadable(conn, unreadable).await?;
+        passed.extend(deliveries.into_iter().map(|delivery| (ended.id.as_str().to_owned(), delivery)));
+    }
+    Ok(passed)
+}
+
+/// Gives back what was leased and can't be read.
+pub(super) async fn set_aside_unreadable(conn: &mut SqliteConnection, unreadable: Vec<String>) -> Result<()> {
+    for id in unreadable {
+        sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = $2"))
+            .bind(super::deliveries::SET_ASIDE_MS)
+            .bind(id)
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Deletes the deliveries whose lease holds; their ids, and whether each had a slot.
 async fn delete(
     conn: &mut SqliteConnection,
     node: NodeId,
     batch: &[&Ended],
     condition: &'static str,
-) -> Result<Vec<String>> {
+) -> Result<Vec<(String, bool)>> {
     if batch.is_empty() {
         return Ok(Vec::new());
     }
@@ -330,18 +417,21 @@ async fn delete(
         "FROM json_each($1) j CROSS JOIN deliveries d ON d.message_id = j.key \
          WHERE d.node = $2 AND d.lease = j.value {condition}"
     );
-    let ids: String =
-        sqlx::query_scalar(AssertSqlSafe(format!("SELECT json_group_array(d.message_id) {held}")))
-            .bind(leases.as_str())
-            .bind(node.0)
-            .fetch_one(&mut *conn)
-            .await?;
+    let ids: String = sqlx::query_scalar(AssertSqlSafe(format!(
+        "SELECT json_group_object(d.message_id, d.slot IS NOT NULL) {held}"
+    )))
+    .bind(leases.as_str())
+    .bind(node.0)
+    .fetch_one(&mut *conn)
+    .await?;
     sqlx::query(AssertSqlSafe(format!("DELETE FROM deliveries WHERE rowid IN (SELECT d.rowid {held})")))
         .bind(leases.as_str())
         .bind(node.0)
         .execute(conn)
         .await?;
-    Ok(serde_json::from_str(&ids).map_err(|error| sqlx::Error::Decode(error.into()))?)
+    let ids: HashMap<String, u8> =
+        serde_json::from_str(&ids).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    Ok(ids.into_iter().map(|(id, has_slot)| (id, has_slot != 0)).collect())
 }
 
 async fn retry(conn: &mut SqliteConnection, node: NodeId, ended: &Ended) -> Result<bool> {

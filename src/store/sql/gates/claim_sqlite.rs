@@ -11,7 +11,7 @@ use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::gates::{BEHIND, GateSnapshot, GateStep, Pass, Snapshot};
 use crate::store::sql::codec::{self, json};
-use crate::store::sql::deliveries::{SET_ASIDE_MS, set_aside};
+use crate::store::sql::hot_sqlite::set_aside_unreadable;
 use crate::store::sql::messages::{ClaimedRow, SELECTED};
 use crate::store::sql::tx::begin_immediate;
 use crate::store::{Delivery, Lease, NodeId, Result};
@@ -178,13 +178,7 @@ pub(in crate::store::sql) async fn pass(
         .execute(&mut *tx)
         .await?;
     let (deliveries, unreadable) = ClaimedRow::into_deliveries(rows, lease);
-    for id in unreadable {
-        sqlx::query(concat!("UPDATE deliveries SET ", set_aside!(), " WHERE message_id = $2"))
-            .bind(SET_ASIDE_MS)
-            .bind(id)
-            .execute(&mut *tx)
-            .await?;
-    }
+    set_aside_unreadable(&mut tx, unreadable).await?;
     tx.commit().await?;
     Ok(deliveries)
 }

@@ -37,7 +37,14 @@ fn ended(message: &Message, number: u8) -> Ended {
     let response = Response { status: 200, headers: Headers::new(), body: "y".into() };
     let attempt = Attempt { retried: 0, started_at: at, ended_at: at, outcome: Outcome::Response(response) };
     let finish = Arc::new(Finish { attempt, next, error, callbacks: Vec::new() });
-    Ended { id: message.id.clone(), lease: Lease(1), slot: None, finish, callbacks: Vec::new() }
+    Ended {
+        id: message.id.clone(),
+        lease: Lease(1),
+        slot: None,
+        pass_on: None,
+        finish,
+        callbacks: Vec::new(),
+    }
 }
 
 async fn filled(folder: &tempfile::TempDir) -> SqlStore {
