@@ -20,6 +20,7 @@ pub mod quota;
 pub mod schedules;
 mod secrets;
 pub mod situation;
+#[cfg(feature = "sql")]
 #[expect(clippy::disallowed_methods, reason = "a real database takes real time, and is not simulated")]
 pub mod sql;
 pub mod url_groups;

@@ -29,14 +29,14 @@ fn check(seeds: Range<u64>) {
         if let Some(Violation { what, history }) = violation(seed) {
             panic!(
                 "seed {seed}: {what}\n{history}\nseed {seed}: {what}\nTo see it again:\n  \
-                 HOMING_SIM_SEED={seed} cargo nextest run --test sim replay --no-capture\n"
+                 HOMING_SIM_SEED={seed} cargo nextest run --workspace --test sim replay --no-capture\n"
             );
         }
     }
 }
 
 /// The seeds of each part, so that parts run side by side.
-const SEEDS: u64 = 250;
+const SEEDS: u64 = 1_250;
 
 macro_rules! parts {
     ($($name:ident = $number:literal),+) => {
