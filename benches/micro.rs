@@ -205,7 +205,7 @@ fn attempts(c: &mut Criterion) {
 }
 
 fn end(message: &Message, attempt: Attempt) -> Finish {
-    let mut context = Context { cancel_requested: false, max_body: 1 << 20, ids: &mut ids() };
+    let mut context = Context { cancel_requested: false, max_body: 1 << 20, ids: &mut ids(), run: None };
     decide(message, attempt, &mut context)
 }
 
@@ -303,6 +303,8 @@ fn accepts(size: usize, lease: Option<Lease>) -> Vec<Accept> {
         lane: Arc::clone(&lane),
         lease,
         deduplication: None,
+        on_run: None,
+        request: 0,
     };
     std::iter::repeat_with(accept).take(size).collect()
 }

@@ -128,6 +128,10 @@ pub async fn migrate(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How often the database is tried at the start, each time for 5 s: it may be starting itself, on a machine that is busy with
+/// both.
+const OPENED: u32 = 4;
+
 async fn open(config: &Config, clock: &Clock) -> anyhow::Result<SqlStore> {
     let hot = u32::try_from(engine::hot_connections(config.writers)).unwrap_or(u32::MAX);
     let options = sql::Options {
@@ -139,9 +143,21 @@ async fn open(config: &Config, clock: &Clock) -> anyhow::Result<SqlStore> {
         hot_connections: hot,
         max_queues: config.max_queues,
     };
-    SqlStore::connect(&options, clock.clone())
-        .await
-        .with_context(|| format!("can't open the database {}", config.database_url))
+    let mut tries = 1;
+    loop {
+        match SqlStore::connect(&options, clock.clone()).await {
+            Err(error) if error.is_transient() && tries < OPENED => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the database does not answer yet; trying again"
+                );
+                tries += 1;
+            }
+            opened => {
+                return opened.with_context(|| format!("can't open the database {}", config.database_url));
+            }
+        }
+    }
 }
 
 /// The signing keys: the configured ones, or what rotations have made of them since; without configured ones the stored
@@ -220,6 +236,7 @@ fn engine_settings(config: &Config, address: SocketAddr) -> anyhow::Result<engin
         writers: if sqlite { 1 } else { config.writers },
         max_timeout: config.max_timeout.get(),
         max_response: config.max_response_size.get(),
+        lazy_log_bytes: config.max_pushed_log_size.get(),
         llm: llm_access(config)?,
         retention: Retention { log: config.log_retention.get(), dead_letters: config.dlq_retention.get() },
     })
@@ -249,6 +266,7 @@ fn api_settings(config: &Config) -> anyhow::Result<api::Settings> {
         max_answer_memory: config.max_inflight_response_bytes.get(),
         trusted_proxies: config.trusted_networks().map_err(anyhow::Error::msg)?,
         max_requests_per_second: config.max_requests_per_second,
+        public_url: config.public_url.clone(),
     })
 }
 

@@ -204,7 +204,7 @@ fn write(to: impl Write, body: &impl Serialize) -> Result<(), ApiError> {
     serde_json::to_writer(to, body).map_err(|error| unwritable(&error))
 }
 
-fn unwritable(error: &serde_json::Error) -> ApiError {
+pub(super) fn unwritable(error: &serde_json::Error) -> ApiError {
     tracing::error!(%error, "an answer could not be written as JSON");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
 }
@@ -303,7 +303,7 @@ impl<T: Shown> Serialize for Page<T> {
     }
 }
 
-fn response(status: StatusCode, body: impl Into<Body>) -> Response {
+pub(super) fn response(status: StatusCode, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -7,11 +7,12 @@ use std::fmt;
 
 use axum::response::Response;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::answers::Share;
 use super::error::{ApiError, json_problem};
 use super::headers::{self, Kind, MAX_FIELDS};
 use super::publish::Published;
@@ -20,10 +21,15 @@ use super::{Api, answers};
 use crate::domain::destination;
 use crate::domain::excerpt::Excerpt;
 use crate::domain::id::Name;
+use crate::domain::publish::Publish;
+use crate::operations::OperationError;
 use crate::operations::publish::{Groups, MAX_MESSAGES, Messages, Shape};
 
 /// Items that are checked before other tasks have their turn.
 const AT_A_TIME: usize = 256;
+
+/// The header in which an SDK names itself, once for all items.
+const SDK: &str = "upstash-telemetry-sdk";
 
 /// The answer for one item.
 #[derive(Serialize)]
@@ -31,23 +37,52 @@ const AT_A_TIME: usize = 256;
 enum Answer<'a> {
     One(Option<Published<'a>>),
     Group(Vec<Published<'a>>),
+    Refused { error: String },
+}
+
+/// The answer to a batch of which something was refused: an answer for each message, with the status of the first error.
+fn refused(
+    answers: Vec<Result<Published<'_>, OperationError>>,
+    size: usize,
+    share: Share,
+) -> Result<Response, ApiError> {
+    let mut status = StatusCode::PRECONDITION_FAILED;
+    let mut answers: Vec<Answer<'_>> = answers
+        .into_iter()
+        .rev()
+        .map(|answer| match answer {
+            Ok(published) => Answer::One(Some(published)),
+            Err(error) => {
+                let error = ApiError::from(error);
+                status = error.status();
+                Answer::Refused { error: error.text().to_owned() }
+            }
+        })
+        .collect();
+    answers.reverse();
+    answers::json(status, &answers, size, share)
+}
+
+fn is_of_workflow(item: &Item<'_>) -> bool {
+    item.headers.0.iter().any(|(name, _)| headers::is_of_workflow(name))
 }
 
 impl Api {
     pub(super) async fn batch(&self, call: Call<'_>) -> Result<Response, ApiError> {
         let mut received = self.read_body(call.upload, self.settings.max_batch, "the batch").await?;
         let body = std::mem::take(&mut received.body);
-        let Items(items) = serde_json::from_slice(&body)
-            .map_err(|error| ApiError::bad_request(format!("invalid batch: {}", json_problem(&error))))?;
+        let items = items(&body)?;
         let mut messages = self.operations.messages(self.caller_ip(call.parts), body.len());
         let mut shapes = Vec::with_capacity(items.len());
         let mut groups = Groups::default();
+        let sdk = call.parts.headers.get(SDK).map(HeaderValue::as_bytes);
         for (index, item) in items.into_iter().enumerate() {
-            let item = serde_json::from_str(item.get()).map_err(|error| {
-                ApiError::bad_request(format!("invalid batch: item {index}: {}", json_problem(&error)))
-            })?;
-            let added = self.add_item(&mut messages, item, &mut groups).await;
-            shapes.push(added.map_err(|error| error.of(format_args!("item {index}")))?);
+            let item =
+                read_item(item).map_err(|error| error.of(format_args!("invalid batch: item {index}")))?;
+            let of_workflow = is_of_workflow(&item);
+            let added = self.add_item(&mut messages, item, &mut groups, sdk).await;
+            let added = added.map_err(|error| error.of(format_args!("item {index}")));
+            shapes.push(if of_workflow { added.map_err(ApiError::of_workflow)? } else { added? });
             if index % AT_A_TIME == AT_A_TIME - 1 {
                 tokio::task::yield_now().await;
             }
@@ -56,7 +91,11 @@ impl Api {
         drop(body);
         let (size, share) = self.share_for(&messages).await?;
         let stored = self.operations.publish(messages).await?;
-        let mut answers = stored.iter().map(Published::new);
+        let answers: Vec<_> = stored.iter().map(Published::new).collect();
+        if answers.iter().any(Result::is_err) {
+            return refused(answers, size, share);
+        }
+        let mut answers = answers.into_iter().flatten();
         let answers = shapes.into_iter().map(|shape| match shape {
             Shape::One => Answer::One(answers.next()),
             Shape::Group(count) => Answer::Group(answers.by_ref().take(count).collect()),
@@ -64,16 +103,28 @@ impl Api {
         answers::json(StatusCode::OK, &answers.collect::<Vec<_>>(), size, share)
     }
 
+    /// Reads what an item's headers say; `sdk` is what the request says of the SDK.
+    pub(super) fn read_item(
+        &self,
+        item: &Item<'_>,
+        messages: &Messages,
+        sdk: Option<&[u8]>,
+    ) -> Result<Publish, ApiError> {
+        let fields = item.headers.0.iter().map(|(name, value)| (&**name, value.as_bytes()));
+        let fields = sdk.map(|sdk| (SDK, sdk)).into_iter().chain(fields);
+        let limits = &self.settings.headers;
+        Ok(headers::parse(Kind::BatchItem, fields, &[], limits, messages.created_at())?)
+    }
+
     async fn add_item(
         &self,
         messages: &mut Messages,
         item: Item<'_>,
         groups: &mut Groups,
+        sdk: Option<&[u8]>,
     ) -> Result<Shape, ApiError> {
         let destination = destination::parse_literal(&item.destination)?;
-        let fields = item.headers.0.iter().map(|(name, value)| (&**name, value.as_bytes()));
-        let limits = &self.settings.headers;
-        let mut publish = headers::parse(Kind::BatchItem, fields, &[], limits, messages.created_at())?;
+        let mut publish = self.read_item(&item, messages, sdk)?;
         if !item.queue.is_empty() {
             let name = Name::read(&item.queue)
                 .map_err(|problem| ApiError::bad_request(format!("invalid queue: {problem}")))?;
@@ -84,8 +135,20 @@ impl Api {
             return Err(ApiError::too_large("the message", self.settings.max_message));
         }
         // A copy, if it isn't one already: a body that shared the request's memory would keep all of that in use.
-        Ok(self.operations.add(messages, draft, Bytes::from(item.body.into_owned()))?)
+        Ok(self.operations.add(messages, draft, Bytes::from(item.body.into_owned())).await?)
     }
+}
+
+/// The items of a batch.
+pub(super) fn items(body: &[u8]) -> Result<Vec<&RawValue>, ApiError> {
+    let Items(items) = serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(format!("invalid batch: {}", json_problem(&error))))?;
+    Ok(items)
+}
+
+/// Reads an item.
+pub(super) fn read_item(item: &RawValue) -> Result<Item<'_>, ApiError> {
+    serde_json::from_str(item.get()).map_err(|error| ApiError::bad_request(json_problem(&error)))
 }
 
 /// A batch's items as JSON. They are read one by one: in memory an item is much larger than its text.
@@ -93,11 +156,19 @@ struct Items<'a>(Vec<&'a RawValue>);
 
 /// An item, borrowed from its text as far as that can be; what is absent or null is empty.
 #[derive(Default)]
-struct Item<'a> {
-    destination: Cow<'a, str>,
+pub(super) struct Item<'a> {
+    pub(super) destination: Cow<'a, str>,
     headers: Fields<'a>,
-    body: Cow<'a, str>,
+    pub(super) body: Cow<'a, str>,
     queue: Cow<'a, str>,
+}
+
+impl Item<'_> {
+    /// The last value of a header.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        let mut fields = self.headers.0.iter().rev();
+        fields.find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| &**value)
+    }
 }
 
 /// Header fields as a JSON object: each value a string or an array of strings. Null is no field.

@@ -3,8 +3,11 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use http::header::FORWARDED;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
+
+use super::Peer;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -34,6 +37,12 @@ pub(super) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
         address = before;
     }
     address
+}
+
+/// Whether a request came from a trusted proxy, whose headers count.
+pub(super) fn is_trusted(parts: &Parts, trusted: &[IpNet]) -> bool {
+    let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.to_canonical());
+    peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(&peer)))
 }
 
 /// Where a request came from, as a proxy tells it.

@@ -1,4 +1,4 @@
-//! `/v2/dlq`: the dead-letter queue.
+//! `/v2/dlq`: the dead-letter queue, but for dead letters that have ended workflow runs, which `workflow_dead_letters` has.
 
 use std::collections::HashSet;
 
@@ -19,13 +19,13 @@ use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::publish::Overrides;
 use crate::domain::time::Timestamp;
 use crate::operations::dead_letters::{Bulk, Matching};
-use crate::store::{DeadLetterFilter, LetterPlace, Order};
+use crate::store::{DeadLetterFilter, LetterPlace, Order, Owner};
 
 /// Dead letters in one page of the list.
-const PAGE: usize = 100;
+pub(super) const PAGE: usize = 100;
 /// Dead letters that one call deletes or retries, unless it says how many; and at most.
-const BULK: usize = 100;
-const MAX_BULK: usize = 10_000;
+pub(super) const BULK: usize = 100;
+pub(super) const MAX_BULK: usize = 10_000;
 
 /// Bytes of the answer for one that was retried.
 const RETRIED: usize = 64;
@@ -36,7 +36,7 @@ pub(super) const SELECTING: [&str; 3] = ["dlqIds", "messageId", "responseStatus"
 const IGNORED: [&str; 3] = ["api", "source", "trimBody"];
 
 /// Which dead letters a call is about.
-enum Selection {
+pub(super) enum Selection {
     /// Each once.
     Ids(Vec<DeadLetterId>),
     Matching(Box<Matching>),
@@ -57,15 +57,18 @@ struct AllRetried {
 }
 
 #[derive(Serialize)]
-struct Deleted {
+pub(super) struct Deleted {
     #[serde(skip_serializing_if = "Option::is_none")]
-    cursor: Option<String>,
-    deleted: u64,
+    pub(super) cursor: Option<String>,
+    pub(super) deleted: u64,
 }
 
 impl Api {
     pub(super) async fn list_dead_letters(&self, call: Call<'_>) -> Result<Response, ApiError> {
         let query = Query::parse(call.query);
+        if query.get("source") == Some("workflow") {
+            return self.list_run_letters(call).await;
+        }
         known(&query)?;
         let which = read_matching(&query, PAGE, PAGE)?;
         let turn = self.answers.turn().await?;
@@ -131,7 +134,11 @@ impl Api {
         answers::json(StatusCode::CREATED, &answer, size, share)
     }
 
-    fn read_overrides(&self, call: &Call<'_>, params: &[(String, Vec<u8>)]) -> Result<Overrides, ApiError> {
+    pub(super) fn read_overrides(
+        &self,
+        call: &Call<'_>,
+        params: &[(String, Vec<u8>)],
+    ) -> Result<Overrides, ApiError> {
         let limits = &self.settings.headers;
         Ok(headers::parse_overrides(call.fields(), params, limits, self.operations.now())?)
     }
@@ -170,7 +177,7 @@ fn known(query: &Query) -> Result<(), ApiError> {
     query.only(&[&SELECTING[..], &filter::COMMON, &["count", "cursor", "order"], &IGNORED].concat())
 }
 
-fn read_matching(query: &Query, count: usize, max: usize) -> Result<Matching, ApiError> {
+pub(super) fn read_matching(query: &Query, count: usize, max: usize) -> Result<Matching, ApiError> {
     Ok(Matching {
         filter: read_filter(query)?,
         order: query.order(Order::EarliestFirst)?,
@@ -189,6 +196,8 @@ pub(super) fn read_filter(query: &Query) -> Result<DeadLetterFilter, ApiError> {
         })
     };
     Ok(DeadLetterFilter {
+        owner: Owner::User,
+        runs: None,
         messages: query.filter(&["messageId"])?.into_iter().map(MessageId::new).collect(),
         ids: query.filter(&["dlqIds"])?.into_iter().map(DeadLetterId::new).collect(),
         matching: filter::read(query)?,
@@ -205,6 +214,6 @@ fn read_cursor(text: &str) -> Result<LetterPlace, ApiError> {
     Ok((Timestamp::from_millis(ms), DeadLetterId::new(text)))
 }
 
-fn write_cursor(next: Option<LetterPlace>) -> Option<String> {
+pub(super) fn write_cursor(next: Option<LetterPlace>) -> Option<String> {
     next.map(|(_, id)| id.as_str().to_owned())
 }

@@ -19,6 +19,8 @@ pub struct ApiError {
     status: StatusCode,
     text: String,
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// Whether it says that a workflow run has ended, which its endpoint must be able to tell from all else.
+    run_ended: bool,
 }
 
 /// Which limit on requests.
@@ -43,7 +45,7 @@ impl RateLimit {
 impl ApiError {
     /// An error with a text for the caller.
     pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), headers: Vec::new() }
+        Self { status, text: text.into(), headers: Vec::new(), run_ended: false }
     }
 
     /// 400.
@@ -107,6 +109,27 @@ impl ApiError {
         self
     }
 
+    /// The error as workflows' endpoints take it: to them 400 says that the run has ended, so whatever else is wrong with a
+    /// submission is 412.
+    #[must_use]
+    pub fn of_workflow(mut self) -> Self {
+        let is_bad = matches!(self.status, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE);
+        if is_bad && !self.run_ended {
+            self.status = StatusCode::PRECONDITION_FAILED;
+        }
+        self
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The status.
+    pub const fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// The answer.
     pub fn into_response(self) -> Response<Body> {
         let body = serde_json::json!({ "error": self.text }).to_string();
@@ -161,7 +184,10 @@ impl From<OperationError> for ApiError {
             OperationError::Destination(error) => error.into(),
             OperationError::Invalid(_) => Self::bad_request(text),
             OperationError::NotFound(_) => Self::not_found(text),
-            OperationError::Quota { .. } => Self::new(StatusCode::PRECONDITION_FAILED, text),
+            OperationError::RunEnded => Self { run_ended: true, ..Self::bad_request(text) },
+            OperationError::RunIdTaken | OperationError::Quota { .. } => {
+                Self::new(StatusCode::PRECONDITION_FAILED, text)
+            }
             OperationError::DailyQuota { limit, left, reset_s, .. } => {
                 Self::rate_limited(text, RateLimit::Daily, limit, left, reset_s)
             }

@@ -32,16 +32,10 @@ pub(super) fn read(query: &Query) -> Result<MessageFilter, ApiError> {
         query.filter(&[name])?;
         Ok::<_, ApiError>(query.texts(name))
     };
-    let host = |text: &str| {
-        Host::parse(text).ok_or_else(|| {
-            let text = Excerpt(text);
-            ApiError::bad_request(format!("invalid host `{text}`: a host, or host:port, is allowed"))
-        })
-    };
     Ok(MessageFilter {
         urls: texts("url")?.iter().flat_map(|url| spellings(url)).collect(),
-        hosts: query.filter(&["host"])?.into_iter().map(host).collect::<Result<_, _>>()?,
-        paths: texts("path")?.iter().flat_map(|path| path_spellings(path)).collect(),
+        hosts: hosts(query)?,
+        paths: paths(query)?,
         labels: list(&["label"])?,
         url_groups: url_groups(query)?,
         queues: list(&["queueName"])?,
@@ -49,6 +43,23 @@ pub(super) fn read(query: &Query) -> Result<MessageFilter, ApiError> {
         flow_keys: texts("flowControlKey")?,
         caller_ips: list(&["callerIp", "callerIP"])?,
     })
+}
+
+/// Reads the hosts of URLs.
+pub(super) fn hosts(query: &Query) -> Result<Vec<Host>, ApiError> {
+    let host = |text: &str| {
+        Host::parse(text).ok_or_else(|| {
+            let text = Excerpt(text);
+            ApiError::bad_request(format!("invalid host `{text}`: a host, or host:port, is allowed"))
+        })
+    };
+    query.filter(&["host"])?.into_iter().map(host).collect()
+}
+
+/// Reads the paths of URLs.
+pub(super) fn paths(query: &Query) -> Result<Vec<String>, ApiError> {
+    query.filter(&["path"])?;
+    Ok(query.texts("path").iter().flat_map(|path| path_spellings(path)).collect())
 }
 
 fn owned(values: &[&str]) -> Vec<String> {

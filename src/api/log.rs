@@ -11,7 +11,7 @@ use super::{Api, filter, wire};
 use crate::domain::excerpt::Excerpt;
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{LogCursor, LogFilter, Order, State};
+use crate::store::{LogCursor, LogFilter, Order, Owner, State};
 
 /// Bytes of headers and bodies in one page of entries. A dead letter's text may become six times as long in JSON; here it is base64.
 const ENTRIES_BYTES: usize = 16 << 20;
@@ -39,6 +39,7 @@ impl Api {
             ["messageId", "messageIds", "state", "order", "groupBy", "trimBody", "count", "cursor", "api"];
         query.only(&[&others[..], &filter::COMMON, &filter::PARTS].concat())?;
         let filter = LogFilter {
+            owner: Owner::User,
             messages: query.filter(&["messageId", "messageIds"])?.into_iter().map(MessageId::new).collect(),
             matching: filter::read(&query)?,
             states: query.get("state").map(states).transpose()?.unwrap_or_default(),
@@ -73,7 +74,7 @@ impl Api {
     }
 }
 
-fn states(text: &str) -> Result<Vec<State>, ApiError> {
+pub(super) fn states(text: &str) -> Result<Vec<State>, ApiError> {
     if text.eq_ignore_ascii_case("IN_PROGRESS") {
         return Ok(vec![State::Active, State::Retry, State::Error]);
     }
@@ -93,7 +94,7 @@ fn states(text: &str) -> Result<Vec<State>, ApiError> {
 }
 
 /// `<unix ms>-<sequence>-<message id>`.
-fn write_cursor(cursor: &LogCursor) -> String {
+pub(super) fn write_cursor(cursor: &LogCursor) -> String {
     let ms = cursor.time.as_millis();
     match &cursor.entry {
         Some((id, sequence)) => format!("{ms}-{sequence}-{id}"),
@@ -102,7 +103,7 @@ fn write_cursor(cursor: &LogCursor) -> String {
 }
 
 /// Reads a cursor, or a bare time.
-fn read_cursor(text: &str) -> Result<LogCursor, ApiError> {
+pub(super) fn read_cursor(text: &str) -> Result<LogCursor, ApiError> {
     let invalid = || invalid_cursor(text);
     let number = |text: &str| text.parse::<i64>().map_err(|_| invalid());
     let mut parts = text.splitn(3, '-');

@@ -41,6 +41,9 @@ mod schedules;
 mod url_groups;
 #[doc(hidden)] // public for the benchmarks
 pub mod wire;
+mod workflow_dead_letters;
+mod workflow_log;
+mod workflows;
 
 use self::answers::{AnswerMemory, Share};
 use self::auth::Tokens;
@@ -85,6 +88,8 @@ pub struct Settings {
     pub max_answer_memory: usize,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Where users reach the server, if the operator says so: scheme and authority.
+    pub public_url: Option<String>,
     /// Requests in a second other than those that publish; `None`: no limit.
     pub max_requests_per_second: Option<u64>,
 }
@@ -172,9 +177,9 @@ impl Api {
     }
 
     async fn call(&self, found: Found, parts: &Parts, upload: &mut Upload) -> Result<Response, ApiError> {
-        let Found { handler, name, rest, trailing_slash } = found;
+        let Found { handler, name, names_before, rest, trailing_slash } = found;
         let query = parts.uri.query().unwrap_or_default();
-        (handler.answer)(self, Call { name, rest, trailing_slash, query, parts, upload }).await
+        (handler.answer)(self, Call { name, names_before, rest, trailing_slash, query, parts, upload }).await
     }
 
     /// The publisher's address.

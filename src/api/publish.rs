@@ -15,6 +15,7 @@ use crate::domain::destination::{self, Destination};
 use crate::domain::id::Name;
 use crate::domain::message::Message;
 use crate::domain::publish::Publish;
+use crate::operations::OperationError;
 use crate::operations::publish::{Groups, Messages, Shape};
 use crate::store::Accepted;
 
@@ -34,18 +35,26 @@ pub(super) struct Published<'a> {
 }
 
 impl<'a> Published<'a> {
-    pub(super) fn new((message, accepted): &'a (Arc<Message>, Accepted)) -> Self {
+    /// The answer, or the error of a message that was refused.
+    pub(super) fn new((message, accepted): &'a (Arc<Message>, Accepted)) -> Result<Self, OperationError> {
         let (id, deduplicated) = match accepted {
             Accepted::Stored => (&message.id, false),
             Accepted::Duplicate(first) => (first, true),
+            Accepted::Refused(refusal) => return Err((*refusal).into()),
         };
         let url = (!deduplicated || message.url_group.is_some()).then_some(message.url.as_str());
-        Self { message_id: id.as_str(), url, deduplicated }
+        Ok(Self { message_id: id.as_str(), url, deduplicated })
     }
 }
 
 impl Api {
     pub(super) async fn publish(&self, call: Call<'_>) -> Result<Response, ApiError> {
+        let of_workflow = call.fields().any(|(name, _)| headers::is_of_workflow(name));
+        let published = self.publish_any(call).await;
+        if of_workflow { published.map_err(ApiError::of_workflow) } else { published }
+    }
+
+    async fn publish_any(&self, call: Call<'_>) -> Result<Response, ApiError> {
         let parsed = destination::parse(&call.rest)?;
         let publish = self.read_headers(Kind::Publish, &call, &parsed.params)?;
         if publish.cron.is_some() {
@@ -83,10 +92,10 @@ impl Api {
         // The body comes last: a request that is refused anyway takes no memory.
         let received = self.read_body(call.upload, self.settings.max_message, "the message").await?;
         let mut messages = self.operations.messages(self.caller_ip(call.parts), received.body.len());
-        let shape = self.operations.add(&mut messages, draft, received.body.clone())?;
+        let shape = self.operations.add(&mut messages, draft, received.body.clone()).await?;
         let (size, share) = self.share_for(&messages).await?;
         let stored = self.operations.publish(messages).await?;
-        let published: Vec<_> = stored.iter().map(Published::new).collect();
+        let published: Vec<_> = stored.iter().map(Published::new).collect::<Result<_, _>>()?;
         let repeated = published.iter().all(|answer| answer.deduplicated);
         let status = if repeated { StatusCode::ACCEPTED } else { StatusCode::OK };
         match shape {

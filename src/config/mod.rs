@@ -180,6 +180,11 @@ pub struct Config {
     #[config(default = "10MiB", validate(max_response_size.is_within(0, GIB), "allowed: 0 to 1GiB"))]
     pub max_response_size: ByteSize,
 
+    /// Size of a workflow run's log from which on an endpoint that can ask for it (the
+    /// TypeScript SDK) gets its deliveries without it. 0 to 1GiB.
+    #[config(default = "3MiB", validate(max_pushed_log_size.is_within(0, GIB), "allowed: 0 to 1GiB"))]
+    pub max_pushed_log_size: ByteSize,
+
     /// Request bodies above 64 KiB in memory at once, all callers together; whoever
     /// exceeds it waits, and after 10 s gets 503. Not below max_batch_size.
     #[config(

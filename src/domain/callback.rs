@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::id::{DeadLetterId, MessageId};
 use super::message::{CallbackSpec, Headers, Message, Options};
 use super::outcome::{Attempt, Outcome};
+use super::run::Run;
 use super::signature;
 use super::time::Timestamp;
 
@@ -22,7 +23,6 @@ use super::time::Timestamp;
 ///
 /// It is accepted at `now`. Of the response body, `max_body` bytes are carried. Retries are the source's unless `spec`
 /// says otherwise; queue, flow control, labels and callbacks are only what `spec` says.
-#[expect(clippy::missing_panics_doc, reason = "serialising strings and integers cannot fail")]
 pub fn make(
     source: &Message,
     attempt: &Attempt,
@@ -32,9 +32,7 @@ pub fn make(
     now: Timestamp,
     max_body: usize,
 ) -> Message {
-    let notice = Notice::new(source, attempt, dead_letter, max_body);
-    let body =
-        Bytes::from(serde_json::to_vec(&notice).expect("strings, integers and maps of them serialise"));
+    let body = notice(source, attempt, dead_letter, None, &source.body, max_body);
     let mut headers = spec.headers.clone();
     if headers.get("Content-Type").is_none() {
         headers.append("Content-Type", "application/json");
@@ -56,8 +54,24 @@ pub fn make(
         endpoint: None,
         schedule_id: None,
         source_id: Some(source.id.clone()),
+        run: None,
         options: options(source, spec),
     }
+}
+
+/// The body of a callback: what has come of an attempt. Of the response body, `max_body` bytes are carried. `source_body` is
+/// what the source was about; in a run, that is not what was sent.
+#[expect(clippy::missing_panics_doc, reason = "serialising strings and integers cannot fail")]
+pub fn notice(
+    source: &Message,
+    attempt: &Attempt,
+    dead_letter: Option<&DeadLetterId>,
+    run: Option<&Run>,
+    source_body: &[u8],
+    max_body: usize,
+) -> Bytes {
+    let notice = Notice::new(source, attempt, dead_letter, run, source_body, max_body);
+    Bytes::from(serde_json::to_vec(&notice).expect("strings, integers and maps of them serialise"))
 }
 
 /// The callback's own options. What the source hides is in the callback's body, so that is hidden as well; and headers
@@ -71,10 +85,8 @@ fn options(source: &Message, spec: &CallbackSpec) -> Options {
         Some(spec)
     };
     let own = &spec.options;
-    let hidden = &source.options.redact;
     let mut redact = own.redact.clone();
-    redact.add(hidden);
-    redact.body |= !hidden.is_none();
+    redact.add_of_source(&source.options.redact);
     Options {
         timeout: own.timeout,
         retry_delay: own.retry_delay.clone(),
@@ -130,6 +142,13 @@ struct Notice<'a> {
     /// Why there was no response.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workflow_run_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workflow_url: Option<&'a str>,
+    /// Unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workflow_created_at: Option<i64>,
 }
 
 impl<'a> Notice<'a> {
@@ -137,6 +156,8 @@ impl<'a> Notice<'a> {
         source: &'a Message,
         attempt: &'a Attempt,
         dead_letter: Option<&'a DeadLetterId>,
+        run: Option<&'a Run>,
+        source_body: &[u8],
         max_body: usize,
     ) -> Self {
         let (response, error) = match &attempt.outcome {
@@ -146,7 +167,12 @@ impl<'a> Notice<'a> {
             }
         };
         let header = response.map(|response| grouped(&response.headers)).unwrap_or_default();
-        let body = response.map_or(&[][..], |response| &response.body[..response.body.len().min(max_body)]);
+        let body = match (response, error) {
+            (Some(response), _) => &response.body[..response.body.len().min(max_body)],
+            // The endpoint's function sees no more than the status and this.
+            (None, Some(error)) if run.is_some() => error.as_bytes(),
+            (None, _) => &[],
+        };
         Self {
             status: response.map_or(0, |response| response.status),
             headers: header.iter().map(|(name, values)| (*name, values.join(", "))).collect(),
@@ -160,7 +186,7 @@ impl<'a> Notice<'a> {
             url: &source.url,
             method: source.method.as_str(),
             source_header: grouped(&source.headers),
-            source_body: STANDARD.encode(&source.body),
+            source_body: STANDARD.encode(source_body),
             topic_name: source.url_group.as_deref(),
             endpoint_name: source.endpoint.as_deref(),
             schedule_id: source.schedule_id.as_deref(),
@@ -170,6 +196,9 @@ impl<'a> Notice<'a> {
             caller_ip: source.caller_ip.as_deref(),
             api: source.options.api.as_deref(),
             error,
+            workflow_run_id: run.map(|run| run.id.as_str()),
+            workflow_url: run.map(|run| run.url.as_str()),
+            workflow_created_at: run.map(|run| run.created_at.as_millis()),
         }
     }
 }
@@ -222,6 +251,7 @@ mod tests {
             endpoint: None,
             schedule_id: None,
             source_id: None,
+            run: None,
             options: Options::default(),
         }
     }

@@ -107,6 +107,12 @@ impl Origin {
     }
 }
 
+/// The lane of a URL: that of its origin. A message to a URL that can't be read fails at its attempt, with the reason; its
+/// lane only has to be one.
+pub fn lane(url: &str) -> Arc<str> {
+    validate_url(url).map_or_else(|_| Arc::from("invalid"), |origin| origin.lane())
+}
+
 /// `https://host:port`, the port always written.
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -52,6 +52,19 @@ text_id!(
     DeadLetterId
 );
 
+text_id!(
+    /// The id of one execution of a workflow: that of the message that began it. A run id, which users choose, may be used
+    /// again after its run has ended.
+    InstanceId
+);
+
+impl InstanceId {
+    /// The id of the instance that a message begins.
+    pub fn begun_by(message: &MessageId) -> Self {
+        Self(message.0.clone())
+    }
+}
+
 impl MessageId {
     /// An id made at `now`, from 74 random bits.
     pub fn generate(now: Timestamp, random: [u8; 10]) -> Self {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::id::MessageId;
+use super::run::Part;
 use super::signature::body_sha256;
 use super::time::Timestamp;
 
@@ -170,6 +171,12 @@ impl Redact {
         }
     }
 
+    /// Hides what another one hides, of a message whose body holds a copy of what that is about.
+    pub fn add_of_source(&mut self, source: &Self) {
+        self.add(source);
+        self.body |= !source.is_none();
+    }
+
     /// Whether the header of that (canonical) name is hidden.
     pub fn hides_header(&self, name: &str) -> bool {
         self.all_headers || self.headers.iter().any(|have| have == name)
@@ -187,6 +194,16 @@ pub struct FlowControl {
     pub rate: Option<u32>,
     /// The period of `rate`, whole seconds, at least 1.
     pub period_s: u32,
+}
+
+/// As `Upstash-Flow-Control-Value` has it: `parallelism=2,rate=5,period=60`.
+impl fmt::Display for FlowControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parallelism = self.parallelism.map(|count| format!("parallelism={count}"));
+        let rate = self.rate.map(|count| format!("rate={count},period={}", self.period_s));
+        let parts: Vec<String> = parallelism.into_iter().chain(rate).collect();
+        f.write_str(&parts.join(","))
+    }
 }
 
 /// How a message is delivered, beyond where to and what. Callbacks have the same options.
@@ -280,6 +297,8 @@ pub struct Message {
     pub schedule_id: Option<String>,
     /// The message whose outcome made this one, for callbacks.
     pub source_id: Option<MessageId>,
+    /// The workflow run that it belongs to, and what it is there.
+    pub run: Option<Part>,
     pub options: Options,
 }
 
@@ -303,6 +322,7 @@ impl Message {
             endpoint: None,
             schedule_id: None,
             source_id: None,
+            run: None,
             options: Options::default(),
         }
     }
@@ -310,7 +330,8 @@ impl Message {
     /// Bytes that it takes in memory, roughly: what the bounds on memory count.
     pub fn size(&self) -> usize {
         let options = texts_size(&self.labels) + self.options.size();
-        512 + self.url.len() + self.body.len() + self.headers.size() + options
+        let log = self.run.as_ref().map_or(0, |part| part.log_size);
+        512 + self.url.len() + self.body.len() + log + self.headers.size() + options
     }
 }
 

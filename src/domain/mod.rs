@@ -19,6 +19,7 @@ pub mod publish;
 pub mod redact;
 pub mod retry;
 pub mod retry_delay;
+pub mod run;
 pub mod signature;
 pub mod template;
 pub mod time;

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::id::{DeadLetterId, MessageId};
+use super::id::{DeadLetterId, InstanceId, MessageId};
 use super::message::{CallbackSpec, Headers, Message};
+use super::run::ending::{self, Ending, Family};
+use super::run::{Kind, NewEntry, RunState, Told, waiting};
 use super::time::Timestamp;
 use super::{callback, retry};
 
@@ -124,8 +126,8 @@ pub enum Next {
     Delivered,
     /// Another attempt at that time.
     Retry { due_at: Timestamp },
-    /// No attempt is left: a dead letter.
-    Failed { dead_letter: DeadLetterId },
+    /// No attempt is left: a dead letter, unless a run goes on with the failure or keeps it itself.
+    Failed { dead_letter: Option<DeadLetterId> },
     /// A user cancelled it while the attempt ran.
     Cancelled,
 }
@@ -137,8 +139,54 @@ pub struct Finish {
     pub next: Next,
     /// The text that logs show for a failed attempt; `None` when it was delivered.
     pub error: Option<String>,
-    /// Callback and failure callback messages.
-    pub callbacks: Vec<Arc<Message>>,
+    pub effects: Vec<Effect>,
+}
+
+/// A consequence of an outcome beyond its message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// A callback or failure callback is accepted.
+    Callback(Arc<Message>),
+    /// The outcome is appended to the run, with the message that delivers it; nothing if the run has ended.
+    Append(Arc<Message>, NewEntry),
+    /// The wait with the entry's key ends: the entry is appended, with the message that delivers it; nothing if the wait has
+    /// ended already.
+    TimeOut(Arc<Message>, NewEntry),
+    /// The run ends, unless it has already.
+    End(Box<Ending>),
+    /// The one who was to be told of a run's failure has answered, or has failed for good.
+    Told { instance: InstanceId, message: MessageId, answer: Told },
+}
+
+impl Effect {
+    /// The messages that it makes.
+    pub fn messages(&self) -> impl Iterator<Item = &Arc<Message>> {
+        let (one, other) = match self {
+            Self::Callback(message) | Self::Append(message, _) | Self::TimeOut(message, _) => {
+                (Some(message), None)
+            }
+            Self::End(ending) => {
+                (ending.failure_callback.as_ref(), ending.parent.as_ref().map(|(message, _)| message))
+            }
+            Self::Told { .. } => (None, None),
+        };
+        one.into_iter().chain(other)
+    }
+}
+
+impl Finish {
+    /// The messages that it makes and that don't depend on the state of a run, in order: each has room reserved for it.
+    pub fn callbacks(&self) -> impl Iterator<Item = &Arc<Message>> {
+        self.effects.iter().filter_map(|effect| match effect {
+            Effect::Callback(message) => Some(message),
+            _ => None,
+        })
+    }
+
+    /// Its effects on runs.
+    pub fn on_runs(&self) -> impl Iterator<Item = &Effect> {
+        self.effects.iter().filter(|effect| !matches!(effect, Effect::Callback(_)))
+    }
 }
 
 /// Where the ids of new messages and dead letters come from: the engine's clock and random numbers, or a test's counter.
@@ -157,6 +205,16 @@ pub struct Context<'a> {
     pub max_body: usize,
     /// Ids for callbacks and dead letters.
     pub ids: &'a mut dyn Ids,
+    /// The message's run, if it has one.
+    pub run: Option<InRun<'a>>,
+}
+
+/// What a decision has to know of a run.
+#[derive(Clone, Copy)]
+pub struct InRun<'a> {
+    pub family: Family<'a>,
+    /// Its entry 0.
+    pub payload: &'a [u8],
 }
 
 /// Decides what follows from an attempt; everything happens at its `ended_at`.
@@ -166,13 +224,16 @@ pub struct Context<'a> {
 /// for good (status 489 and `Upstash-NonRetryable-Error: true`) or the message can't be sent at all.
 pub fn decide(message: &Message, attempt: Attempt, context: &mut Context<'_>) -> Finish {
     let now = attempt.ended_at;
-    let error = error_of(&attempt.outcome);
+    let kind = message.run.as_ref().map(|part| part.kind);
+    let no_endpoint = context.run.and_then(|run| no_endpoint(run.family, message, &attempt.outcome));
+    let error = no_endpoint.map(str::to_owned).or_else(|| error_of(&attempt.outcome));
     let next = if error.is_none() {
         Next::Delivered
     } else if context.cancel_requested {
         Next::Cancelled
-    } else if is_final(&attempt.outcome) || attempt.retried >= message.max_retries {
-        Next::Failed { dead_letter: context.ids.dead_letter(now) }
+    } else if no_endpoint.is_some() || is_final(&attempt.outcome) || attempt.retried >= message.max_retries {
+        let leaves_letter = kind.is_none_or(Kind::carries_run);
+        Next::Failed { dead_letter: leaves_letter.then(|| context.ids.dead_letter(now)) }
     } else {
         let headers = match &attempt.outcome {
             Outcome::Response(response) => Some(&response.headers),
@@ -181,8 +242,94 @@ pub fn decide(message: &Message, attempt: Attempt, context: &mut Context<'_>) ->
         let delay = retry::delay(&message.options, headers, attempt.retried, now);
         Next::Retry { due_at: now.after(delay) }
     };
-    let callbacks = callbacks(message, &attempt, &next, context).into_iter().map(Arc::new).collect();
-    Finish { attempt, next, error, callbacks }
+    let effects = if let (Some(kind), Some(run)) = (kind, context.run) {
+        on_run(kind, run, message, &attempt, &next, context)
+    } else {
+        let callbacks = callbacks(message, &attempt, &next, context);
+        callbacks.into_iter().map(|message| Effect::Callback(Arc::new(message))).collect()
+    };
+    Finish { attempt, next, error, effects }
+}
+
+/// The error of a run whose destination does not speak the protocol; clients know the text.
+const NO_ENDPOINT: &str = "detected a non-workflow destination for trigger/invoke. make sure you are sending the request to \
+    the correct endpoint";
+
+/// The error of a run that was begun by plain HTTP, and whose destination knows nothing of that; clients know the text.
+const OLD_SDK: &str = "trigger rest api is only usable with sdk versions after v1.0.0 major version";
+
+/// The error of a run whose first delivery was answered by somebody who takes no part in the protocol.
+fn no_endpoint(family: Family<'_>, message: &Message, outcome: &Outcome) -> Option<&'static str> {
+    let Outcome::Response(response) = outcome else { return None };
+    let run = family.run;
+    if run.instance.as_str() != message.id.as_str() || !(200..=299).contains(&response.status) {
+        return None;
+    }
+    let features = run.trigger.features;
+    let lacks = |name| response.headers.get(name).is_none();
+    if features.detect_trigger && lacks("Upstash-Workflow-Sdk-Version") {
+        Some(NO_ENDPOINT)
+    } else {
+        let is_old = features.unknown_sdk || features.detect_sdk && lacks("Upstash-Workflow-Sdk");
+        is_old.then_some(OLD_SDK)
+    }
+}
+
+/// What an attempt of a run's message means for the run.
+fn on_run(
+    kind: Kind,
+    InRun { family, payload }: InRun<'_>,
+    message: &Message,
+    attempt: &Attempt,
+    next: &Next,
+    context: &mut Context<'_>,
+) -> Vec<Effect> {
+    let (run, now) = (family.run, attempt.ended_at);
+    match (kind, next) {
+        (_, Next::Cancelled | Next::Retry { .. }) | (Kind::Step | Kind::CallResult, Next::Delivered) => {
+            Vec::new()
+        }
+        (Kind::Step | Kind::CallResult, Next::Failed { dead_letter }) => {
+            let mut ending = family.end(RunState::Failed, None, context.ids.message(now), now);
+            let options = [&message.options, &run.trigger.options];
+            let spec = options.into_iter().find_map(|options| options.failure_callback.as_deref());
+            ending.failure_callback = spec.zip(dead_letter.as_ref()).map(|(spec, letter)| {
+                let id = context.ids.message(now);
+                let told = ending::Failure { run, payload, failed: message, attempt, dead_letter: letter };
+                Arc::new(told.callback(spec, id, context.max_body))
+            });
+            ending.dead_letter.clone_from(dead_letter);
+            vec![Effect::End(Box::new(ending))]
+        }
+        (Kind::Call, Next::Delivered | Next::Failed { .. }) => {
+            let Some(spec) = message.options.callback.as_deref() else { return Vec::new() };
+            let id = context.ids.message(now);
+            let (result, entry) = ending::call_result(run, message, attempt, spec, id, context.max_body);
+            vec![Effect::Append(Arc::new(result), entry)]
+        }
+        (Kind::FailureCallback, Next::Delivered | Next::Failed { .. }) => {
+            let (instance, message) = (run.instance.clone(), message.id.clone());
+            vec![Effect::Told { instance, message, answer: told(attempt, next) }]
+        }
+        (Kind::Timeout, Next::Delivered | Next::Failed { .. }) => {
+            let (timed_out, entry) = waiting::timed_out(run, message, context.ids.message(now), now);
+            vec![Effect::TimeOut(Arc::new(timed_out), entry)]
+        }
+    }
+}
+
+fn told(attempt: &Attempt, next: &Next) -> Told {
+    let nobody = attempt.response().is_some_and(|response| {
+        response
+            .headers
+            .get("Upstash-Workflow-Failure-Callback-Notfound")
+            .is_some_and(|value| &*value == "true")
+    });
+    match next {
+        _ if nobody => Told::Nobody,
+        Next::Delivered => Told::Done,
+        _ => Told::Failed,
+    }
 }
 
 /// Why an attempt failed, in one sentence; `None` when it did not.
@@ -212,7 +359,7 @@ fn callbacks(message: &Message, attempt: &Attempt, next: &Next, context: &mut Co
         Next::Cancelled => return Vec::new(),
         Next::Delivered | Next::Retry { .. } => (&message.options.callback, &None, None),
         Next::Failed { dead_letter } => {
-            (&message.options.callback, &message.options.failure_callback, Some(dead_letter))
+            (&message.options.callback, &message.options.failure_callback, dead_letter.as_ref())
         }
     };
     let now = attempt.ended_at;
@@ -314,6 +461,7 @@ mod tests {
             endpoint: None,
             schedule_id: None,
             source_id: None,
+            run: None,
             options: Options {
                 callback: spec("https://e.com/each"),
                 failure_callback: spec("https://e.com/failure"),
@@ -340,7 +488,7 @@ mod tests {
 
     fn run(message: &Message, retried: u32, outcome: Outcome, cancel_requested: bool) -> Finish {
         let attempt = Attempt { retried, started_at: START, ended_at: END, outcome };
-        let mut context = Context { cancel_requested, max_body: 100, ids: &mut Counter(0) };
+        let mut context = Context { cancel_requested, max_body: 100, ids: &mut Counter(0), run: None };
         decide(message, attempt, &mut context)
     }
 
@@ -349,12 +497,12 @@ mod tests {
     fn check(retried: u32, outcome: Outcome, next: &Next, error: Option<&str>, callbacks: &[&str]) {
         let finish = run(&message(3), retried, outcome, false);
         assert_eq!((&finish.next, finish.error.as_deref()), (next, error));
-        let urls: Vec<_> = finish.callbacks.iter().map(|callback| callback.url.as_str()).collect();
+        let urls: Vec<_> = finish.callbacks().map(|callback| callback.url.as_str()).collect();
         assert_eq!(urls, callbacks);
     }
 
     fn failed() -> Next {
-        Next::Failed { dead_letter: DeadLetterId::new("1700000001000-1") }
+        Next::Failed { dead_letter: Some(DeadLetterId::new("1700000001000-1")) }
     }
 
     fn retry_after(seconds: u64) -> Next {
@@ -418,20 +566,20 @@ mod tests {
             (0, answer(489, &[("Upstash-NonRetryable-Error", "true")])),
         ] {
             let finish = run(&message(3), retried, outcome, true);
-            assert_eq!((finish.next, finish.callbacks.len()), (Next::Cancelled, 0));
+            assert_eq!((finish.next, finish.effects.len()), (Next::Cancelled, 0));
             assert!(finish.error.is_some());
         }
         let finish = run(&message(3), 0, answer(200, &[]), true);
-        assert_eq!((finish.next, finish.callbacks.len()), (Next::Delivered, 1));
+        assert_eq!((finish.next, finish.effects.len()), (Next::Delivered, 1));
     }
 
     #[test]
     fn only_the_failure_callback_names_the_dead_letter() {
         let finish = run(&message(0), 0, answer(500, &[]), false);
-        let [each, failure] = finish.callbacks.try_into().unwrap();
+        let [each, failure] = finish.callbacks().collect::<Vec<_>>().try_into().unwrap();
         let body = |message: &Message| String::from_utf8(message.body.to_vec()).unwrap();
-        assert!(!body(&each).contains("dlqId"));
-        assert!(body(&failure).contains(r#""dlqId":"1700000001000-1""#));
+        assert!(!body(each).contains("dlqId"));
+        assert!(body(failure).contains(r#""dlqId":"1700000001000-1""#));
         assert_ne!(each.id, failure.id);
         assert_eq!((each.created_at, failure.created_at), (END, END));
     }
@@ -439,8 +587,8 @@ mod tests {
     #[test]
     fn without_callbacks_there_are_none() {
         let message = Message { options: Options::default(), ..message(0) };
-        assert_eq!(run(&message, 0, answer(500, &[]), false).callbacks, []);
-        assert_eq!(run(&message, 0, answer(200, &[]), false).callbacks, []);
+        assert_eq!(run(&message, 0, answer(500, &[]), false).effects, []);
+        assert_eq!(run(&message, 0, answer(200, &[]), false).effects, []);
     }
 
     #[test]

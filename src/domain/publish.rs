@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::deduplication::Deduplication;
 use super::message::{CallbackSpec, FlowControl, Headers, Message, Method, Options, Redact};
+use super::run::submission::Submission;
 use super::template::Template;
 use super::time::Timestamp;
 
@@ -56,6 +57,8 @@ pub struct Publish {
     pub schedule_id: Option<String>,
     /// The schedule's cron expression, unread; set where a schedule is to be made.
     pub cron: Option<String>,
+    /// What it means for a workflow run; never of schedules.
+    pub submission: Option<Submission>,
     /// Bytes of what says all this: each message to a URL group counts them.
     pub size: usize,
 }

@@ -106,6 +106,7 @@ impl Template {
             endpoint: target.endpoint,
             schedule_id: self.schedule_id,
             source_id: None,
+            run: None,
             options: self.options,
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Uri, uri};
@@ -17,12 +18,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::dispatcher::{Held, Running};
 use super::finisher::Finisher;
 use super::observer::Happened;
+use super::runs::{self, KnownRun, Payload};
 use super::shared::{Shared, names};
 use super::wakeups::opened_by;
 use crate::clock::pause;
 use crate::domain::destination::{RequestTarget, request_target};
-use crate::domain::message::{Message, Method};
-use crate::domain::outcome::{Attempt, FailureClass, Outcome};
+use crate::domain::message::{Headers, Message, Method};
+use crate::domain::outcome::{Attempt, FailureClass, Outcome, Response};
+use crate::domain::run::Kind;
 use crate::domain::signature;
 use crate::egress::Destinations;
 use crate::egress::client::{Outgoing, SendError};
@@ -89,14 +92,39 @@ impl Attempts {
     async fn one(self: Arc<Self>, held: Held, mut running: Running) {
         let shared = &self.shared;
         let delivery = &held.delivery;
-        let tried = if is_late(shared, delivery) { Tried::GivenBack } else { self.attempt(delivery).await };
+        let run = match runs::of(shared, &delivery.message).await {
+            Ok(run) => run,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    message.id = %delivery.message.id,
+                    "the run of a message could not be read; the attempt is made later"
+                );
+                drop(held);
+                shared.node.mark_in_doubt();
+                return;
+            }
+        };
+        let run_of = run.as_ref();
+        let tried =
+            if is_late(shared, delivery) { Tried::GivenBack } else { self.attempt(delivery, run_of).await };
         match tried {
             // The slot is kept until the outcome is handed over, so that outcomes don't pile up while the store is away.
             Tried::Made(attempt, memory) => {
                 if matches!(attempt.outcome, Outcome::Response(_)) {
                     running.answered();
                 }
-                self.finisher.submit(shared, held, attempt, memory).await;
+                let known = match run {
+                    Some(run) => runs::after_attempt(shared, &held.delivery.message, run).await,
+                    None => Ok(None),
+                };
+                if let Ok(run) = known {
+                    self.finisher.submit(shared, held, attempt, run.as_ref(), memory).await;
+                } else {
+                    // The attempt is made once more.
+                    drop(held);
+                    shared.node.mark_in_doubt();
+                }
             }
             Tried::GivenBack => give_back(shared, held).await,
             Tried::Untrusted => {
@@ -107,19 +135,19 @@ impl Attempts {
         }
     }
 
-    async fn attempt(&self, delivery: &Delivery) -> Tried {
+    async fn attempt(&self, delivery: &Delivery, run: Option<&KnownRun>) -> Tried {
         if !self.shared.node.holds(delivery.lease) {
             return Tried::Untrusted;
         }
         if delivery.claims > SUSPECT_CLAIMS {
-            return self.suspect(delivery).await;
+            return self.suspect(delivery, run).await;
         }
-        self.make(delivery, LACK_PATIENCE).await
+        self.make(delivery, run, LACK_PATIENCE).await
     }
 
     /// Attempts a message whose leases ended without an outcome again and again. It may be what ends its nodes, or it only
     /// waited in memory whenever they ended: what begins is counted in the store before it begins.
-    async fn suspect(&self, delivery: &Delivery) -> Tried {
+    async fn suspect(&self, delivery: &Delivery, run: Option<&KnownRun>) -> Tried {
         let (shared, id) = (&self.shared, &delivery.message.id);
         match shared.store.count_start(shared.node.id(), id, delivery.lease).await {
             Ok(Some(starts)) if starts > MAX_STARTS => {
@@ -130,7 +158,7 @@ impl Attempts {
                 Tried::Made(attempt, None)
             }
             // Not given back where it only has to wait: the next start would count again.
-            Ok(Some(_)) => self.make(delivery, u32::MAX).await,
+            Ok(Some(_)) => self.make(delivery, run, u32::MAX).await,
             Ok(None) => Tried::Untrusted,
             Err(error) => {
                 tracing::warn!(
@@ -144,14 +172,14 @@ impl Attempts {
     }
 
     /// Makes the attempt, as soon as this machine has what it takes; it waits for that `patience` times.
-    async fn make(&self, delivery: &Delivery, patience: u32) -> Tried {
+    async fn make(&self, delivery: &Delivery, run: Option<&KnownRun>, patience: u32) -> Tried {
         let (shared, message) = (&self.shared, &delivery.message);
         let retried = delivery.retried;
         shared.tell(Happened::Started { message, lease: delivery.lease, retried });
         let mut waits = 0;
         loop {
             let started_at = shared.clock.now().max(message.due_at);
-            let made = AssertUnwindSafe(self.send(delivery)).catch_unwind().await;
+            let made = AssertUnwindSafe(self.send(delivery, run)).catch_unwind().await;
             let made = made.unwrap_or_else(|_| {
                 tracing::error!(message.id = %message.id, "an attempt's task failed");
                 let error = "the server failed while it made the attempt".to_owned();
@@ -179,16 +207,35 @@ impl Attempts {
         }
     }
 
-    async fn send(&self, delivery: &Delivery) -> Result<(Outcome, Option<OwnedSemaphorePermit>), Lacking> {
+    async fn send(
+        &self,
+        delivery: &Delivery,
+        run: Option<&KnownRun>,
+    ) -> Result<(Outcome, Option<OwnedSemaphorePermit>), Lacking> {
         let message = &*delivery.message;
         let unsendable =
             |error: String| Ok((Outcome::Unsendable { class: FailureClass::Message, error }, None));
         let no_response =
             |class: FailureClass, error: String| Ok((Outcome::NoResponse { class, error }, None));
+        let kind = message.run.as_ref().map(|part| part.kind);
+        if kind == Some(Kind::Timeout) {
+            let response = Response { status: 204, headers: Headers::new(), body: Bytes::new() };
+            return Ok((Outcome::Response(response), None));
+        }
         if signature::body_sha256(&message.body) != message.body_sha256 {
             return unsendable("the stored body does not match its hash".to_owned());
         }
-        let outgoing = match outgoing(&self.shared, delivery) {
+        let payload = match (kind, run) {
+            (None, _) => Payload::stored(message),
+            (Some(_), None) => return unsendable("its run is not kept any more".to_owned()),
+            (Some(kind), Some(run)) => match runs::payload(&self.shared, run, message, kind).await {
+                Ok(payload) => payload,
+                Err(error) => {
+                    return no_response(FailureClass::Internal, format!("its run can't be read: {error}"));
+                }
+            },
+        };
+        let outgoing = match outgoing(&self.shared, delivery, payload) {
             Ok(outgoing) => outgoing,
             Err(error) => return unsendable(error),
         };
@@ -259,13 +306,13 @@ fn timeout(message: &Message, max: Duration) -> Duration {
     message.options.timeout.filter(|timeout| !timeout.is_zero()).map_or(max, |timeout| timeout.min(max))
 }
 
-fn outgoing(shared: &Shared, delivery: &Delivery) -> Result<Outgoing, String> {
+fn outgoing(shared: &Shared, delivery: &Delivery, payload: Payload<'_>) -> Result<Outgoing, String> {
     let message = &*delivery.message;
     let target = request_target(&message.url).map_err(|error| error.to_string())?;
-    let headers =
-        headers(shared, delivery, &target).map_err(|error| format!("a header can't be sent: {error}"))?;
+    let headers = headers(shared, delivery, &payload, &target)
+        .map_err(|error| format!("a header can't be sent: {error}"))?;
     let uri = uri(target).map_err(|error| format!("the URL can't be sent: {error}"))?;
-    Ok(Outgoing { method: message.method, uri, headers, body: message.body.clone() })
+    Ok(Outgoing { method: message.method, uri, headers, body: payload.body })
 }
 
 fn uri(target: RequestTarget) -> Result<Uri, http::Error> {
@@ -273,11 +320,16 @@ fn uri(target: RequestTarget) -> Result<Uri, http::Error> {
     Uri::builder().scheme(scheme).authority(target.authority).path_and_query(target.path_and_query).build()
 }
 
-fn headers(shared: &Shared, delivery: &Delivery, target: &RequestTarget) -> Result<HeaderMap, http::Error> {
+fn headers(
+    shared: &Shared,
+    delivery: &Delivery,
+    payload: &Payload<'_>,
+    target: &RequestTarget,
+) -> Result<HeaderMap, http::Error> {
     let message = &*delivery.message;
-    let mut headers = HeaderMap::with_capacity(message.headers.0.len() + 12);
+    let mut headers = HeaderMap::with_capacity(payload.headers.0.len() + 12);
     headers.insert(HOST, HeaderValue::try_from(target.authority.as_str())?);
-    for (name, value) in message.headers.iter() {
+    for (name, value) in payload.headers.iter() {
         headers.append(HeaderName::try_from(name)?, HeaderValue::from_bytes(value)?);
     }
     headers.entry(USER_AGENT).or_insert(AGENT);
@@ -294,14 +346,14 @@ fn headers(shared: &Shared, delivery: &Delivery, target: &RequestTarget) -> Resu
         headers.insert(AUTHORIZATION, HeaderValue::try_from(basic)?);
     }
     // An empty body has no length of its own on the wire (RFC 9110, 8.6).
-    if message.body.is_empty() && matches!(message.method, Method::Post | Method::Put | Method::Patch) {
+    if payload.body.is_empty() && matches!(message.method, Method::Post | Method::Put | Method::Patch) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     headers.insert(MESSAGE_ID, HeaderValue::try_from(message.id.as_str())?);
     headers.insert(RETRIED, HeaderValue::from(delivery.retried));
     let jti = signature::generate_jti(shared.chance.random());
     let signed_at = shared.clock.now_for_others().as_secs();
-    let token = signature::sign(&shared.keys.current(), &message.url, &message.body_sha256, signed_at, &jti);
+    let token = signature::sign(&shared.keys.current(), &message.url, &payload.sha256, signed_at, &jti);
     headers.insert(SIGNATURE, HeaderValue::try_from(token)?);
     let optional = [
         (SCHEDULE_ID, &message.schedule_id),

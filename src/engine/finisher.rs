@@ -13,13 +13,14 @@ use super::dispatcher::{Held, Permit};
 use super::ids::FreshIds;
 use super::observer::Happened;
 use super::recent::Step;
+use super::runs::{self, KnownRun};
 use super::shared::Shared;
 use super::wakeups::opened_by;
 use crate::clock::pause;
-use crate::domain::destination::validate_url;
+use crate::domain::destination;
 use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
-use crate::domain::outcome::{Attempt, Context, Finish, Next, decide};
+use crate::domain::outcome::{Attempt, Context, Effect, Finish, InRun, Next, decide};
 use crate::mutation::{self, Mutation};
 use crate::store::{Applied, Delivery, Ended, Lease, PassOn, StoreError};
 
@@ -47,13 +48,13 @@ struct Job {
 
 impl Job {
     fn new(finish: Finish, held: Held, memory: Option<OwnedSemaphorePermit>) -> Self {
-        let lanes = finish.callbacks.iter().map(|message| lane(message)).collect();
+        let lanes = finish.callbacks().map(|message| destination::lane(&message.url)).collect();
         Self { held, finish: Arc::new(finish), lanes, memory }
     }
 
     /// Bytes of the response and the callbacks.
     fn size(&self) -> usize {
-        let callbacks: usize = self.finish.callbacks.iter().map(|message| message.size()).sum();
+        let callbacks: usize = self.finish.callbacks().map(|message| message.size()).sum();
         callbacks + self.finish.attempt.response().map_or(0, |response| response.body.len())
     }
 
@@ -64,7 +65,7 @@ impl Job {
         let holder = delivery.slot.as_ref().map(|slot| &slot.holder);
         matches!(self.finish.next, Next::Delivered)
             && delivery.retried == 0
-            && self.finish.callbacks.is_empty()
+            && self.finish.effects.is_empty()
             && holder == Some(&delivery.message.id)
     }
 }
@@ -90,10 +91,12 @@ impl Finisher {
         shared: &Shared,
         held: Held,
         attempt: Attempt,
+        run: Option<&KnownRun>,
         memory: Option<OwnedSemaphorePermit>,
     ) {
         let message = &held.delivery.message;
-        let deciding = AssertUnwindSafe(|| finish(shared, message, attempt, Cancel::NotRequested));
+        let run = run.map(KnownRun::context);
+        let deciding = AssertUnwindSafe(|| finish(shared, message, attempt, run, Cancel::NotRequested));
         let Ok(finish) = std::panic::catch_unwind(deciding) else {
             tracing::error!(message.id = %message.id, "deciding on an outcome failed; the attempt will be repeated");
             drop(held);
@@ -114,22 +117,20 @@ enum Cancel {
     NotRequested,
 }
 
-fn finish(shared: &Shared, message: &Message, attempt: Attempt, cancel: Cancel) -> Finish {
+fn finish(
+    shared: &Shared,
+    message: &Message,
+    attempt: Attempt,
+    run: Option<InRun<'_>>,
+    cancel: Cancel,
+) -> Finish {
     let mut context = Context {
         cancel_requested: cancel == Cancel::Requested,
         max_body: shared.settings.max_response,
         ids: &mut FreshIds(shared.chance.clone()),
+        run,
     };
     decide(message, attempt, &mut context)
-}
-
-/// The lane of a message: its destination's origin.
-pub fn lane(message: &Message) -> Arc<str> {
-    match validate_url(&message.url) {
-        Ok(origin) => origin.lane(),
-        // The attempt will fail, with the reason; the lane only has to be one.
-        Err(_) => Arc::from("invalid"),
-    }
 }
 
 async fn run(shared: Arc<Shared>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) {
@@ -184,6 +185,7 @@ async fn store(shared: &Shared, jobs: Vec<Job>) -> Vec<Job> {
     let mut leased = Vec::new();
     let mut again = Vec::new();
     let mut finished = Vec::with_capacity(jobs.len());
+    let mut ends_run = false;
     let mut passed_on = Vec::new();
     for (((job, ended), permits), applied) in jobs.into_iter().zip(&ends).zip(permits).zip(applied) {
         let is_stored = applied != Applied::No;
@@ -192,7 +194,7 @@ async fn store(shared: &Shared, jobs: Vec<Job>) -> Vec<Job> {
             wake_for(shared, &job, ended);
         }
         if is_stored {
-            let callbacks = ended.finish.callbacks.iter().zip(&ended.callbacks).zip(permits);
+            let callbacks = ended.finish.callbacks().zip(&ended.callbacks).zip(permits);
             leased.extend(callbacks.filter_map(|((message, (lane, _)), permit)| {
                 let delivery = Delivery::stored_leased(message, lane, claim.lease(), ended.slot.as_ref());
                 Some((delivery, permit?))
@@ -201,7 +203,8 @@ async fn store(shared: &Shared, jobs: Vec<Job>) -> Vec<Job> {
         let failed = matches!(job.finish.next, Next::Retry { .. } | Next::Failed { .. });
         if !is_stored && failed {
             let attempt = job.finish.attempt.clone();
-            let finish = finish(shared, &job.held.delivery.message, attempt, Cancel::Requested);
+            // What is cancelled has no effect on a run.
+            let finish = finish(shared, &job.held.delivery.message, attempt, None, Cancel::Requested);
             again.push(Job::new(finish, job.held, job.memory));
             continue;
         }
@@ -210,6 +213,7 @@ async fn store(shared: &Shared, jobs: Vec<Job>) -> Vec<Job> {
             tracing::debug!(message.id = %message.id, "an outcome was dropped: the lease was gone");
         }
         shared.tell(Happened::Finished { message, lease, finish: &job.finish, applied: &applied });
+        ends_run |= job.finish.on_runs().any(|effect| matches!(effect, Effect::End(_)));
         if let Applied::PassedOn(next) = applied {
             shared.tell(Happened::claimed(&next));
             let (delivery, permit) = shared.dispatcher.pass_on(job.held);
@@ -227,6 +231,9 @@ async fn store(shared: &Shared, jobs: Vec<Job>) -> Vec<Job> {
     if sure {
         claim.settle(leased);
     }
+    if ends_run {
+        runs::withdraw_ended(shared).await;
+    }
     again
 }
 
@@ -241,7 +248,7 @@ fn lease_callbacks(shared: &Shared, job: &Job, lease: Lease) -> (Ended, Permits)
         let wanted = is_due.then_some((lane, message.size()));
         shared.dispatcher.permits(wanted.into_iter()).pop().flatten()
     };
-    let permits: Permits = job.finish.callbacks.iter().zip(&job.lanes).map(room).collect();
+    let permits: Permits = job.finish.callbacks().zip(&job.lanes).map(room).collect();
     let leases = permits.iter().map(|permit| permit.as_ref().map(|_| lease));
     let ended = Ended {
         id: delivery.message.id.clone(),
@@ -257,7 +264,7 @@ fn lease_callbacks(shared: &Shared, job: &Job, lease: Lease) -> (Ended, Permits)
 /// What the next message of the queue is leased with, where the outcome may free a slot: it gets the room as well.
 fn pass_on(shared: &Shared, job: &Job, lease: Lease) -> Option<PassOn> {
     let held = &job.held;
-    let ends = !matches!(job.finish.next, Next::Retry { .. }) && job.finish.callbacks.is_empty();
+    let ends = !matches!(job.finish.next, Next::Retry { .. }) && job.finish.effects.is_empty();
     let passes = ends && held.delivery.slot.is_some() && shared.dispatcher.may_pass_on(held);
     passes.then(|| PassOn { lease, lane: Arc::clone(&held.delivery.lane), room: held.delivery.size })
 }
@@ -269,10 +276,13 @@ fn wake_for(shared: &Shared, job: &Job, ended: &Ended) {
     {
         shared.wakeups.due.wake_at(due_at);
     }
-    for (message, (_, lease)) in job.finish.callbacks.iter().zip(&ended.callbacks) {
+    for (message, (_, lease)) in job.finish.callbacks().zip(&ended.callbacks) {
         if lease.is_none() {
             shared.wakeups.waits(message);
         }
+    }
+    for message in job.finish.on_runs().flat_map(Effect::messages) {
+        shared.wakeups.waits(message);
     }
 }
 
@@ -290,7 +300,7 @@ async fn store_ends(shared: &Shared, ends: &[Ended]) -> Stored {
     loop {
         let forgetful: Vec<Ended>;
         let ends = if mutation::on(Mutation::ForgetsCallbacks) && !sure {
-            let without = |finish: &Finish| Arc::new(Finish { callbacks: Vec::new(), ..finish.clone() });
+            let without = |finish: &Finish| Arc::new(Finish { effects: Vec::new(), ..finish.clone() });
             let forget = |ended: &Ended| Ended { finish: without(&ended.finish), ..ended.clone() };
             forgetful = ends.iter().map(forget).collect();
             &forgetful

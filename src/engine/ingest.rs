@@ -23,7 +23,7 @@ use crate::domain::gate::is_gated;
 use crate::domain::message::Message;
 use crate::mutation::{self, Mutation};
 use crate::store::pace::{self, Pace};
-use crate::store::{Accept, Accepted, Deduplication, Delivery, Lease, Repeat, Result, StoreError};
+use crate::store::{Accept, Accepted, Deduplication, Delivery, Lease, OnRun, Repeat, Result, StoreError};
 
 /// Publishes that wait for a writer; beyond, publishers wait to hand theirs over.
 const WAITING: usize = 1024;
@@ -48,6 +48,8 @@ pub struct NewMessage {
     /// The destination's lane.
     pub lane: Arc<str>,
     pub deduplication: Option<Deduplication>,
+    /// What the message changes of its run.
+    pub on_run: Option<OnRun>,
 }
 
 /// How long a publisher waits. One that gives up does not know what became of its messages.
@@ -83,7 +85,13 @@ impl Batch {
     }
 
     fn messages(&self) -> impl Iterator<Item = &NewMessage> {
-        self.submissions.iter().flat_map(|submission| &submission.messages)
+        self.numbered().map(|(_, new)| new)
+    }
+
+    /// The messages with the numbers of their publishes.
+    fn numbered(&self) -> impl Iterator<Item = (usize, &NewMessage)> {
+        let publishes = self.submissions.iter().enumerate();
+        publishes.flat_map(|(number, submission)| submission.messages.iter().map(move |new| (number, new)))
     }
 }
 
@@ -128,7 +136,8 @@ impl Ingest {
         Self { submissions, backlog }
     }
 
-    /// Stores the messages, all or none. The results are in their order. Dropping the call cancels nothing.
+    /// Stores the messages, all or none: if one is refused, all are. The results are in their order. Dropping the call cancels
+    /// nothing.
     pub async fn publish(&self, messages: Vec<NewMessage>) -> Result<Vec<Accepted>> {
         let (reply, result) = oneshot::channel();
         let answer = async {
@@ -301,14 +310,11 @@ async fn write(shared: &Shared, backlog: &Backlog, batch: Batch) {
                     return;
                 }
             }
-            // Too many queues are the publisher's affair.
-            if !matches!(error, StoreError::TooManyQueues(_)) {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    messages = accepts.len(),
-                    "messages could not be stored"
-                );
-            }
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                messages = accepts.len(),
+                "messages could not be stored"
+            );
             let mut error = Some(error);
             for submission in batch.submissions {
                 let error = error.take().unwrap_or(StoreError::BatchFailed);
@@ -323,13 +329,15 @@ fn lease_due(shared: &Shared, batch: &Batch, lease: Lease) -> impl Iterator<Item
     let is_due = |new: &&NewMessage| new.message.due_at <= new.message.created_at && !is_gated(&new.message);
     let wanted = batch.messages().filter(is_due).map(|new| (&new.lane, new.message.size()));
     let mut permits = shared.dispatcher.permits(wanted).into_iter();
-    batch.messages().map(move |new| {
+    batch.numbered().map(move |(request, new)| {
         let permit = if is_due(&new) { permits.next().flatten() } else { None };
         let accept = Accept {
             message: Arc::clone(&new.message),
             lane: Arc::clone(&new.lane),
             lease: permit.as_ref().map(|_| lease),
             deduplication: new.deduplication.clone(),
+            on_run: new.on_run.clone(),
+            request,
         };
         (accept, permit)
     })

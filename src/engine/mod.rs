@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::chance::Chance;
+use crate::clock::Clock;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::time::Timestamp;
@@ -30,12 +31,14 @@ mod gates;
 pub mod ids;
 pub mod ingest;
 pub mod keys;
+mod known_runs;
 mod membership;
 mod node;
 pub mod observer;
 mod recent;
 mod refill;
 mod retention;
+pub mod runs;
 pub mod schedules;
 mod shared;
 mod wakeups;
@@ -50,10 +53,38 @@ use self::observer::{Happened, Membership};
 use self::shared::{Shared, names};
 pub use self::world::{LlmAccess, Settings, World};
 
+/// Bytes of runs that were used lately and are kept in memory.
+const RUN_MEMORY: u64 = 64 << 20;
+
 /// Connections to Postgres that steps of this engine use at once: for each set of writers those of accepts, with their
 /// helpers, and one of outcomes; and two for claims.
 pub(crate) fn hot_connections(writers: usize) -> usize {
     writers.saturating_mul(ingest::HELPERS + 2).saturating_add(2)
+}
+
+/// How often the store is asked for its time at the start.
+const TIME_ASKED: u32 = 5;
+/// The round trip of an answer that is good enough: half of it is how far off the time may be.
+const GOOD_TRIP: Duration = Duration::from_millis(2);
+
+/// The store's time, and the round trip of the answer: the quickest of some, as a machine is busy when a server starts, and
+/// nodes compare the times that they write down.
+async fn store_time(store: &dyn Store, clock: &Clock) -> Result<(Timestamp, Duration)> {
+    let mut best: Option<(Timestamp, Duration)> = None;
+    for _ in 0..TIME_ASKED {
+        let asked = clock.since_boot();
+        let now = store.now().await?;
+        let trip = clock.since_boot().saturating_sub(asked);
+        // What was true then is true so much earlier now.
+        best = Some(match best {
+            Some((then, least)) if least <= trip => (then.after(trip), least),
+            _ => (now, trip),
+        });
+        if trip <= GOOD_TRIP {
+            break;
+        }
+    }
+    Ok(best.unwrap_or_default())
 }
 
 /// The running engine.
@@ -67,9 +98,8 @@ impl Engine {
     pub async fn start(settings: Settings, store: Arc<dyn Store>, keys: Keys, world: World) -> Result<Self> {
         let World { mut clock, chance, destinations, tasks, observer } = world;
         if store.is_shared() {
-            let asked = clock.since_boot();
-            let now = store.now().await?;
-            clock = clock.following(now, clock.since_boot().saturating_sub(asked));
+            let (now, trip) = store_time(&*store, &clock).await?;
+            clock = clock.following(now, trip);
         }
         let id = ids::incarnation(&chance);
         let node = Arc::new(Node::new(id, clock.clone(), store.is_shared()));
@@ -83,6 +113,7 @@ impl Engine {
             keys,
             node,
             wakeups: wakeups::Wakeups::default(),
+            runs: known_runs::Runs::new(RUN_MEMORY),
             recent: recent::Recent::default(),
             observer,
             tasks,
@@ -178,6 +209,11 @@ impl Engine {
     /// Removes a queue: what waits in it is cancelled, a few at a time, and what is in flight makes no further attempt.
     pub async fn remove_queue(&self, name: &str) -> Result<()> {
         cancelling::remove_queue(&self.shared, name).await
+    }
+
+    /// Runs.
+    pub fn runs(&self) -> runs::Handle<'_> {
+        runs::Handle(&self.shared)
     }
 
     /// Tells the engine that the store holds a message that waits.

@@ -33,7 +33,7 @@ impl Step {
             Self::Accepted(accepts) => accepts.iter().map(|accept| accept.message.size() + OVERHEAD).sum(),
             Self::Ended(ends) => {
                 let callbacks = |ended: &Ended| -> usize {
-                    ended.finish.callbacks.iter().map(|message| message.size() + OVERHEAD).sum()
+                    ended.finish.callbacks().map(|message| message.size() + OVERHEAD).sum()
                 };
                 let response =
                     |ended: &Ended| ended.finish.attempt.response().map_or(0, |response| response.body.len());
@@ -138,7 +138,7 @@ mod tests {
         let (id, body) = (MessageId::new(number.to_string()), Bytes::from(vec![0; bytes]));
         let message = Message::plain(id, time, "http://localhost/", body);
         let lane = Arc::from("a");
-        Step::Accepted(vec![Accept { message: Arc::new(message), lane, lease: None, deduplication: None }])
+        Step::Accepted(vec![Accept::waiting(Arc::new(message), lane)])
     }
 
     fn taken(recent: &Recent) -> Vec<String> {

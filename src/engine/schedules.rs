@@ -139,7 +139,14 @@ fn accepts(
     let accept = |target: Target| {
         let lane = validate_url(&target.url)?.lane();
         let message = template.message(ids.message(now), target, now, due_at);
-        Ok(Accept { message: Arc::new(message), lane, lease: None, deduplication: None })
+        Ok(Accept {
+            message: Arc::new(message),
+            lane,
+            lease: None,
+            deduplication: None,
+            on_run: None,
+            request: 0,
+        })
     };
     targets(parse_literal(&schedule.destination)?, group)?.into_iter().map(accept).collect()
 }

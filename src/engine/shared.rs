@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::dispatcher::{Dispatcher, Held};
 use super::keys::Keys;
+use super::known_runs::Runs;
 use super::node::Node;
 use super::observer::{Event, Happened, Observer};
 use super::recent::Recent;
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     /// The deliveries that this node holds.
     pub(super) dispatcher: Dispatcher,
     pub(super) wakeups: Wakeups,
+    /// Runs of late.
+    pub(super) runs: Runs,
     /// Steps that may have to be stored again after a failover.
     pub(super) recent: Recent,
     pub(super) observer: Option<Arc<dyn Observer>>,

@@ -30,6 +30,8 @@ pub struct Settings {
     pub max_timeout: Duration,
     /// Bytes of a response body that callbacks carry.
     pub max_response: usize,
+    /// Bytes of a run's log beyond which an endpoint that can ask for it gets a delivery without it.
+    pub lazy_log_bytes: usize,
     pub llm: Option<LlmAccess>,
     pub retention: Retention,
 }

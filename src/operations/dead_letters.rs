@@ -10,7 +10,7 @@ use super::{OperationError, Operations, Result};
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::outcome::Ids as _;
 use crate::domain::publish::Overrides;
-use crate::store::{Accept, DeadLetter, DeadLetterFilter, LetterPage, LetterPlace, Missing, Order};
+use crate::store::{Accept, DeadLetter, DeadLetterFilter, LetterPage, LetterPlace, Missing, Order, Owner};
 
 /// Dead letters in one transaction.
 const STEP: usize = 100;
@@ -89,11 +89,19 @@ impl Operations {
         let mut replacements = HashMap::with_capacity(ids.len());
         let mut bytes = 0;
         for step in ids.chunks(STEP) {
-            let filter = DeadLetterFilter { ids: step.to_vec(), ..DeadLetterFilter::default() };
+            let ids = step.to_vec();
+            let filter = DeadLetterFilter { owner: Owner::Any, ids, ..DeadLetterFilter::default() };
             let mut which = Matching { filter, order: Order::EarliestFirst, after: None, count: STEP };
             loop {
                 let page = self.dead_letters(&which, STEP_BYTES).await?;
                 for letter in page.items {
+                    if letter.run.is_some() {
+                        return Err(OperationError::Invalid(format!(
+                            "dead letter {} has ended a workflow run: it can be resumed or restarted, by \
+                             /v2/workflows/dlq/resume and /v2/workflows/dlq/restart",
+                            letter.id
+                        )));
+                    }
                     bytes += letter.message.size();
                     let id = letter.id.clone();
                     replacements.insert(id, self.replacement(letter, overrides)?);
@@ -170,7 +178,14 @@ impl Operations {
         overrides.clone().apply(&mut message, now);
         let origin = self.check_destination(&message.url)?;
         self.check_callbacks(&message.options)?;
-        Ok(Accept { message: Arc::new(message), lane: origin.lane(), lease: None, deduplication: None })
+        Ok(Accept {
+            message: Arc::new(message),
+            lane: origin.lane(),
+            lease: None,
+            deduplication: None,
+            on_run: None,
+            request: 0,
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::domain::destination::DestinationError;
 use crate::domain::excerpt::Excerpt;
-use crate::store::StoreError;
+use crate::store::{Refusal, StoreError};
 
 /// Why an operation was not done. The texts are fit for the user, but for those of [`OperationError::Store`] and
 /// [`OperationError::TaskFailed`].
@@ -18,6 +18,12 @@ pub enum OperationError {
     /// A thing that the request is about isn't there.
     #[error("{0}")]
     NotFound(String),
+    /// A message is for a workflow run that has ended.
+    #[error("can not append to the workflow run: it has ended")]
+    RunEnded,
+    /// A workflow run is to begin whose id a live run has that others have begun.
+    #[error("the workflow run id is that of a live run that others have begun")]
+    RunIdTaken,
     /// The operator allows no more of something.
     #[error("quota {name} exceeded, current limit: {limit}")]
     Quota { name: &'static str, limit: u64 },
@@ -39,6 +45,16 @@ pub enum OperationError {
 
 /// An operation's result.
 pub type Result<T, E = OperationError> = std::result::Result<T, E>;
+
+impl From<Refusal> for OperationError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::RunEnded => Self::RunEnded,
+            Refusal::RunIdTaken => Self::RunIdTaken,
+            Refusal::TooManyQueues(max) => Self::Quota { name: "maxQueues", limit: max.into() },
+        }
+    }
+}
 
 impl OperationError {
     pub(crate) fn invalid(text: impl Into<String>) -> Self {

@@ -8,7 +8,7 @@ use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
 use crate::store::gates::FlowKey;
 use crate::store::situation::{Ahead, Holder, Situation};
-use crate::store::{LogEntry, LogFilter, Order, State};
+use crate::store::{LogEntry, LogFilter, Order, Owner, State};
 
 /// Bytes of the last response that may be read for its status.
 const ONE_ENTRY: usize = 1;
@@ -142,7 +142,8 @@ impl Operations {
     }
 
     async fn last_entry(&self, id: &MessageId, states: Vec<State>) -> Result<Option<LogEntry>> {
-        let filter = LogFilter { messages: vec![id.clone()], states, ..LogFilter::default() };
+        let messages = vec![id.clone()];
+        let filter = LogFilter { owner: Owner::Any, messages, states, ..LogFilter::default() };
         let page = self.store().log(&filter, Order::LatestFirst, None, 1, ONE_ENTRY).await?;
         Ok(page.items.into_iter().next())
     }

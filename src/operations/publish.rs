@@ -13,6 +13,7 @@ use crate::domain::destination::{Destination, DestinationError};
 use crate::domain::message::Message;
 use crate::domain::outcome::Ids as _;
 use crate::domain::publish::Publish;
+use crate::domain::run::submission::{Request, Submission};
 use crate::domain::template::{Target, Template};
 use crate::domain::time::Timestamp;
 use crate::domain::url_group::UrlGroup;
@@ -69,6 +70,8 @@ pub struct Messages {
     /// How many of those the request's share of the memory and this one have room for.
     covered: usize,
     share: Option<Share>,
+    /// The ids of the runs that messages belong to, by the messages' places.
+    run_ids: BTreeMap<usize, String>,
 }
 
 impl Messages {
@@ -141,11 +144,19 @@ impl Operations {
             memory: 0,
             covered: request.saturating_add(UNCHARGED),
             share: None,
+            run_ids: BTreeMap::new(),
         }
     }
 
     /// Adds what a draft and its body come to, unless that is too much for one step of the store.
-    pub fn add(&self, messages: &mut Messages, draft: Draft, body: Bytes) -> Result<Shape> {
+    pub async fn add(&self, messages: &mut Messages, mut draft: Draft, body: Bytes) -> Result<Shape> {
+        match draft.publish.submission.take() {
+            Some(submission) => self.add_submission(messages, draft, &submission, body).await,
+            None => self.add_plain(messages, draft, body),
+        }
+    }
+
+    fn add_plain(&self, messages: &mut Messages, draft: Draft, body: Bytes) -> Result<Shape> {
         let Draft { recipients, mut publish } = draft;
         let (count, urls, bytes) = match &recipients {
             Recipients::One(recipient) => (1, recipient.target.url.len(), body.len()),
@@ -159,11 +170,7 @@ impl Operations {
                 "one request may make at most {MAX_MESSAGES} messages"
             )));
         }
-        messages.bytes += bytes;
-        if messages.bytes > self.settings.max_batch {
-            let limit = self.settings.max_batch;
-            return Err(OperationError::TooLarge { what: "what its messages hold together", limit });
-        }
+        self.count_bytes(messages, bytes)?;
         let due_at = publish.due.of(messages.created_at);
         let deduplication = publish.deduplication.take();
         let template = publish.into_template(body, messages.caller_ip.clone());
@@ -183,6 +190,65 @@ impl Operations {
                 Shape::Group(count)
             }
         })
+    }
+
+    /// Counts what messages hold.
+    fn count_bytes(&self, messages: &mut Messages, bytes: usize) -> Result<()> {
+        messages.bytes += bytes;
+        let limit = self.settings.max_batch;
+        if messages.bytes > limit {
+            return Err(OperationError::TooLarge { what: "what its messages hold together", limit });
+        }
+        Ok(())
+    }
+
+    /// Adds what a draft and its body mean to a run.
+    async fn add_submission(
+        &self,
+        messages: &mut Messages,
+        draft: Draft,
+        submission: &Submission,
+        body: Bytes,
+    ) -> Result<Shape> {
+        let Draft { recipients: Recipients::One(recipient), publish } = draft else {
+            return Err(OperationError::invalid("a message of a workflow goes to a URL, not to a URL group"));
+        };
+        if publish.queue.is_some() {
+            return Err(OperationError::invalid("a message of a workflow can't join a queue"));
+        }
+        if messages.new.len() == MAX_MESSAGES {
+            return Err(OperationError::invalid(format!(
+                "one request may make at most {MAX_MESSAGES} messages"
+            )));
+        }
+        self.count_bytes(messages, body.len())?;
+        let template = publish.size + recipient.target.url.len();
+        messages.memory += 2 * body.len() + template;
+        self.cover(messages)?;
+        let now = messages.created_at;
+        let request = Request {
+            id: self.engine.ids().message(now),
+            now,
+            due_at: publish.due.of(now).max(now),
+            url: recipient.target.url,
+            method: publish.method,
+            headers: publish.headers,
+            body,
+            max_retries: publish.retries,
+            labels: publish.labels,
+            caller_ip: messages.caller_ip.clone(),
+            options: publish.options,
+        };
+        let (message, on_run) = self.submit(submission, request).await?;
+        let lane = recipient.lane;
+        messages.new.push(NewMessage {
+            message: Arc::new(message),
+            lane,
+            deduplication: None,
+            on_run: Some(on_run),
+        });
+        messages.run_ids.insert(messages.new.len() - 1, submission.run_id.clone());
+        Ok(Shape::One)
     }
 
     /// Takes a further share of the memory, if messages need it.
@@ -220,13 +286,16 @@ impl Operations {
             message: Arc::new(template.into_message(id, recipient.target, created_at, due_at)),
             lane: recipient.lane,
             deduplication: key.map(|key| store::Deduplication { key, expires_at }),
+            on_run: None,
         }
     }
 
     /// Stores messages, all or none, if the day's quota allows: each with what became of it.
     pub async fn publish(&self, messages: Messages) -> Result<Vec<(Arc<Message>, Accepted)>> {
         let sent: Vec<_> = messages.new.iter().map(|new| Arc::clone(&new.message)).collect();
-        let accepted = match &self.daily_quota {
+        let of_runs: Vec<(usize, NewMessage)> =
+            messages.run_ids.keys().map(|index| (*index, messages.new[*index].clone())).collect();
+        let mut accepted = match &self.daily_quota {
             None => self.engine.ingest().publish(messages.new).await?,
             Some(quota) => {
                 let (count, now) = (messages.new.len() as u64, self.now());
@@ -238,6 +307,7 @@ impl Operations {
                 accepted
             }
         };
+        self.follow_runs(&messages.run_ids, of_runs, &mut accepted).await?;
         drop(messages.share);
         Ok(sent.into_iter().zip(accepted).collect())
     }

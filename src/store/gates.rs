@@ -5,6 +5,7 @@
 //! its limits since the snapshot: [`GateSnapshot::version`] says so. So no lock is held while something is decided, and what is
 //! accepted or finished meanwhile never waits.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,31 @@ pub const RECHECK_BLOCKED: Duration = Duration::from_mins(1);
 
 /// Deliveries of a queue in a snapshot beyond those that could go: they may go later without another snapshot.
 pub const BEHIND: u32 = 32;
+
+/// Which requests of a batch are refused, as they would make more queues than there is room for: of those that ask for
+/// queues, each with its request's number and in order, those that don't fit whole.
+pub(crate) fn without_room<'a>(
+    wanted: impl IntoIterator<Item = (usize, &'a str)>,
+    there: &BTreeSet<&str>,
+    mut room: usize,
+) -> BTreeSet<usize> {
+    let mut requests: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
+    for (request, queue) in wanted {
+        requests.entry(request).or_default().insert(queue);
+    }
+    let (mut made, mut refused) = (BTreeSet::new(), BTreeSet::new());
+    for (request, queues) in requests {
+        let new: Vec<&str> =
+            queues.into_iter().filter(|queue| !there.contains(queue) && !made.contains(queue)).collect();
+        if new.len() > room {
+            refused.insert(request);
+        } else {
+            room -= new.len();
+            made.extend(new);
+        }
+    }
+    refused
+}
 
 /// A queue's slot, as a delivery has it: its message's own one, or, for a callback, its source's.
 #[derive(Clone, PartialEq, Eq, Debug)]

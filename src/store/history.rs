@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::runs::RunFilter;
 use super::{Accept, Result};
 use crate::domain::filter::MessageFilter;
-use crate::domain::id::{DeadLetterId, MessageId};
+use crate::domain::id::{DeadLetterId, InstanceId, MessageId};
 use crate::domain::message::Message;
 use crate::domain::outcome::Response;
 use crate::domain::time::Timestamp;
@@ -21,6 +22,8 @@ pub struct DeadLetter {
     /// The last answer; `None` when the last attempt had none.
     pub response: Option<Response>,
     pub error: Option<String>,
+    /// The run that it has ended.
+    pub run: Option<InstanceId>,
 }
 
 impl DeadLetter {
@@ -59,9 +62,33 @@ pub struct LogCursor {
     pub entry: Option<(MessageId, i64)>,
 }
 
+/// Whose messages are meant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Owner {
+    /// Messages of no run.
+    #[default]
+    User,
+    /// Messages of workflow runs.
+    Run,
+    /// All messages.
+    Any,
+}
+
+impl Owner {
+    /// Whether a message is meant that is of a run, or is not.
+    pub const fn includes(self, is_of_run: bool) -> bool {
+        match self {
+            Self::User => !is_of_run,
+            Self::Run => is_of_run,
+            Self::Any => true,
+        }
+    }
+}
+
 /// A filter of the log's entries.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LogFilter {
+    pub owner: Owner,
     /// Empty: of all messages.
     pub messages: Vec<MessageId>,
     pub matching: MessageFilter,
@@ -107,6 +134,10 @@ pub struct LogPage {
 /// A filter of dead letters.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DeadLetterFilter {
+    /// Whether they have ended runs.
+    pub owner: Owner,
+    /// Conditions on the runs that they have ended; others don't match them.
+    pub runs: Option<Box<RunFilter>>,
     /// Empty: of all messages.
     pub messages: Vec<MessageId>,
     /// Empty: any.

@@ -1,6 +1,6 @@
 //! Where messages are kept: the [`Store`] trait and the traits that it is made of, one for each reader.
 //!
-//! The engine needs [`Work`], [`Gates`], [`Nodes`] and [`Firings`]; faces need the [`Catalogue`], the [`History`] and [`Situations`]; both
+//! The engine needs [`Work`], [`Gates`], [`Nodes`], [`Firings`] and [`Runs`]; faces need the [`Catalogue`], the [`History`] and [`Situations`]; both
 //! need [`Secrets`]. The store applies and decides nothing: whether to retry, what a callback holds and which filter means
 //! what is settled above it, once for both engines. [`sql::SqlStore`] is the store; its hot steps have a text per engine.
 
@@ -17,6 +17,7 @@ pub mod model;
 mod nodes;
 pub(crate) mod pace;
 pub mod quota;
+pub mod runs;
 pub mod schedules;
 mod secrets;
 pub mod situation;
@@ -30,18 +31,19 @@ pub use self::error::{Result, StoreError};
 pub use self::gates::{Gates, Queues, Slot};
 pub use self::history::{
     DeadLetter, DeadLetterFilter, History, LetterPage, LetterPlace, LogCursor, LogEntry, LogFilter, LogPage,
-    Missing, Order, Retention, State,
+    Missing, Order, Owner, Retention, State,
 };
 pub use self::listing::Listing;
 pub use self::nodes::Nodes;
 pub use self::quota::Quota;
+pub use self::runs::Runs;
 pub use self::schedules::{Firings, Schedules};
 pub use self::secrets::{Secrets, SigningKeyPair, StoredKeys};
 pub use self::situation::Situations;
 pub use self::url_groups::UrlGroups;
 pub use self::work::{
-    Accept, Accepted, Applied, Cancellation, Deduplication, Delivery, DueLanes, Ended, NextDue, PassOn,
-    Repeat, UnfinishedFilter, UnfinishedPage, Want, Work,
+    Accept, Accepted, Applied, Cancellation, Deduplication, Delivery, DueLanes, Ended, NextDue, OnRun,
+    PassOn, Refusal, Repeat, UnfinishedFilter, UnfinishedPage, Want, Work,
 };
 
 /// A node's incarnation: a positive number, unique for each start of a process.
@@ -69,7 +71,19 @@ impl<T: Queues + UrlGroups + Schedules + Listing> Catalogue for T {}
 /// that write from tasks of their own.
 #[async_trait]
 pub trait Store:
-    Work + Gates + Nodes + Firings + Catalogue + History + Situations + Secrets + Quota + Send + Sync + 'static
+    Work
+    + Gates
+    + Nodes
+    + Firings
+    + Runs
+    + Catalogue
+    + History
+    + Situations
+    + Secrets
+    + Quota
+    + Send
+    + Sync
+    + 'static
 {
     /// The failure that is set when a task of the store panics.
     fn failure(&self) -> Failure {

@@ -10,6 +10,7 @@ use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Finish;
+use crate::domain::run::{NewEntry, NewRun, Trigger};
 use crate::domain::time::Timestamp;
 
 /// A message to accept.
@@ -22,6 +23,36 @@ pub struct Accept {
     pub lease: Option<Lease>,
     /// Set: stored only when no message holds the key.
     pub deduplication: Option<Deduplication>,
+    /// The change of the message's run that is made with it.
+    pub on_run: Option<OnRun>,
+    /// Those of a batch that were asked for together have the same number, and stand together: if one of them is refused, all
+    /// are.
+    pub request: usize,
+}
+
+impl Accept {
+    /// A message that waits in the store, with nothing beside it.
+    pub fn waiting(message: Arc<Message>, lane: Arc<str>) -> Self {
+        Self { message, lane, lease: None, deduplication: None, on_run: None, request: 0 }
+    }
+}
+
+/// A change of a run that a message brings.
+#[derive(Clone, Debug)]
+pub enum OnRun {
+    /// The message begins a run: its instance is that of the message's part.
+    Begin(Arc<NewRun>),
+    /// The entry is appended to the run, if that is live.
+    Append(NewEntry),
+    /// The run has this trigger from now on, if it is live.
+    Configure(Arc<Trigger>),
+}
+
+impl OnRun {
+    /// Whether it is refused when the run has ended.
+    pub const fn needs_live_run(&self) -> bool {
+        matches!(self, Self::Append(_) | Self::Configure(_))
+    }
 }
 
 /// A deduplication key, and until when a message accepted now holds it.
@@ -35,8 +66,21 @@ pub struct Deduplication {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Accepted {
     Stored,
-    /// Another message holds the deduplication key.
+    /// Another message holds the deduplication key, or is the first one of its kind in the run.
     Duplicate(MessageId),
+    /// The message is not stored, and the others of its batch are.
+    Refused(Refusal),
+}
+
+/// Why one message of a batch is not stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Its run has ended, or the run that its own would be invoked by.
+    RunEnded,
+    /// The run id is that of a live run which somebody else has begun.
+    RunIdTaken,
+    /// It would make another queue, and there are so many already as there may be.
+    TooManyQueues(u32),
 }
 
 /// A leased delivery.
@@ -166,7 +210,7 @@ pub enum Repeat {
     Again,
 }
 
-/// A filter of unfinished messages.
+/// A filter of unfinished messages of no run.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct UnfinishedFilter {
     pub matching: MessageFilter,
@@ -188,8 +232,8 @@ pub struct UnfinishedPage {
 /// [`Work::cancel_many`].
 #[async_trait]
 pub trait Work: Send + Sync {
-    /// Stores the messages, all or none. With `repeat`, some may have been stored by an earlier call whose answer was
-    /// lost; they are not stored twice.
+    /// Stores the messages, all but those that are refused. With `repeat`, some may have been stored by an earlier call whose
+    /// answer was lost; they are not stored twice.
     async fn accept(&self, node: NodeId, batch: &[Accept], repeat: Repeat) -> Result<Vec<Accepted>>;
     /// The lanes of the deliveries that are due first, up to `limit` of these looked at; when there are as many, also
     /// some lanes after `after` in their order, so that each lane comes up even when one holds all of the first.
@@ -223,7 +267,7 @@ pub trait Work: Send + Sync {
     /// Gives leased deliveries back unattempted.
     async fn release(&self, node: NodeId, batch: &[(MessageId, Lease)]) -> Result<u64>;
 
-    /// Cancels a message.
+    /// Cancels a message of no run.
     async fn cancel(&self, id: &MessageId, now: Timestamp) -> Result<Cancellation>;
     /// Searches `count` messages after `after` that are unfinished, not cancelled and of the wanted time, in the order of
     /// their ids, which is that of their acceptance.

@@ -59,6 +59,11 @@ async fn operations(server: &Server) -> Vec<(String, String, bool, bool)> {
     all
 }
 
+/// Whether a path is a webhook's, which takes any method, and tells nothing where there is none.
+fn is_hook(target: &str) -> bool {
+    target.starts_with("/v2/workflows/hooks/")
+}
+
 fn with_token(server: &Server, method: &str, target: &str, token: &str) -> Call {
     let call = server.call(method, target).without("authorization");
     call.header("Authorization", format!("Bearer {token}"))
@@ -69,6 +74,11 @@ async fn every_operation_knows_the_tokens(t: Test) {
     for (method, target, public, writes) in operations(&server).await {
         let what = format!("{method} {target}");
         let without = server.call(&method, &target).without("authorization").send().await;
+        if is_hook(&target) {
+            // Its path is a secret, and this one nobody knows.
+            assert_eq!(without.status, 404, "{what}");
+            continue;
+        }
         if public {
             assert_eq!(without.status, 200, "{what}");
             continue;
@@ -121,7 +131,8 @@ async fn every_path_has_fixed_words_in_any_case_and_a_trailing_slash(t: Test) {
         assert!(![301, 302, 307, 308, 405].contains(&expected), "{method} {target}: {expected}");
         let upper = format!("{}{destination}", other.join("/"));
         assert_eq!(status(&method, &upper).await, expected, "{method} {upper}");
-        let slash_says_more = method == "DELETE" && ["/v2/messages", "/v2/dlq"].contains(&target.as_str());
+        let says_more = ["/v2/messages", "/v2/dlq", "/v2/workflows/dlq", "/v2/workflows/runs"];
+        let slash_says_more = method == "DELETE" && says_more.contains(&target.as_str());
         if destination.is_empty() && target != "/" && !slash_says_more {
             assert_eq!(status(&method, &format!("{target}/")).await, expected, "{method} {target}/");
         }
@@ -132,7 +143,7 @@ async fn every_path_names_its_methods(t: Test) {
     let server = t.server().await;
     let operations = operations(&server).await;
     let targets: BTreeSet<&str> = operations.iter().map(|(_, target, _, _)| target.as_str()).collect();
-    for target in targets {
+    for target in targets.into_iter().filter(|target| !is_hook(target)) {
         let answer = server.call("PUT", target).send().await;
         let allow = answer.header("allow").unwrap_or_default().to_owned();
         assert_eq!(answer.status, 405, "{target}: {}", answer.text());
@@ -167,6 +178,10 @@ async fn every_malformed_body_is_an_error_object(t: Test) {
         ("PATCH", "/v2/topics/g"),
         ("DELETE", "/v2/messages"),
         ("DELETE", "/v2/dlq"),
+        ("DELETE", "/v2/workflows/dlq"),
+        ("DELETE", "/v2/workflows/runs"),
+        ("POST", "/v2/workflows/dlq/resume"),
+        ("POST", "/v2/workflows/dlq/restart"),
     ] {
         for body in [&b"{"[..], b"\"text\"", b"7", b"{\"a\":\"\xff\"}", b"\x00", b"[[[[[["] {
             let answer = send(&server, method, target, body).await;
@@ -231,7 +246,7 @@ async fn surplus_slashes_are_ignored_in_every_path(t: Test) {
     };
     for (method, target, _, _) in operations(&server).await {
         let expected = answer(&method, &target).await;
-        assert!(!expected.1.contains("no such endpoint"), "{method} {target}");
+        assert!(is_hook(&target) || !expected.1.contains("no such endpoint"), "{method} {target}");
         for (before, after) in [("//", "/"), ("/", "//"), ("///", "///")] {
             let surplus = match target.strip_prefix("/v2/") {
                 Some(rest) => format!("{before}v2{after}{rest}"),

@@ -50,3 +50,6 @@ mod signing;
 mod tls;
 mod url_groups;
 mod urls;
+mod workflow_dlq;
+mod workflow_log;
+mod workflows;

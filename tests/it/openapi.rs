@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::{Receiver, Reply, Server, TOKEN, Test};
+use crate::support::{Receiver, Reply, Server, TOKEN, Test, eventually};
 
 engines! {
     the_document_is_for_everyone,
@@ -107,15 +107,43 @@ async fn populate(server: &Server, receiver: &Receiver) -> Value {
     server.ended(&delivered).await;
     let failed = server.publish(&fails, &[("Upstash-Retries", "0")], [0xff]).await;
     let letter = server.dead_letter(&failed).await;
+    let run_letter = populate_runs(server, &fails).await;
     json!({
         "messageId": [waits, delivered, failed],
-        "dlqId": [letter["dlqId"]],
+        "dlqId": [letter["dlqId"], run_letter],
+        "workflowRunId": ["wfr_waits", "wfr_failed"],
+        "eventId": ["known"],
         "queue": ["known"],
         "urlGroup": ["known"],
         "scheduleId": ["known"],
         "scheduleIdOrDestination": ["known"],
         "flowControlKey": ["known", "a b"],
     })
+}
+
+/// Begins a run that waits and one that fails; the id of the dead letter that this one leaves.
+async fn populate_runs(server: &Server, fails: &str) -> Value {
+    let begin = |run: &str, more: Value| {
+        let mut headers = json!({
+            "Upstash-Workflow-RunId": run, "Upstash-Workflow-Init": "true", "Upstash-Workflow-Url": fails,
+            "Upstash-Retries": "0", "Upstash-Label": "one,two", "Upstash-Forward-X-Secret": "1",
+        });
+        headers.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"destination": fails, "headers": headers, "body": "{}"})
+    };
+    let items = [
+        begin("wfr_waits", json!({"Upstash-Delay": "1d"})),
+        begin(
+            "wfr_failed",
+            json!({"Upstash-Failure-Callback": fails, "Upstash-Redact-Fields": "header[X-Secret]"}),
+        ),
+    ];
+    server.call("POST", "/v2/batch").body(json!(items).to_string()).send().await.json(200);
+    eventually("a run has failed", async || {
+        let letters = server.list("/v2/workflows/dlq", "messages").await;
+        letters.first().map(|letter| letter["dlqId"].clone())
+    })
+    .await
 }
 
 fn root() -> PathBuf {

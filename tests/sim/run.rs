@@ -231,6 +231,7 @@ impl World {
             writers: 1,
             max_timeout: Duration::from_secs(20),
             max_response: 1 << 10,
+            lazy_log_bytes: 1 << 10,
             llm: None,
             retention: Retention { log: Duration::from_hours(24), dead_letters: Duration::from_hours(24) },
         };
@@ -500,7 +501,7 @@ impl World {
             key: format!("d{key}"),
             expires_at: now.after(Duration::from_mins(1)),
         });
-        NewMessage { message, lane, deduplication }
+        NewMessage { message, lane, deduplication, on_run: None }
     }
 
     fn template(&self, spec: &Spec) -> Template {
@@ -564,7 +565,7 @@ fn every_minute() -> Cron {
 
 fn accept(message: Message) -> Accept {
     let lane = Arc::from(validate_url(&message.url).unwrap().to_string());
-    Accept { message: Arc::new(message), lane, lease: None, deduplication: None }
+    Accept { message: Arc::new(message), lane, lease: None, deduplication: None, on_run: None, request: 0 }
 }
 
 fn in_words(answer: Option<Result<()>>) -> String {

@@ -14,7 +14,7 @@ use homing::store::schedules::Schedule;
 use homing::store::situation::Situation;
 use homing::store::{
     Accept, Applied, DeadLetterFilter, Delivery, Ended, Lease, LogCursor, LogFilter, Missing, NodeId, Order,
-    PassOn, Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
+    Owner, PassOn, Repeat, Retention, State, Store, StoredKeys, UnfinishedFilter, Want,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -598,7 +598,7 @@ impl Run {
         let Some(node) = node else { return };
         let applied = same!(self, |store| store.finish(node, &batch).await.unwrap());
         for (ended, applied) in batch.iter().zip(applied) {
-            for (callback, (_, lease)) in ended.finish.callbacks.iter().zip(&ended.callbacks) {
+            for (callback, (_, lease)) in ended.finish.callbacks().zip(&ended.callbacks) {
                 if let Some(lease) = lease.filter(|_| applied != Applied::No) {
                     self.held.push((
                         node,
@@ -765,6 +765,7 @@ impl Run {
             Call::Log { count, latest_first, of, matching, states, from_s } => {
                 let of = of.filter(|_| !self.messages.is_empty());
                 let filter = LogFilter {
+                    owner: Owner::User,
                     messages: of.map(|of| of.get(&self.messages).clone()).into_iter().collect(),
                     matching: one_of(matching),
                     states,

@@ -10,8 +10,8 @@ use homing::domain::message::{FlowControl, Message, Options};
 use homing::store::gates::{FlowKey, GateSnapshot, GateStep, Pass, Queue};
 use homing::store::model::MAX_QUEUES;
 use homing::store::{
-    Accepted, Applied, Cancellation, Delivery, Ended, Lease, Missing, NodeId, Repeat, Retention, Slot, State,
-    Store, StoreError,
+    Accept, Accepted, Applied, Cancellation, Delivery, Ended, Lease, Missing, NodeId, Refusal, Repeat,
+    Retention, Slot, State, Store, StoreError,
 };
 
 use crate::schedules::{run, schedule};
@@ -234,7 +234,7 @@ pub(crate) async fn callbacks_keep_the_slot(world: World) {
     callbacks.sort_by_key(|held| held.id == runs.id);
     // A callback's own callback keeps it too.
     let nested = with_callback(callbacks[0].failed("1-1"), world.message(), "cb", Some(5));
-    let nested_id = nested.finish.callbacks[0].id.clone();
+    let nested_id = nested.finish.callbacks().next().expect("a callback").id.clone();
     assert_eq!(world.finish(nested).await, Applied::Yes);
     assert_eq!(world.finish(callbacks[1].delivered()).await, Applied::Yes);
     assert_eq!(world.in_use("q:q").await, 1);
@@ -274,7 +274,7 @@ pub(crate) async fn a_slot_goes_to_the_next_message(world: World) {
     let ended = with_callback(third.delivered(), world.message(), "cb", Some(7));
     let ended = with_callback(ended, world.message(), "cb", Some(7));
     let held = |index: usize| {
-        let id = ended.finish.callbacks[index].id.clone();
+        let id = ended.finish.callbacks().nth(index).expect("a callback").id.clone();
         Held { id, lease: Lease(7), retried: 0, slot: third.slot.clone() }
     };
     let callbacks = [held(0), held(1)];
@@ -667,32 +667,39 @@ pub(crate) async fn queues_are_made_changed_and_listed(world: World) {
 }
 
 pub(crate) async fn messages_make_no_more_queues_than_there_may_be(world: World) {
+    const REFUSED: Accepted = Accepted::Refused(Refusal::TooManyQueues(MAX_QUEUES));
     let refused = |error: &StoreError| matches!(error, StoreError::TooManyQueues(MAX_QUEUES));
     let mut accepts = tokio::task::JoinSet::new();
     for number in 0..2 * MAX_QUEUES {
         let (store, message) = (Arc::clone(&world.store), queued(world.message(), &format!("q{number}")));
         accepts.spawn(async move {
             let id = message.id.clone();
-            (id, store.accept(NODE, &[waiting(message, "a")], Repeat::First).await)
+            let accepted = store.accept(NODE, &[waiting(message, "a")], Repeat::First).await.unwrap();
+            (id, accepted[0].clone())
         });
     }
     let mut stored = 0;
     for (id, result) in accepts.join_all().await {
         let found = world.store.message(&id).await.unwrap();
-        assert_eq!(found.is_some(), result.is_ok());
-        stored += u32::from(result.is_ok());
-        assert!(result.as_ref().err().is_none_or(refused), "{result:?}");
+        assert_eq!(found.is_some(), result == Accepted::Stored);
+        stored += u32::from(result == Accepted::Stored);
+        assert!(matches!(result, Accepted::Stored | REFUSED), "{result:?}");
     }
     assert_eq!(stored, MAX_QUEUES);
     let queues = world.store.queues(None, 100).await.unwrap().items;
     assert_eq!(queues.len(), MAX_QUEUES as usize);
 
-    // All or none, and what needs no new queue goes.
-    let there = queued(world.message(), &queues[0].name);
-    let both = [waiting(there.clone(), "a"), waiting(queued(world.message(), "new"), "a")];
-    assert!(refused(&world.store.accept(NODE, &both, Repeat::First).await.unwrap_err()));
-    assert_eq!(world.store.message(&there.id).await.unwrap(), None);
-    assert_eq!(world.accept(&both[..1]).await, [Accepted::Stored]);
+    // What was asked for together is refused together; what needs no new queue goes, and what others ask for.
+    let there = || waiting(queued(world.message(), &queues[0].name), "a");
+    let new = || waiting(queued(world.message(), "new"), "a");
+    let of = |request, accept| Accept { request, ..accept };
+    let batch = [of(0, there()), of(1, there()), of(1, new()), of(2, new()), of(3, there())];
+    let results = [Accepted::Stored, REFUSED, REFUSED, REFUSED, Accepted::Stored];
+    assert_eq!(world.accept(&batch).await, results);
+    for (accept, result) in batch.iter().zip(results) {
+        let found = world.store.message(&accept.message.id).await.unwrap();
+        assert_eq!(found.is_some(), result == Accepted::Stored);
+    }
 
     let held = world.publish_leased("a", 1).await;
     assert_eq!(world.finish(held.failed("1-1")).await, Applied::Yes);

@@ -1,7 +1,7 @@
 //! One suite over the `Store` trait, on the in-memory model, SQLite and Postgres, so that a difference between any two of
 //! them shows.
 //!
-//! [`suite`], [`gates`], [`lists`], [`listing`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies
+//! [`suite`], [`gates`], [`runs`], [`run_history`], [`lists`], [`listing`] and [`filters`] hold the scenarios, each run on all three; [`differential`] applies
 //! random calls to the model and to a real store and compares; [`concurrency`] lets two nodes work on one Postgres;
 //! [`plans`] looks at how Postgres does it, [`files`] at SQLite's files. [`homing::store::model`] is the oracle.
 //! Whatever is due was due years ago or will be in decades, so that no test depends on a clock.
@@ -23,6 +23,8 @@ mod plans;
 #[path = "../common/postgres.rs"]
 #[allow(dead_code, reason = "the black-box tests need all of it")]
 mod postgres;
+mod run_history;
+mod runs;
 mod schedules;
 mod suite;
 mod support;
@@ -184,4 +186,28 @@ on_all_stores! { url_groups:
     a_group_has_headers,
     groups_and_endpoints_have_limits,
     changes_at_once_are_all_made,
+}
+
+on_all_stores! { runs:
+    a_run_begins_with_its_payload,
+    a_live_runs_id_is_taken,
+    entries_have_one_order,
+    a_repeated_submission_is_recognised,
+    a_run_that_has_ended_takes_nothing_more,
+    a_run_ends_once_and_drops_its_messages,
+    an_invocation_is_made_once,
+    a_parent_is_told_once,
+    a_wait_ends_once,
+    a_deadline_ends_a_wait,
+    an_event_is_kept_or_delivered,
+}
+
+on_all_stores! { run_history:
+    runs_are_listed_and_filtered,
+    messages_of_a_run_are_read_with_their_attempts,
+    messages_of_runs_are_no_users_messages,
+    a_failed_run_leaves_a_dead_letter_of_its_own,
+    telling_of_a_failure_is_repeated_and_cancelled,
+    a_run_takes_the_place_of_a_failed_one,
+    runs_go_with_the_log,
 }

@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 use homing::clock::Clock;
 use homing::domain::id::{DeadLetterId, MessageId};
 use homing::domain::message::{Headers, Message, Method, Options};
-use homing::domain::outcome::{Attempt, FailureClass, Finish, Next, Outcome, Response};
+use homing::domain::outcome::{Attempt, Effect, FailureClass, Finish, Next, Outcome, Response};
 use homing::domain::signature::body_sha256;
 use homing::domain::time::Timestamp;
 use homing::store::model::{MAX_QUEUES, Model, Processes};
@@ -268,7 +268,7 @@ impl Held {
         let ended_at = time(self.ended_at());
         let attempt =
             Attempt { retried: self.retried, started_at: time(self.ended_at() - 10), ended_at, outcome };
-        let finish = Arc::new(Finish { attempt, next, error, callbacks: Vec::new() });
+        let finish = Arc::new(Finish { attempt, next, error, effects: Vec::new() });
         Ended {
             id: self.id.clone(),
             lease: self.lease,
@@ -289,12 +289,12 @@ impl Held {
     }
 
     pub(crate) fn failed(&self, dead_letter: &str) -> Ended {
-        let next = Next::Failed { dead_letter: DeadLetterId::new(dead_letter) };
+        let next = Next::Failed { dead_letter: Some(DeadLetterId::new(dead_letter)) };
         self.ended(answer(500, "boom"), next, Some("destination answered 500".to_owned()))
     }
 
     pub(crate) fn failed_unanswered(&self, dead_letter: &str) -> Ended {
-        let next = Next::Failed { dead_letter: DeadLetterId::new(dead_letter) };
+        let next = Next::Failed { dead_letter: Some(DeadLetterId::new(dead_letter)) };
         let error = "connection refused".to_owned();
         let outcome = Outcome::NoResponse { class: FailureClass::Connect, error: error.clone() };
         self.ended(outcome, next, Some(error))
@@ -307,9 +307,8 @@ impl Held {
 
 /// Adds a callback message to an attempt's end.
 pub(crate) fn with_callback(mut ended: Ended, message: Message, lane: &str, lease: Option<i64>) -> Ended {
-    Arc::make_mut(&mut ended.finish)
-        .callbacks
-        .push(Arc::new(Message { source_id: Some(ended.id.clone()), ..message }));
+    let callback = Arc::new(Message { source_id: Some(ended.id.clone()), ..message });
+    Arc::make_mut(&mut ended.finish).effects.push(Effect::Callback(callback));
     ended.callbacks.push((Arc::from(lane), lease.map(Lease)));
     ended
 }
@@ -355,12 +354,20 @@ pub(crate) fn message(number: u32, created_at: i64) -> Message {
         endpoint: None,
         schedule_id: None,
         source_id: None,
+        run: None,
         options: Options::default(),
     }
 }
 
 pub(crate) fn waiting(message: Message, lane: &str) -> Accept {
-    Accept { message: Arc::new(message), lane: Arc::from(lane), lease: None, deduplication: None }
+    Accept {
+        message: Arc::new(message),
+        lane: Arc::from(lane),
+        lease: None,
+        deduplication: None,
+        on_run: None,
+        request: 0,
+    }
 }
 
 pub(crate) fn leased(message: Message, lane: &str, lease: i64) -> Accept {

@@ -206,7 +206,10 @@ fn read_callback(
 }
 
 fn is_known(word: &str) -> bool {
-    KNOWN.contains(&word) || word.starts_with("telemetry-")
+    KNOWN.contains(&word)
+        || word == "feature-set"
+        || word.starts_with("telemetry-")
+        || word.starts_with("workflow-")
 }
 
 fn read_flow_control(family: &Family<'_>, limits: &Limits) -> Result<Option<FlowControl>, HeaderError> {

@@ -7,6 +7,7 @@ mod config;
 mod fields;
 #[cfg(test)]
 mod tests;
+mod workflow;
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use self::config::{Config, invalid, read_with};
 pub(super) use self::config::{read_bool, read_count, read_period};
 pub use self::fields::MAX_FIELDS;
 use self::fields::{Family, Field, is_never_forwarded};
+pub(super) use self::workflow::is_of_workflow;
 pub use crate::domain::deduplication::{Deduplication, content_key, id_key};
 use crate::domain::duration::{self, DurationError};
 use crate::domain::excerpt::Excerpt;
@@ -118,6 +120,13 @@ pub fn parse<'a>(
     let Overrides { due, method, retries, labels, queue, headers, options: overrides } = said.overrides;
     let mut options = Options::default();
     overrides.apply(&mut options);
+    let submission = if kind == Kind::Schedule { None } else { workflow::read(&family, &fields)? };
+    if submission.is_some() {
+        // A run's callbacks don't take their retries from what they are about.
+        for spec in [&mut options.callback, &mut options.failure_callback].into_iter().flatten() {
+            spec.retries.get_or_insert(limits.default_retries);
+        }
+    }
     Ok(Publish {
         method: method.unwrap_or_default(),
         headers,
@@ -129,6 +138,7 @@ pub fn parse<'a>(
         queue,
         schedule_id: said.schedule_id,
         cron: said.cron,
+        submission,
         size: fields::size(&fields),
     })
 }
@@ -166,7 +176,6 @@ fn read(
     limits: &Limits,
     now: Timestamp,
 ) -> Result<Said, HeaderError> {
-    refuse_workflows(family)?;
     let config = config::read(family, limits, now)?;
     let is_schedule = kind == Kind::Schedule;
     let makes_schedule = matches!(kind, Kind::Publish | Kind::Schedule);
@@ -196,14 +205,6 @@ pub fn parse_plain<'a>(
         config::append(&mut plain, field.written, field.bytes);
     }
     Ok(plain)
-}
-
-/// A workflow's step that is delivered as a plain message half works; better that it fails where it is sent.
-fn refuse_workflows(family: &Family<'_>) -> Result<(), HeaderError> {
-    match family.get("workflow-runid") {
-        Some(field) => Err(invalid(field, "workflows are not supported by this server")),
-        None => Ok(()),
-    }
 }
 
 fn read_due(

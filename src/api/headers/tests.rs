@@ -3,6 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::id::MessageId;
 use crate::domain::message::{CallbackSpec, FlowControl, Message, Method, Redact};
+use crate::domain::run::Features;
+use crate::domain::run::submission::{Action, Submission};
 
 const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_500);
 
@@ -42,6 +44,7 @@ fn nothing() -> Publish {
         queue: None,
         schedule_id: None,
         cron: None,
+        submission: None,
         size: 0,
     }
 }
@@ -76,6 +79,47 @@ fn stray_headers_mean_nothing() {
         ],
         |_| (),
     );
+}
+
+#[test]
+fn submissions() {
+    let features = |list: &str| Features::parse(list);
+    let of = |action, features| Submission {
+        run_id: "wfr_7".to_owned(),
+        url: Some("https://e.com/flow".to_owned()),
+        action,
+        features,
+        created_at: None,
+    };
+    let usual = [("Upstash-Workflow-RunId", "wfr_7"), ("Upstash-Workflow-Url", "https://e.com/flow")];
+    let submitted = |more: &[(&str, &str)], expected: Submission| {
+        check(&[&usual[..], more].concat(), |p| p.submission = Some(expected));
+    };
+    submitted(&[], of(Action::Step, Features::default()));
+    submitted(&[("upstash-workflow-init", "false")], of(Action::Step, Features::default()));
+    submitted(&[("Upstash-Workflow-CallType", "step")], of(Action::Step, Features::default()));
+    submitted(&[("Upstash-Workflow-CallType", "TOCALLBACK")], of(Action::Call, Features::default()));
+    submitted(&[("Upstash-Workflow-Init", "true")], of(Action::Begin, Features::default()));
+    let invoke = [("Upstash-Workflow-Init", "true"), ("Upstash-Workflow-Invoke", "true")];
+    submitted(&invoke, of(Action::Invoke, Features::default()));
+    let by_sdk = [("Upstash-Workflow-Init", "true"), ("Upstash-Workflow-Trigger-By-Sdk", "true")];
+    submitted(&by_sdk, of(Action::BeginBySdk, Features::default()));
+    // Names in either spelling are one; the last one counts.
+    submitted(&[("Upstash-Workflow-Runid", "wfr_7")], of(Action::Step, Features::default()));
+    // An SDK that can't fetch the log says that it can.
+    let lazy = ("Upstash-Feature-Set", "LazyFetch, WF_TriggerOnConfig, Unknown");
+    submitted(&[lazy], of(Action::Step, features("WF_TriggerOnConfig")));
+    let typescript = ("Upstash-Telemetry-Sdk", "upstash-qstash-js@2.12.0, @upstash/workflow@1.3.3");
+    submitted(&[lazy, typescript], of(Action::Step, features("LazyFetch,WF_TriggerOnConfig")));
+    for (text, created_at) in
+        [("1760000000123", Some(1_760_000_000_123)), ("0", None), ("NaN", None), ("", None)]
+    {
+        let expected = Submission { created_at, ..of(Action::Step, Features::default()) };
+        submitted(&[("Upstash-Workflow-CreatedAt", text)], expected);
+    }
+    // A schedule's message belongs to no run.
+    let schedule = read(Kind::Schedule, &usual).unwrap();
+    assert_eq!(schedule.submission, None);
 }
 
 #[test]
@@ -369,8 +413,8 @@ fn malformed() {
         "invalid header Upstash-Forward-X: it contains the control",
     );
     check_error(
-        &[("Upstash-Workflow-RunId", "wfr_1")],
-        "invalid header Upstash-Workflow-RunId: workflows are not",
+        &[("Upstash-Workflow-RunId", "wfr_1"), ("Upstash-Workflow-CallType", "x")],
+        "invalid header Upstash-Workflow-CallType: \"x\" is unknown",
     );
     check_error(&[("X", "1"); 257], "more than 256 headers");
     check_error(&[("X", &"1".repeat(128 << 10))], "headers of more than 131072 bytes together");

@@ -61,8 +61,10 @@ type Answering<'a> = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + S
 
 /// A request to an operation.
 pub(super) struct Call<'a> {
-    /// The name, id or key in the path, decoded; empty where the path has none.
+    /// The name, id or key in the path, decoded, the last one if there are several; empty where the path has none.
     pub(super) name: String,
+    /// The names before that one, in order.
+    pub(super) names_before: Vec<String>,
     /// The destination with its query, raw; empty where the path has none.
     pub(super) rest: String,
     /// Whether the path ends in a slash, which is what an empty id leaves.
@@ -83,6 +85,7 @@ impl<'a> Call<'a> {
 pub(super) struct Found {
     pub(super) handler: &'static Handler,
     pub(super) name: String,
+    pub(super) names_before: Vec<String>,
     pub(super) rest: String,
     pub(super) trailing_slash: bool,
 }
@@ -273,6 +276,53 @@ static ROUTES: &[Route] = {
         at(Words("v2/keys"), &[get("getKeys", at_once!(|api| api.get_keys())).needs(Full)]),
         at(Words("v2/keys/rotate"), &[post("rotateKeys", by!(rotate_keys))]),
         at(Words("v2/rotate"), &[post("rotateKeysShort", by!(rotate_keys))]),
+        at(Destination("/v2/trigger"), &[post("triggerWorkflow", by!(trigger)).needs(Publish)]),
+        at(Words("v2/batch/trigger"), &[post("batchTriggerWorkflow", by!(batch_trigger)).needs(Publish)]),
+        at(Words("v2/wait/{}"), &[post("waitForEvent", by!(wait_for_event))]),
+        at(Words("v2/notify/{}"), &[post("notify", by!(notify))]),
+        at(Words("v2/notify/{}/{}"), &[post("notifyRun", by!(notify_run))]),
+        at(Words("v2/waiters/{}"), &[get("listWaiters", by!(list_waiters))]),
+        // Whoever knows the path may call it, by any method.
+        at(
+            Words("v2/workflows/hooks/{}/{}/{}"),
+            &[
+                handler("GET", "getHook", Public, by!(call_hook)),
+                handler("POST", "postHook", Public, by!(call_hook)),
+                handler("PUT", "putHook", Public, by!(call_hook)),
+                handler("PATCH", "patchHook", Public, by!(call_hook)),
+                handler("DELETE", "deleteHook", Public, by!(call_hook)),
+            ],
+        ),
+        at(Words("v2/workflows/runs"), &[delete("cancelWorkflowRuns", by!(cancel_workflow_runs))]),
+        at(
+            Words("v2/workflows/runs/{}"),
+            &[get("getWorkflowRun", by!(get_workflow_run)), delete("endWorkflowRun", by!(end_workflow_run))],
+        ),
+        at(Words("v2/workflows/logs"), &[get("listWorkflowLogs", by!(list_workflow_logs))]),
+        at(Words("v2/workflows/events"), &[get("listWorkflowEvents", by!(list_workflow_events))]),
+        at(Words("v2/workflows/messageLogs"), &[get("listWorkflowMessages", by!(list_workflow_messages))]),
+        at(
+            Words("v2/workflows/dlq"),
+            &[
+                get("listRunLetters", by!(list_run_letters)),
+                delete("deleteRunLetters", by!(delete_run_letters)),
+            ],
+        ),
+        at(Words("v2/workflows/dlq/resume"), &[post("resumeRuns", by!(resume_runs))]),
+        at(Words("v2/workflows/dlq/resume/{}"), &[post("resumeRun", by!(resume_run))]),
+        at(Words("v2/workflows/dlq/restart"), &[post("restartRuns", by!(restart_runs))]),
+        at(Words("v2/workflows/dlq/restart/{}"), &[post("restartRun", by!(restart_run))]),
+        at(
+            Words("v2/workflows/dlq/callback/{}"),
+            &[
+                post("callFailureFunction", by!(call_failure_function)),
+                delete("cancelFailureFunction", by!(cancel_failure_function)),
+            ],
+        ),
+        at(
+            Words("v2/workflows/dlq/{}"),
+            &[get("getRunLetter", by!(get_run_letter)), delete("deleteRunLetter", by!(delete_run_letter))],
+        ),
         at(Words("homing/v1/messages/{}/explain"), &[get("explainMessage", by!(explain_message))]),
         at(Words("homing/v1/messages/count"), &[get("countMessages", by!(count_messages))]),
         at(Words("homing/v1/dlq/count"), &[get("countDeadLetters", by!(count_dead_letters))]),
@@ -292,10 +342,11 @@ pub(super) fn find(method: &Method, target: &str) -> Result<Found, RouteError> {
     let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
     let mut refused = None;
     for route in ROUTES {
-        let Some((name, rest)) = route.path.capture(method, target, path) else { continue };
+        let Some((mut names, rest)) = route.path.capture(method, target, path) else { continue };
         if let Some(handler) = route.handlers.iter().find(|handler| handler.method == method) {
             let trailing_slash = path.len() > 1 && path.ends_with('/');
-            return Ok(Found { handler, name, rest, trailing_slash });
+            let name = names.pop().unwrap_or_default();
+            return Ok(Found { handler, name, names_before: names, rest, trailing_slash });
         }
         refused.get_or_insert_with(|| RouteError::Method { allow: route.allow() });
         if !matches!(route.path, Path::KeyAnd(_)) {
@@ -317,29 +368,29 @@ impl Route {
 }
 
 impl Path {
-    /// The name and the destination in a path of this form; `None`: it has another form.
-    fn capture(&self, method: &str, target: &str, path: &str) -> Option<(String, String)> {
+    /// The names and the destination in a path of this form; `None`: it has another form.
+    fn capture(&self, method: &str, target: &str, path: &str) -> Option<(Vec<String>, String)> {
         // No destination begins with a slash.
         let after = |words: &str| after_words(target, words).map(|rest| rest.trim_start_matches('/'));
         let key = || after_words(path, "/v2/flowControl").filter(|rest| !rest.is_empty());
         match self {
-            Self::Words(words) => Some((capture_name(words, path)?, String::new())),
-            Self::Destination(words) => Some((String::new(), after(words)?.to_owned())),
+            Self::Words(words) => Some((capture_names(words, path)?, String::new())),
+            Self::Destination(words) => Some((Vec::new(), after(words)?.to_owned())),
             Self::QueueAndDestination(words) => {
                 let (queue, rest) = split_name(after(words)?);
-                Some((queue, rest.trim_start_matches('/').to_owned()))
+                Some((vec![queue], rest.trim_start_matches('/').to_owned()))
             }
             Self::NewSchedule(words) => {
                 let rest = after(words)?;
                 let is_new = is_url(rest) || method == "POST" && is_new_schedule(rest);
-                is_new.then(|| (String::new(), rest.to_owned()))
+                is_new.then(|| (Vec::new(), rest.to_owned()))
             }
-            Self::Key => Some((decode_name(key()?)?, String::new())),
+            Self::Key => Some((vec![decode_name(key()?)?], String::new())),
             Self::KeyAnd(action) => {
                 let rest = key()?;
                 let (key, word) = rest.strip_suffix('/').unwrap_or(rest).rsplit_once('/')?;
                 if word.eq_ignore_ascii_case(action) {
-                    Some((decode_name(key)?, String::new()))
+                    Some((vec![decode_name(key)?], String::new()))
                 } else {
                     None
                 }
@@ -348,13 +399,13 @@ impl Path {
     }
 }
 
-/// The name in a path of these words, empty where they have none; `None`: the path has other words.
-fn capture_name(words: &str, path: &str) -> Option<String> {
-    let (mut words, mut steps, mut name) = (steps(words), steps(path), String::new());
+/// The names in a path of these words; `None`: the path has other words.
+fn capture_names(words: &str, path: &str) -> Option<Vec<String>> {
+    let (mut words, mut steps, mut names) = (steps(words), steps(path), Vec::new());
     loop {
         match (words.next(), steps.next()) {
-            (None, None) => return Some(name),
-            (Some("{}"), Some(step)) => name = decode_name(step)?,
+            (None, None) => return Some(names),
+            (Some("{}"), Some(step)) => names.push(decode_name(step)?),
             (Some(word), Some(step)) if word.eq_ignore_ascii_case(step) => {}
             _ => return None,
         }

@@ -1,8 +1,9 @@
-//! The JSON of answers: here of messages, dead letters and the log, in `resources` of everything else.
+//! The JSON of answers: here of messages, dead letters and the log, in `resources` of everything else, but for workflow runs, which are in `runs`.
 //!
 //! Optional fields are absent, never null. Redaction is applied here, so that no path shows what it hides.
 
 mod resources;
+mod runs;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -289,19 +290,24 @@ struct DeadLetterJson<'a, M> {
     error: Option<&'a str>,
 }
 
+/// A dead letter with its message.
+fn dead_letter(letter: &DeadLetter) -> impl Serialize {
+    let response = letter.response.as_ref();
+    let (text, base64) = text_or_base64(response.map_or(&[], |response| &response.body));
+    DeadLetterJson {
+        message: message(&letter.message),
+        dlq_id: letter.id.as_str(),
+        response_status: response.map_or(0, |response| response.status),
+        response_header: response.map(|response| HeaderMap::plain(&response.headers)),
+        response_body: text,
+        response_body_base64: base64,
+        error: letter.error.as_deref().filter(|_| response.is_none()),
+    }
+}
+
 impl Shown for DeadLetter {
     fn shown(&self) -> impl Serialize {
-        let response = self.response.as_ref();
-        let (text, base64) = text_or_base64(response.map_or(&[], |response| &response.body));
-        DeadLetterJson {
-            message: message(&self.message),
-            dlq_id: self.id.as_str(),
-            response_status: response.map_or(0, |response| response.status),
-            response_header: response.map(|response| HeaderMap::plain(&response.headers)),
-            response_body: text,
-            response_body_base64: base64,
-            error: self.error.as_deref().filter(|_| response.is_none()),
-        }
+        dead_letter(self)
     }
 }
 

@@ -11,9 +11,9 @@ use crate::domain::time::Timestamp;
 use crate::mutation::{self, Mutation};
 use crate::store::gates::{
     BEHIND, DueGates, FlowKey, GateSnapshot, GateStep, Gates, Pass, Queue, QueueRemoval, Queues, RECHECK,
-    RECHECK_BLOCKED, Snapshot,
+    RECHECK_BLOCKED, Snapshot, without_room,
 };
-use crate::store::{Cancellation, Delivery, Lease, NodeId, PassOn, Result, Slot, StoreError};
+use crate::store::{Accept, Cancellation, Delivery, Lease, NodeId, PassOn, Result, Slot};
 use async_trait::async_trait;
 
 use super::{Contents, MAX_QUEUES, Model};
@@ -66,7 +66,7 @@ fn time(microseconds: i64) -> Timestamp {
 
 impl Contents {
     /// Makes and changes the gates of one batch's messages, whatever becomes of each.
-    pub(super) fn hold<'a>(&mut self, messages: impl Iterator<Item = &'a Message>) -> Result<()> {
+    pub(super) fn hold<'a>(&mut self, messages: impl Iterator<Item = &'a Message>) {
         let mut flows: BTreeMap<Arc<str>, &FlowControl> = BTreeMap::new();
         let mut due: BTreeMap<Arc<str>, Timestamp> = BTreeMap::new();
         let mut accepted_at = Timestamp::default();
@@ -81,11 +81,6 @@ impl Contents {
         }
         let now = self.tick();
         let names: BTreeSet<&Arc<str>> = flows.keys().chain(due.keys()).collect();
-        let queues = self.gates.keys().filter(|name| is_queue(name)).count();
-        let new = names.iter().filter(|name| is_queue(name) && !self.gates.contains_key(&****name)).count();
-        if new > 0 && queues + new > MAX_QUEUES as usize {
-            return Err(StoreError::TooManyQueues(MAX_QUEUES));
-        }
         for name in names {
             let new = !self.gates.contains_key(&**name);
             let parallelism = is_queue(name).then_some(1);
@@ -104,7 +99,17 @@ impl Contents {
                 gate.next_at = Some(gate.next_at.map_or(*due_at, |next_at| next_at.min(*due_at)));
             }
         }
-        Ok(())
+    }
+
+    /// The requests that would make more queues than there may be.
+    pub(super) fn without_room<'a>(&self, accepts: impl Iterator<Item = &'a Accept>) -> BTreeSet<usize> {
+        let there: BTreeSet<&str> =
+            self.gates.keys().map(String::as_str).filter(|name| is_queue(name)).collect();
+        let paths = accepts.filter_map(|accept| Some((accept.request, Path::of(&accept.message)?)));
+        let wanted: Vec<(usize, Arc<str>)> =
+            paths.map(|(request, path)| (request, path.gate)).filter(|(_, gate)| is_queue(gate)).collect();
+        let wanted = wanted.iter().map(|(request, gate)| (*request, &**gate));
+        without_room(wanted, &there, (MAX_QUEUES as usize).saturating_sub(there.len()))
     }
 
     /// Where a message waits.

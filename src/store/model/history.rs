@@ -6,14 +6,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Contents, Ending, Model};
+use super::runs::RunContents;
+use super::{Contents, Ending, MAX_QUEUES, Model};
 use crate::domain::id::{DeadLetterId, MessageId};
 use crate::domain::message::{Headers, Message};
 use crate::domain::outcome::{Attempt, Next, Response};
 use crate::domain::time::Timestamp;
 use crate::store::{
     Accept, DeadLetter, DeadLetterFilter, History, LetterPage, LetterPlace, LogCursor, LogEntry, LogFilter,
-    LogPage, Missing, Order, Page, Result, Retention, State,
+    LogPage, Missing, Order, Page, Result, Retention, State, StoreError,
 };
 
 /// Sequences of a cancellation's entries in the log: behind any attempt's.
@@ -101,6 +102,7 @@ impl Contents {
             message: Message::clone(&self.messages[&letter.message]),
             response: letter.response.clone(),
             error: letter.error.clone(),
+            run: letter.run.clone(),
         })
     }
 
@@ -121,7 +123,12 @@ impl Contents {
             after.is_none_or(|after| match order {
                 Order::EarliestFirst => letter.place() > *after,
                 Order::LatestFirst => letter.place() < *after,
-            }) && (filter.messages.is_empty() || filter.messages.contains(&letter.message.id))
+            }) && filter.owner.includes(letter.run.is_some())
+                && filter.runs.as_ref().is_none_or(|runs| {
+                    let run = letter.run.as_ref().and_then(|instance| self.known_run(instance));
+                    run.is_some_and(|run| runs.matches(&run))
+                })
+                && (filter.messages.is_empty() || filter.messages.contains(&letter.message.id))
                 && (filter.ids.is_empty() || filter.ids.contains(&letter.id))
                 && filter.matching.matches(&letter.message)
                 && (filter.statuses.is_empty() || filter.statuses.contains(&status))
@@ -143,7 +150,7 @@ impl Contents {
 }
 
 /// The response as the log keeps it.
-fn logged(attempt: &Attempt) -> Option<Response> {
+pub(super) fn logged(attempt: &Attempt) -> Option<Response> {
     let (headers, body) = (attempt.logged_headers(), Bytes::copy_from_slice(attempt.logged_body()));
     attempt.response().map(|response| Response { headers, body, ..response.clone() })
 }
@@ -210,7 +217,8 @@ impl History for Model {
                 (match order {
                     Order::EarliestFirst => after,
                     Order::LatestFirst => before,
-                }) && (filter.messages.is_empty() || filter.messages.contains(&entry.message.id))
+                }) && filter.owner.includes(entry.message.run.is_some())
+                    && (filter.messages.is_empty() || filter.messages.contains(&entry.message.id))
                     && filter.matching.matches(&entry.message)
                     && (filter.states.is_empty() || filter.states.contains(&entry.state))
                     && filter.from.is_none_or(|from| entry.time >= from)
@@ -238,7 +246,9 @@ impl History for Model {
         self.read("dead_letters", |state| {
             let page = cut(state.letters(filter, order, after), count, max_bytes, |letter| {
                 let answer = letter.response.as_ref();
+                let run = letter.run.as_ref().and_then(|instance| state.runs.get(instance));
                 letter.message.body.len()
+                    + run.map_or(0, RunContents::payload_size)
                     + headers_size(&letter.message.headers)
                     + answer.map_or(0, |response| response.body.len() + headers_size(&response.headers))
             });
@@ -294,7 +304,10 @@ impl History for Model {
                 .filter(|(_, there)| **there)
                 .map(|(replacement, _)| replacement)
                 .collect();
-            state.hold(replaced.iter().map(|(_, accept)| &*accept.message))?;
+            if !state.without_room(replaced.iter().map(|(_, accept)| accept)).is_empty() {
+                return Err(StoreError::TooManyQueues(MAX_QUEUES));
+            }
+            state.hold(replaced.iter().map(|(_, accept)| &*accept.message));
             for (id, accept) in replaced {
                 state.dead_letters.remove(id);
                 state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None, None);
@@ -317,6 +330,7 @@ impl History for Model {
             if after.is_empty() {
                 state.prune_keys(cutoff);
             }
+            state.prune_runs(cutoff);
             let bound = MessageId::earliest_at(cutoff);
             let kept = |id: &MessageId| {
                 id.as_str() <= after.as_str()
@@ -324,6 +338,10 @@ impl History for Model {
                     || state.deliveries.contains_key(id)
                     || state.dead_letters.values().any(|letter| letter.message == *id)
                     || state.is_young(id, cutoff)
+                    || state.messages[id]
+                        .run
+                        .as_ref()
+                        .is_some_and(|part| state.runs.contains_key(&part.instance))
             };
             let gone: BTreeSet<MessageId> = state.messages.keys().filter(|id| !kept(id)).cloned().collect();
             state.messages.retain(|id, _| !gone.contains(id));

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use crate::domain::id::{DeadLetterId, MessageId, ScheduleId};
+use crate::domain::id::{DeadLetterId, InstanceId, MessageId, ScheduleId};
 use crate::domain::message::Message;
 use crate::domain::outcome::{Attempt, Next, Response};
 use crate::domain::time::Timestamp;
@@ -23,6 +23,7 @@ mod gates;
 mod history;
 mod listing;
 mod nodes;
+mod runs;
 mod schedules;
 mod secrets;
 mod situation;
@@ -31,6 +32,7 @@ mod url_groups;
 mod work;
 
 use self::gates::{AtGate, GateState};
+use self::runs::RunContents;
 pub use self::stories::Story;
 
 /// How many queues messages may make.
@@ -105,6 +107,7 @@ struct Letter {
     created_at: Timestamp,
     response: Option<Response>,
     error: Option<String>,
+    run: Option<InstanceId>,
 }
 
 struct Contents {
@@ -133,6 +136,7 @@ struct Contents {
     gates: BTreeMap<String, GateState>,
     /// The last place in each queue.
     places: BTreeMap<String, i64>,
+    runs: BTreeMap<InstanceId, RunContents>,
 }
 
 impl Model {
@@ -165,6 +169,7 @@ impl Model {
             url_groups: BTreeMap::new(),
             gates: BTreeMap::new(),
             places: BTreeMap::new(),
+            runs: BTreeMap::new(),
         };
         Self {
             processes,

@@ -6,11 +6,11 @@ use crate::domain::id::{MessageId, ScheduleId};
 use crate::domain::time::Timestamp;
 use crate::mutation::{self, Mutation};
 use crate::store::schedules::{Firing, Firings, LastFiring, Progress, Schedule, Schedules};
-use crate::store::{NextDue, Page, Result};
+use crate::store::{NextDue, Page, Result, StoreError};
 use async_trait::async_trait;
 
-use super::Model;
 use super::history::cut;
+use super::{MAX_QUEUES, Model};
 use crate::domain::outcome::Next;
 
 #[async_trait]
@@ -131,7 +131,10 @@ impl Firings for Model {
                 messages: accepts.iter().map(|accept| accept.message.id.clone()).collect(),
                 error: firing.outcome.as_ref().err().cloned(),
             });
-            state.hold(accepts.iter().map(|accept| &*accept.message))?;
+            if !state.without_room(accepts.iter()).is_empty() {
+                return Err(StoreError::TooManyQueues(MAX_QUEUES));
+            }
+            state.hold(accepts.iter().map(|accept| &*accept.message));
             state.schedules.insert(firing.id.clone(), schedule);
             for accept in accepts {
                 state.insert(Arc::clone(&accept.message), Arc::clone(&accept.lane), None, None);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Cancelling, Contents, Ending, Letter, Model, Waiting};
+use super::{Cancelling, Contents, Ending, Letter, MAX_QUEUES, Model, Waiting};
 use crate::domain::id::MessageId;
-use crate::domain::outcome::Next;
+use crate::domain::outcome::{Effect, Next};
 use crate::domain::time::Timestamp;
 use crate::mutation::{self, Mutation};
 use crate::store::{
-    Accept, Accepted, Applied, Cancellation, Delivery, DueLanes, Ended, Lease, NextDue, NodeId, Repeat,
-    Result, Slot, StoreError, UnfinishedFilter, UnfinishedPage, Want, Work,
+    Accept, Accepted, Applied, Cancellation, Delivery, DueLanes, Ended, Lease, NextDue, NodeId, Refusal,
+    Repeat, Result, Slot, StoreError, UnfinishedFilter, UnfinishedPage, Want, Work,
 };
 
 impl Contents {
@@ -34,6 +34,9 @@ impl Contents {
             }
             self.keys.insert(wanted.key.clone(), (message.id.clone(), wanted.expires_at));
         }
+        if let Some(result) = self.change_run(accept) {
+            return result;
+        }
         let holder = accept.lease.map(|lease| (node, lease));
         self.insert(Arc::clone(message), Arc::clone(&accept.lane), holder, None);
         Accepted::Stored
@@ -46,7 +49,7 @@ impl Contents {
             applied.extend(self.finish_all(node, &batch[repeat..])?);
             return Ok(applied);
         }
-        self.hold(batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message))?;
+        self.hold(batch.iter().flat_map(|ended| ended.finish.callbacks()).map(|message| &**message));
         let slots: Vec<Option<Slot>> =
             batch.iter().map(|ended| self.deliveries.get(&ended.id)?.at.slot.clone()).collect();
         let mut applied: Vec<Applied> = batch.iter().map(|ended| self.finish(node, ended)).collect();
@@ -95,12 +98,16 @@ impl Contents {
             }
         }
         match &finish.next {
-            Next::Failed { dead_letter } => {
+            Next::Failed { dead_letter: Some(dead_letter) } => {
                 let letter = Letter {
                     message: ended.id.clone(),
                     created_at: finish.attempt.ended_at,
                     response: finish.attempt.response().cloned(),
                     error: finish.error.clone(),
+                    run: finish.on_runs().find_map(|effect| match effect {
+                        Effect::End(ending) => Some(ending.instance.clone()),
+                        _ => None,
+                    }),
                 };
                 self.dead_letters.insert(dead_letter.clone(), letter);
             }
@@ -108,7 +115,7 @@ impl Contents {
                 let cancelling = self.cancellations.get_mut(&ended.id).expect("it was requested");
                 cancelling.cancelled_at = Some(finish.attempt.ended_at.max(cancelling.requested_at));
             }
-            Next::Delivered | Next::Retry { .. } => {}
+            Next::Delivered | Next::Retry { .. } | Next::Failed { dead_letter: None } => {}
         }
         let ending = Ending {
             attempt: finish.attempt.clone(),
@@ -117,11 +124,12 @@ impl Contents {
         };
         let before = self.attempts.insert((ended.id.clone(), finish.attempt.retried), ending);
         assert!(before.is_none(), "an attempt of {} ended twice", ended.id);
-        for (message, (lane, lease)) in finish.callbacks.iter().zip(&ended.callbacks) {
+        for (message, (lane, lease)) in finish.callbacks().zip(&ended.callbacks) {
             let holder = lease.map(|lease| (node, lease));
             let slot = ended.slot.as_ref().filter(|_| !mutation::on(Mutation::FreesPlaceEarly));
             self.insert(Arc::clone(message), Arc::clone(lane), holder, slot);
         }
+        self.change_runs(ended);
         Applied::Yes
     }
 
@@ -138,6 +146,11 @@ impl Contents {
             .chain(created)
             .chain(held.map(|waiting| waiting.due_at))
             .fold(now, Timestamp::max)
+    }
+
+    /// Whether a message is one of a run.
+    pub(super) fn is_of_run(&self, id: &MessageId) -> bool {
+        self.messages.get(id).is_some_and(|message| message.run.is_some())
     }
 
     pub(super) fn cancel(&mut self, id: &MessageId, now: Timestamp) -> Cancellation {
@@ -214,15 +227,29 @@ impl Work for Model {
                 .iter()
                 .map(|accept| repeat == Repeat::First || !state.messages.contains_key(&accept.message.id))
                 .collect();
-            let missing =
+            let absent =
                 || batch.iter().zip(&missing).filter(|(_, missing)| **missing).map(|(accept, _)| accept);
             // A message whose key leads another of the batch is not looked at any further.
             let mut keys = BTreeSet::new();
             let leads = |accept: &&Accept| {
                 accept.deduplication.as_ref().is_none_or(|wanted| keys.insert(wanted.key.clone()))
             };
-            state.hold(missing().filter(leads).map(|accept| &*accept.message))?;
-            Ok(batch.iter().map(|accept| state.accept(node, accept, repeat)).collect())
+            let leading: Vec<&Accept> = absent().filter(leads).collect();
+            let refused = state.without_room(leading.iter().copied());
+            let ended = state.ended_requests(leading.iter().copied());
+            let entering = leading.iter().filter(|accept| !refused.contains(&accept.request));
+            state.hold(entering.map(|accept| &*accept.message));
+            Ok(batch
+                .iter()
+                .zip(&missing)
+                .map(|(accept, missing)| match accept.request {
+                    request if *missing && refused.contains(&request) => {
+                        Accepted::Refused(Refusal::TooManyQueues(MAX_QUEUES))
+                    }
+                    request if *missing && ended.contains(&request) => Accepted::Refused(Refusal::RunEnded),
+                    _ => state.accept(node, accept, repeat),
+                })
+                .collect())
         })
         .await
     }
@@ -351,7 +378,10 @@ impl Work for Model {
 
     async fn cancel(&self, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
         let id = id.clone();
-        self.write("cancel", move |state| Ok(state.cancel(&id, now))).await
+        self.write("cancel", move |state| {
+            Ok(if state.is_of_run(&id) { Cancellation::NotFound } else { state.cancel(&id, now) })
+        })
+        .await
     }
 
     async fn unfinished(
@@ -366,6 +396,7 @@ impl Work for Model {
                 .iter()
                 .filter(|(id, waiting)| !waiting.cancel_requested && after.is_none_or(|after| *id > after))
                 .map(|(id, _)| id)
+                .filter(|id| !state.is_of_run(id))
                 .filter(|id| {
                     let accepted = state.messages[*id].created_at;
                     filter.from.is_none_or(|from| accepted >= from)
@@ -384,7 +415,7 @@ impl Work for Model {
         let ids = ids.to_vec();
         self.write("cancel_many", move |state| {
             let mut cancel = |id: &MessageId| match state.deliveries.get(id) {
-                Some(waiting) if !waiting.cancel_requested => state.cancel(id, now),
+                Some(waiting) if !waiting.cancel_requested && !state.is_of_run(id) => state.cancel(id, now),
                 _ => Cancellation::NotFound,
             };
             Ok(ids.iter().map(&mut cancel).collect())

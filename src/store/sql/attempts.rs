@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::codec;
 use super::columns::Column;
-use crate::domain::outcome::Next;
+use crate::domain::outcome::{Effect, Next};
 use crate::store::{Accept, Ended};
 
 /// Where a batch names a message for the second time. The statements tell ends apart by their message, so they must see
@@ -22,7 +22,7 @@ pub(super) fn due_again(ended: &Ended) -> Option<i64> {
         Next::Retry { due_at } => Some(due_at.as_millis()),
         _ => None,
     };
-    let callbacks = ended.finish.callbacks.iter().zip(&ended.callbacks);
+    let callbacks = ended.finish.callbacks().zip(&ended.callbacks);
     let unleased = callbacks.filter(|(_, (_, lease))| lease.is_none());
     unleased.map(|(message, _)| message.due_at.as_millis()).chain(retry).min()
 }
@@ -56,10 +56,17 @@ pub(super) fn letter<'a>() -> Vec<EndedColumn<'a>> {
     type Own<'a> = EndedColumn<'a>;
     vec![
         Own::text("id", |ended| match &ended.finish.next {
-            Next::Failed { dead_letter } => Some(dead_letter.as_str().into()),
+            Next::Failed { dead_letter: Some(dead_letter) } => Some(dead_letter.as_str().into()),
             _ => None,
         }),
         Own::text("message_id", |ended| Some(ended.id.as_str().into())),
+        Own::text("run", |ended| {
+            let ends_run = ended.finish.on_runs().find_map(|effect| match effect {
+                Effect::End(ending) => Some(&ending.instance),
+                _ => None,
+            });
+            ends_run.map(|instance| instance.as_str().into())
+        }),
         Own::number("created_at", |ended| Some(ended.finish.attempt.ended_at.as_millis())),
         Own::number("status", |ended| Some(status(ended))),
         Own::text("error", |ended| ended.finish.error.as_deref().map(Cow::from)),
@@ -92,15 +99,17 @@ fn some(body: &[u8]) -> Option<&[u8]> {
 pub(super) fn with_letter<'a>(
     batch: impl Iterator<Item = &'a Ended> + Clone,
 ) -> impl Iterator<Item = &'a Ended> + Clone {
-    batch.filter(|ended| matches!(ended.finish.next, Next::Failed { .. }))
+    batch.filter(|ended| matches!(ended.finish.next, Next::Failed { dead_letter: Some(_) }))
 }
 
 /// The callback messages of an end, as they are accepted.
 pub(super) fn callbacks(ended: &Ended) -> impl Iterator<Item = Accept> {
-    ended.finish.callbacks.iter().zip(&ended.callbacks).map(|(message, (lane, lease))| Accept {
+    ended.finish.callbacks().zip(&ended.callbacks).map(|(message, (lane, lease))| Accept {
         message: Arc::clone(message),
         lane: Arc::clone(lane),
         lease: *lease,
         deduplication: None,
+        on_run: None,
+        request: 0,
     })
 }

@@ -9,7 +9,9 @@ use super::tx::Tx;
 use super::{Backend, LONG_DEADLINE, SqlStore, messages};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Cancellation, Lease, NodeId, Nodes as _, Result, UnfinishedFilter, UnfinishedPage};
+use crate::store::{
+    Cancellation, Lease, NodeId, Nodes as _, Owner, Result, UnfinishedFilter, UnfinishedPage,
+};
 
 #[derive(sqlx::FromRow)]
 struct IdRow {
@@ -31,6 +33,8 @@ pub(super) enum Take {
     Uncancelled,
     /// All deliveries. The cancel waits for their locks.
     Any,
+    /// Deliveries of a run's messages, and no others. The cancel waits for their locks.
+    OfRun,
 }
 
 #[derive(sqlx::FromRow)]
@@ -73,7 +77,7 @@ pub(super) async fn cancel_many(
     Ok(ids.iter().map(|id| found.remove(id.as_str()).unwrap_or(Cancellation::NotFound)).collect())
 }
 
-/// Unfinished messages that nobody has cancelled, after `after`.
+/// Unfinished messages of no run that nobody has cancelled, after `after`.
 pub(super) async fn unfinished(
     pools: &Backend<&PgPool, &SqlitePool>,
     filter: &UnfinishedFilter,
@@ -81,7 +85,7 @@ pub(super) async fn unfinished(
     count: usize,
 ) -> Result<UnfinishedPage> {
     let mut query = Query::new(pools);
-    query.sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NULL");
+    query.sql("SELECT message_id FROM deliveries WHERE run IS NULL AND cancel_requested_at IS NULL");
     if let Some(after) = after {
         query.sql(" AND message_id > ").text(after.as_str());
     }
@@ -94,7 +98,7 @@ pub(super) async fn unfinished(
         let texts: Vec<&str> = ids.iter().map(String::as_str).collect();
         let mut matching = HashSet::new();
         for part in texts.chunks(messages::MATCHED) {
-            matching.extend(messages::matching(pools, part, &filter.matching).await?);
+            matching.extend(messages::matching(pools, part, &filter.matching, Owner::User).await?);
         }
         ids.retain(|id| matching.contains(id));
     }
@@ -104,7 +108,7 @@ pub(super) async fn unfinished(
 async fn not_cancelled(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<IdRow>> {
     let mut query = Query::new(pools);
     query
-        .sql("SELECT message_id FROM deliveries WHERE cancel_requested_at IS NULL AND message_id ")
+        .sql("SELECT message_id FROM deliveries WHERE run IS NULL AND cancel_requested_at IS NULL AND message_id ")
         .one_of(ids);
     query.fetch(pools).await
 }
@@ -115,7 +119,13 @@ pub(super) async fn cancel_one(tx: &mut Tx, id: &MessageId, now: Timestamp) -> R
     Ok(cancelled.into_values().next().unwrap_or(Cancellation::NotFound))
 }
 
-/// Cancels messages: removes the deliveries of those that wait, marks those of leased ones, and takes note of it.
+/// Cancels the message that tells of a run's failure.
+pub(super) async fn cancel_telling(tx: &mut Tx, id: &MessageId, now: Timestamp) -> Result<Cancellation> {
+    let cancelled = cancel(tx, &[id.as_str()], Take::OfRun, now).await?;
+    Ok(cancelled.into_values().next().unwrap_or(Cancellation::NotFound))
+}
+
+/// Cancels messages of no run: removes the deliveries of those that wait, marks those of leased ones, and takes note of it.
 pub(super) async fn cancel(
     tx: &mut Tx,
     ids: &[&str],
@@ -124,9 +134,11 @@ pub(super) async fn cancel(
 ) -> Result<HashMap<String, Cancellation>> {
     let mut query = Query::new(&tx.on);
     query.sql("SELECT d.message_id, d.node <> 0 AS leased FROM deliveries d WHERE d.message_id ").one_of(ids);
-    if take != Take::Any {
-        query.sql(" AND d.cancel_requested_at IS NULL");
-    }
+    query.sql(match take {
+        Take::Free | Take::Uncancelled => " AND d.run IS NULL AND d.cancel_requested_at IS NULL",
+        Take::Any => " AND d.run IS NULL",
+        Take::OfRun => " AND d.run IS NOT NULL",
+    });
     query.lock(if take == Take::Free { " FOR UPDATE OF d SKIP LOCKED" } else { " FOR UPDATE OF d" });
     let found: Vec<FoundRow> = query.fetch_in(tx).await?;
     let of = |leased: bool| -> Vec<&str> {

@@ -8,11 +8,13 @@ use sqlx::{PgPool, SqlitePool};
 
 use super::query::{PAGE_TIME, Query};
 use super::tx::Tx;
-use super::{Backend, codec, deliveries, messages};
-use crate::domain::id::{DeadLetterId, MessageId};
+use super::{Backend, codec, deliveries, messages, runs};
+use crate::domain::id::{DeadLetterId, InstanceId, MessageId};
 use crate::domain::outcome::Response;
 use crate::domain::time::Timestamp;
-use crate::store::{Accept, DeadLetter, DeadLetterFilter, LetterPage, LetterPlace, Missing, Order, Result};
+use crate::store::{
+    Accept, DeadLetter, DeadLetterFilter, LetterPage, LetterPlace, Missing, Order, Owner, Result,
+};
 
 /// Rows of a walk's first window at least: a filter may leave few of them.
 const LEAST_WINDOW: usize = 200;
@@ -26,6 +28,7 @@ struct DeadLetterRow {
     error: Option<String>,
     response_headers: Option<String>,
     response_body: Option<Vec<u8>>,
+    run: Option<String>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -34,6 +37,7 @@ struct PlaceRow {
     message_id: String,
     created_at: i64,
     status: i64,
+    run: Option<String>,
     /// Bytes of its bodies.
     size: i64,
 }
@@ -77,7 +81,10 @@ pub(super) async fn get(
 async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result<Vec<DeadLetter>> {
     let mut query = Query::new(pools);
     query
-        .sql("SELECT id, message_id, created_at, status, error, response_headers, response_body FROM dead_letters WHERE id ")
+        .sql(
+            "SELECT id, message_id, created_at, status, error, response_headers, response_body, run FROM dead_letters \
+             WHERE id ",
+        )
         .one_of(ids);
     let rows: Vec<DeadLetterRow> = query.fetch(pools).await?;
     let message_ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
@@ -99,6 +106,7 @@ async fn get_many(pools: &Backend<&PgPool, &SqlitePool>, ids: &[&str]) -> Result
                 message,
                 response,
                 error: row.error,
+                run: row.run.map(InstanceId::new),
             },
         );
     }
@@ -179,6 +187,12 @@ impl Walk<'_> {
 
     async fn matching(&self, mut rows: Vec<PlaceRow>) -> Result<Vec<PlaceRow>> {
         let Self { pools, filter, .. } = self;
+        rows.retain(|row| filter.owner.includes(row.run.is_some()));
+        if let Some(runs) = &filter.runs {
+            let instances: Vec<&str> = rows.iter().filter_map(|row| row.run.as_deref()).collect();
+            let matching = runs::listing::matching(pools, &instances, runs).await?;
+            rows.retain(|row| row.run.as_ref().is_some_and(|run| matching.contains(run)));
+        }
         if !filter.statuses.is_empty() {
             rows.retain(|row| filter.statuses.iter().any(|status| i64::from(*status) == row.status));
         }
@@ -186,7 +200,7 @@ impl Walk<'_> {
             let mut ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
             ids.sort_unstable();
             ids.dedup();
-            let matching = messages::matching(pools, &ids, &filter.matching).await?;
+            let matching = messages::matching(pools, &ids, &filter.matching, Owner::Any).await?;
             rows.retain(|row| matching.contains(&row.message_id));
         }
         Ok(rows)
@@ -197,9 +211,10 @@ impl Walk<'_> {
         let Self { pools, filter, order, .. } = self;
         let mut query = Query::new(*pools);
         query.sql(
-            "SELECT l.id, l.message_id, l.created_at, l.status, \
+            "SELECT l.id, l.message_id, l.created_at, l.status, l.run, \
                     CAST(COALESCE(LENGTH(l.response_body), 0) + COALESCE(OCTET_LENGTH(l.response_headers), 0) + \
-                        LENGTH(m.body) + COALESCE(OCTET_LENGTH(m.headers), 0) AS BIGINT) AS size \
+                        LENGTH(m.body) + COALESCE(OCTET_LENGTH(m.headers), 0) + COALESCE((SELECT LENGTH(e.body) \
+                            FROM run_entries e WHERE e.instance = l.run AND e.position = 0), 0) AS BIGINT) AS size \
              FROM dead_letters l JOIN messages m ON m.id = l.message_id WHERE 1 = 1",
         );
         if let Some((time, id)) = after {
@@ -303,6 +318,13 @@ async fn lock(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>> {
     lock.sql(" ORDER BY l.id").lock(" FOR UPDATE OF l");
     let rows: Vec<IdRow> = lock.fetch_in(tx).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+/// Removes a dead letter that has ended a run; false: there is none of that id.
+pub(super) async fn remove_of_run(tx: &mut Tx, id: &DeadLetterId) -> Result<bool> {
+    let mut delete = Query::new(&tx.on);
+    delete.sql("DELETE FROM dead_letters WHERE run IS NOT NULL AND id = ").text(id.as_str());
+    Ok(delete.execute_in(tx).await? > 0)
 }
 
 async fn remove(tx: &mut Tx, ids: &HashSet<String>) -> Result<u64> {

@@ -41,7 +41,7 @@ pub(super) fn join(
         let result = match followers.get(&index) {
             Some(&leader) => match &results[leader] {
                 Accepted::Stored => Accepted::Duplicate(batch[leader].message.id.clone()),
-                duplicate @ Accepted::Duplicate(_) => duplicate.clone(),
+                other => other.clone(),
             },
             None => leaders.next().expect("there is a result for each leader"),
         };

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 
 use sqlx::{PgConnection, PgPool, SqlitePool};
 
-use super::tx::Tx;
+use super::gates::entering::{AtTime, Conn};
+use super::tx::{Claimable, Tx};
 use super::{Backend, hot_postgres, hot_sqlite};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{Accept, DueLanes, Lease, NodeId, Repeat, Result};
+use crate::store::{Accept, Accepted, DueLanes, Lease, NodeId, Refusal, Repeat, Result, StoreError};
 
 /// Lanes in one step of the walk through all lanes.
 pub(super) const LANES_PER_WALK: i64 = 64;
@@ -33,18 +34,46 @@ pub(super) fn due_lanes(first: Vec<String>, walked: Vec<String>) -> DueLanes {
 
 /// Stores messages that wait; all of one transaction at once, so that their gates are locked in order.
 pub(super) async fn insert(tx: &mut Tx, accepts: &[Accept], max_queues: Option<u32>) -> Result<()> {
-    let (nobody, first, now) = (NodeId(0), Repeat::First, tx.now);
-    let claimable = &mut tx.claimable;
-    match &mut tx.on {
-        Backend::Postgres(tx) => {
-            hot_postgres::accept(&mut *tx, claimable, nobody, accepts, first, max_queues).await?
+    let (mut conn, claimable) = tx.parts();
+    store(&mut conn, claimable, accepts, max_queues).await
+}
+
+/// Stores messages that wait, in no queue. Each stands by itself: one whose run has ended is left out.
+pub(super) async fn insert_on(
+    conn: &mut Conn<'_>,
+    claimable: &mut Claimable,
+    accepts: Vec<Accept>,
+) -> Result<()> {
+    if accepts.is_empty() {
+        return Ok(());
+    }
+    let numbered = accepts.into_iter().enumerate();
+    let accepts: Vec<Accept> = numbered.map(|(request, accept)| Accept { request, ..accept }).collect();
+    store(conn, claimable, &accepts, None).await
+}
+
+async fn store(
+    conn: &mut Conn<'_>,
+    claimable: &mut Claimable,
+    accepts: &[Accept],
+    max_queues: Option<u32>,
+) -> Result<()> {
+    let (nobody, first) = (NodeId(0), Repeat::First);
+    let accepted = match conn {
+        Backend::Postgres(conn) => {
+            hot_postgres::accept(conn, claimable, nobody, accepts, first, max_queues).await?
         }
-        Backend::Sqlite(tx) => {
+        Backend::Sqlite(AtTime { conn, now }) => {
             let accepts: Vec<&Accept> = accepts.iter().collect();
-            hot_sqlite::accept(&mut *tx, nobody, &accepts, first, max_queues, now).await?
+            hot_sqlite::accept(conn, nobody, &accepts, first, max_queues, *now).await?
         }
     };
-    Ok(())
+    let is_too_many = |one: &Accepted| match one {
+        Accepted::Refused(Refusal::TooManyQueues(max)) => Some(*max),
+        _ => None,
+    };
+    // They were all asked for together.
+    accepted.iter().find_map(is_too_many).map_or(Ok(()), |max| Err(StoreError::TooManyQueues(max)))
 }
 
 /// The earliest due time from `low` on of what nobody holds.

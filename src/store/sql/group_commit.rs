@@ -208,11 +208,21 @@ async fn store(
 /// Whether the steps can be stored as one, by as few statements as either of them.
 fn are_alike(one: &Step, next: &Step) -> bool {
     match (one, next) {
-        (Step::Accept { node, repeat, .. }, Step::Accept { node: next_node, repeat: next_repeat, .. }) => {
-            node == next_node && repeat == next_repeat
+        (
+            Step::Accept { node, repeat, batch, .. },
+            Step::Accept { node: next_node, repeat: next_repeat, batch: next, .. },
+        ) => {
+            // The numbers of requests that stand and fall together are each batch's own.
+            let stands = |batch: &[Accept]| !batch.iter().any(may_be_refused);
+            node == next_node && repeat == next_repeat && stands(batch) && stands(next)
         }
         _ => false,
     }
+}
+
+/// Whether a message may be refused, and with it those of its request.
+fn may_be_refused(accept: &Accept) -> bool {
+    accept.on_run.is_some() || accept.message.queue.is_some()
 }
 
 fn is_finish(step: &Step) -> bool {

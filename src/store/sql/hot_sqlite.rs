@@ -14,9 +14,10 @@ use super::attempts::{self, callbacks, letter, with_letter};
 use super::codec::json;
 use super::columns::{Column, add_row, arguments, names};
 use super::deliveries::set_aside;
-use super::gates::entering::{AtTime, Conn, GatePlace, enter};
+use super::gates::entering::{AtTime, Coming, Conn, Entered, enter};
 use super::messages::{self, ClaimedRow, LEASED, New, SELECTED, delivery};
-use super::tx::begin_immediate;
+use super::runs;
+use super::tx::{Claimable, begin_immediate};
 use crate::domain::gate::is_gated;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
@@ -30,9 +31,9 @@ use crate::store::{
 const ROWS: [usize; 4] = [1, 8, 64, 256];
 
 /// Statements that insert rows into a table, for each of the numbers of rows in [`ROWS`].
-type Inserts = [String; ROWS.len()];
+pub(super) type Inserts = [String; ROWS.len()];
 
-fn inserts<R>(table: &str, columns: &[Column<'_, R>]) -> Inserts {
+pub(super) fn inserts<R>(table: &str, columns: &[Column<'_, R>]) -> Inserts {
     let names = names(columns, "");
     let row = format!("(?{})", ", ?".repeat(columns.len() - 1));
     ROWS.map(|room| {
@@ -56,7 +57,7 @@ async fn insert_new(conn: &mut SqliteConnection, rows: &[New<'_>]) -> Result<()>
 }
 
 /// Inserts rows by the smallest of a table's statements that holds them. Values that are missing at the end are NULL.
-async fn insert_rows<R: Copy>(
+pub(super) async fn insert_rows<R: Copy>(
     conn: &mut SqliteConnection,
     statements: &'static Inserts,
     columns: &[Column<'_, R>],
@@ -95,17 +96,39 @@ pub(super) async fn accept(
             }
         }
     }
-    let missing: Vec<(&&Accept, &Accepted)> =
-        batch.iter().zip(&results).filter(|(accept, _)| is_missing(accept)).collect();
-    let places = enter_all(conn, missing.iter().map(|(accept, _)| &*accept.message), max_queues, now).await?;
+    if batch.iter().any(|accept| accept.on_run.is_some()) {
+        let (indices, open): (Vec<usize>, Vec<&Accept>) =
+            batch.iter().copied().enumerate().filter(|(_, accept)| is_missing(accept)).unzip();
+        let entered = runs::entering::enter(&mut Conn::Sqlite(AtTime { conn, now }), &open).await?;
+        for (index, result) in indices.into_iter().zip(entered) {
+            results[index] = result.unwrap_or(Accepted::Stored);
+        }
+    }
+    let is_open = |accept: &Accept, result: &Accepted| accept.on_run.is_none() || *result == Accepted::Stored;
+    let missing: Vec<usize> = (0..batch.len())
+        .filter(|index| is_missing(batch[*index]) && is_open(batch[*index], &results[*index]))
+        .collect();
+    let coming = Coming {
+        messages: missing.iter().map(|index| &*batch[*index].message).collect(),
+        requests: missing.iter().map(|index| batch[*index].request).collect(),
+        max_queues,
+    };
+    let entered = enter_all(conn, &coming, now).await?;
+    for (index, refused) in missing.iter().zip(entered.iter().map(Entered::refused)) {
+        if let Some(refused) = refused
+            && results[*index] == Accepted::Stored
+        {
+            results[*index] = refused;
+        }
+    }
     let rows: Vec<New<'_>> = missing
         .iter()
         .enumerate()
-        .filter(|(_, (_, result))| **result == Accepted::Stored)
-        .map(|(index, (accept, _))| New {
-            accept,
+        .filter(|(_, index)| results[**index] == Accepted::Stored)
+        .map(|(place, index)| New {
+            accept: batch[*index],
             node,
-            place: places.get(index).and_then(Option::as_ref),
+            place: entered.get(place).and_then(Entered::place),
             slot: None,
         })
         .collect();
@@ -149,18 +172,12 @@ async fn present(conn: &mut SqliteConnection, batch: &[&Accept]) -> Result<HashS
     Ok(found.into_iter().collect())
 }
 
-/// Lets messages in at their gates: a place for each that waits at one, or nothing if none does.
-async fn enter_all<'a>(
-    conn: &mut SqliteConnection,
-    messages: impl Iterator<Item = &'a Message>,
-    max_queues: Option<u32>,
-    now: Timestamp,
-) -> Result<Vec<Option<GatePlace>>> {
-    let messages: Vec<&Message> = messages.collect();
-    if !messages.iter().any(|message| is_gated(message)) {
+/// Lets messages in at their gates: each where it waits at one, or nothing if none does.
+async fn enter_all(conn: &mut SqliteConnection, coming: &Coming<'_>, now: Timestamp) -> Result<Vec<Entered>> {
+    if !coming.messages.iter().any(|message| is_gated(message)) {
         return Ok(Vec::new());
     }
-    enter(&mut Conn::Sqlite(AtTime { conn, now }), &messages, max_queues).await
+    enter(&mut Conn::Sqlite(AtTime { conn, now }), coming).await
 }
 
 /// The lanes of what is due first, and of some lanes after `after`.
@@ -262,9 +279,11 @@ pub(super) async fn finish(
 ) -> Result<Vec<Applied>> {
     static ATTEMPTS: LazyLock<Inserts> = LazyLock::new(|| inserts("attempts", &attempts::columns()));
     static LETTERS: LazyLock<Inserts> = LazyLock::new(|| inserts("dead_letters", &letter()));
-    let messages = batch.iter().flat_map(|ended| &ended.finish.callbacks).map(|message| &**message);
+    let on_runs = batch.iter().any(|ended| ended.finish.on_runs().next().is_some());
+    let messages = batch.iter().flat_map(|ended| ended.finish.callbacks()).map(|message| &**message);
     // Callbacks are in no queue.
-    let places = enter_all(conn, messages, None, now).await?;
+    let coming = Coming { messages: messages.collect(), requests: Vec::new(), max_queues: None };
+    let places = enter_all(conn, &coming, now).await?;
     // Beside each, whether it had a slot.
     let mut applied: HashMap<String, bool> = HashMap::with_capacity(batch.len());
     let of = |wanted: fn(&Next) -> bool| -> Vec<&Ended> {
@@ -298,11 +317,15 @@ pub(super) async fn finish(
         .enumerate()
         .filter(|(_, (ended, _))| applied.contains_key(ended.id.as_str()))
         .map(|(index, (ended, accept))| {
-            let place = places.get(index).and_then(Option::as_ref);
+            let place = places.get(index).and_then(Entered::place);
             New { accept, node, place, slot: ended.slot.as_ref() }
         })
         .collect();
     insert_new(conn, &rows).await?;
+    if on_runs {
+        let mut conn = Conn::Sqlite(AtTime { conn, now });
+        runs::ending::apply(&mut conn, &mut Claimable::unseen(), ended.iter().copied()).await?;
+    }
     let had_slot = |ended: &&&Ended| applied.get(ended.id.as_str()) == Some(&true);
     let mut next = pass_on(conn, node, ended.iter().filter(had_slot).copied(), now).await?;
     let result = |ended: &Ended| match next.remove(ended.id.as_str()) {
@@ -332,7 +355,7 @@ async fn pass_on(
     // The rows as they are once they are leased.
     static NEXT: LazyLock<String> = LazyLock::new(|| {
         format!(
-            "SELECT e.number AS ended, d.lane, MAX(d.due_at, e.ended_at) AS attempt_due_at, d.retried, \
+            "SELECT e.number AS ended, d.lane, MAX(d.due_at, e.ended_at) AS attempt_due_at, d.size, d.retried, \
                     d.claims + 1 AS claims, d.cancel_requested_at IS NOT NULL AS cancel_requested, \
                     d.gate AS slot, d.message_id AS holder, d.flow AS flow_gate, {} \
              FROM (SELECT MIN(key) AS number, value ->> 0 AS queue, value ->> 2 AS lane, value ->> 3 AS room, \

@@ -16,7 +16,7 @@ use super::messages;
 use super::query::{PAGE_TIME, Query};
 use crate::domain::id::MessageId;
 use crate::domain::time::Timestamp;
-use crate::store::{LogCursor, LogFilter, LogPage, Order, Result, State, StoreError};
+use crate::store::{LogCursor, LogFilter, LogPage, Order, Owner, Result, State, StoreError};
 
 mod details;
 
@@ -338,10 +338,11 @@ impl Walk<'_> {
 
     /// The entries whose messages match the filter.
     async fn matching(&self, entries: &[FoundEntry]) -> Result<Vec<FoundEntry>> {
-        if self.filter.matching.is_empty() {
+        let LogFilter { matching, owner, .. } = self.filter;
+        if matching.is_empty() && *owner == Owner::Any {
             return Ok(entries.to_vec());
         }
-        let matching = messages::matching(self.pools, &distinct(entries), &self.filter.matching).await?;
+        let matching = messages::matching(self.pools, &distinct(entries), matching, *owner).await?;
         Ok(entries.iter().filter(|entry| matching.contains(&entry.place.message_id)).cloned().collect())
     }
 

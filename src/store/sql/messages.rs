@@ -12,10 +12,11 @@ use super::gates::entering::GatePlace;
 use super::query::{Query, wanted};
 use super::{Backend, codec};
 use crate::domain::filter::MessageFilter;
-use crate::domain::id::MessageId;
+use crate::domain::id::{InstanceId, MessageId};
 use crate::domain::message::{Message, Method};
+use crate::domain::run::{Kind, Part};
 use crate::domain::time::Timestamp;
-use crate::store::{Accept, Delivery, Lease, NodeId, Result, Slot, StoreError};
+use crate::store::{Accept, Delivery, Lease, NodeId, Owner, Result, Slot, StoreError};
 
 type MessageColumn<'a> = Stored<'a, &'a Message, Message>;
 type DeliveryColumn<'a> = Column<'a, New<'a>>;
@@ -98,6 +99,25 @@ fn columns<'a>() -> Vec<MessageColumn<'a>> {
             |m, id| put(&mut m.source_id, Some(id.map(MessageId::new))),
         ),
         Own::text(
+            "run",
+            |m| m.run.as_ref().map(|part| part.instance.as_str().into()),
+            |m, instance| {
+                let part =
+                    |instance| Part { instance: InstanceId::new(instance), kind: Kind::Step, log_size: 0 };
+                put(&mut m.run, Some(instance.map(part)))
+            },
+        ),
+        // Behind the column of the run, whose part it completes.
+        Own::text(
+            "kind",
+            |m| m.run.as_ref().map(|part| part.kind.as_str().into()),
+            |m, kind| match (&mut m.run, kind) {
+                (Some(part), Some(kind)) => put(&mut part.kind, Kind::parse(&kind)),
+                (None, None) => Some(()),
+                _ => None,
+            },
+        ),
+        Own::text(
             "options",
             |m| codec::write_options(&m.options).map(Cow::from),
             |m, json| put(&mut m.options, codec::parse_options(json.as_deref())),
@@ -122,6 +142,7 @@ pub(super) fn delivery<'a>() -> Vec<DeliveryColumn<'a>> {
         Own::number("place", |new| new.place.map(|place| place.order_us)),
         Own::text("slot", |new| new.slot.map(|slot| Cow::from(&*slot.queue))),
         Own::text("holder", |new| new.slot.map(|slot| slot.holder.as_str().into())),
+        Own::text("run", |new| new.accept.message.run.as_ref().map(|part| part.instance.as_str().into())),
     ]
 }
 
@@ -213,9 +234,15 @@ pub(super) async fn matching(
     pools: &Backend<&PgPool, &SqlitePool>,
     ids: &[&str],
     filter: &MessageFilter,
+    owner: Owner,
 ) -> Result<HashSet<String>> {
     let mut query = Query::new(pools);
     query.sql("SELECT m.id, m.url, m.labels FROM messages m WHERE m.id ").one_of(ids).matching(filter);
+    match owner {
+        Owner::User => query.sql(" AND m.run IS NULL"),
+        Owner::Run => query.sql(" AND m.run IS NOT NULL"),
+        Owner::Any => &mut query,
+    };
     let rows: Vec<PartsRow> = query.fetch(pools).await?;
     let matches = |row: &PartsRow| {
         let labels = row.labels.as_deref().into_iter().flat_map(|labels| labels.split(','));
@@ -225,7 +252,7 @@ pub(super) async fn matching(
 }
 
 /// The columns of leased deliveries `d` that a claim returns, as [`ClaimedRow`] reads them.
-pub(super) const LEASED: &str = "d.message_id, d.lane, d.due_at AS attempt_due_at, d.retried, d.claims, \
+pub(super) const LEASED: &str = "d.message_id, d.lane, d.due_at AS attempt_due_at, d.size, d.retried, d.claims, \
     d.cancel_requested_at IS NOT NULL AS cancel_requested, d.slot, d.holder, \
     CASE WHEN d.gate IS NOT NULL THEN d.flow END AS flow_gate";
 
@@ -234,6 +261,7 @@ pub(super) const LEASED: &str = "d.message_id, d.lane, d.due_at AS attempt_due_a
 pub(super) struct ClaimedRow {
     lane: String,
     attempt_due_at: i64,
+    size: i64,
     retried: i64,
     claims: i64,
     cancel_requested: bool,
@@ -259,7 +287,7 @@ impl ClaimedRow {
             match row.message.into_message() {
                 Ok(message) => deliveries.push(Delivery {
                     lane: super::lane(&row.lane),
-                    size: message.size(),
+                    size: usize::try_from(row.size).unwrap_or_default(),
                     lease,
                     retried: u32::try_from(row.retried).unwrap_or(u32::MAX),
                     claims: u32::try_from(row.claims).unwrap_or(u32::MAX),

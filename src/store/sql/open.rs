@@ -108,12 +108,13 @@ async fn postgres(url: &str, options: &Options, clock: &Clock, failure: &Failure
     let probe = rest.clone().options([("statement_timeout", "2s"), ("lock_timeout", "2s")]);
     Ok(PostgresPools {
         hot: current(pool(None)).max_connections(options.hot_connections).connect_with(hot).await?,
-        health: Health::start(Backend::Postgres(probe), clock, failure),
-        probes: primary.start(unlimited.clone(), failure),
         heartbeat: clean().max_connections(1).connect_with(rest.clone()).await?,
         rest: clean().max_connections(short).connect_with(rest).await?,
         lists: current(pool(Some(WATCH_CLIENT))).max_connections(long).connect_with(lists).await?,
         listening: current(pool(None)).max_connections(1).connect_lazy_with(unlimited.clone()),
+        // Nothing runs for a database that can't be opened.
+        health: Health::start(Backend::Postgres(probe), clock, failure),
+        probes: primary.start(unlimited.clone(), failure),
         listener: tokio::sync::Mutex::new(None),
         low_water: Arc::new(LowWater::new()),
         unlimited,

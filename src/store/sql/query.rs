@@ -15,6 +15,7 @@ use sqlx::{
 };
 
 use super::Backend;
+use super::gates::entering::Conn;
 use super::tx::Tx;
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
@@ -242,6 +243,19 @@ impl Query {
             }
         };
         rows.map_err(|error| if is_stopped(&error) { StoreError::TooMuch } else { error.into() })
+    }
+
+    /// Runs the statement on a connection inside a transaction, and returns its rows.
+    pub(super) async fn fetch_on<T>(self, conn: &mut Conn<'_>) -> Result<Vec<T>>
+    where
+        T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
+    {
+        Ok(on_backend!(conn, |conn| bound!(query_as, self).fetch_all(&mut **conn).await?))
+    }
+
+    /// Runs the statement on a connection inside a transaction, and returns how many rows it has changed.
+    pub(super) async fn execute_on(self, conn: &mut Conn<'_>) -> Result<u64> {
+        Ok(on_backend!(conn, |conn| bound!(query, self).execute(&mut **conn).await?.rows_affected()))
     }
 
     /// Runs the statement in a transaction, and returns its rows.

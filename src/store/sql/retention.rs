@@ -1,5 +1,6 @@
 //! Removing what is past its age, in small batches.
 
+use super::query::Query;
 use super::tx::Tx;
 use super::{Backend, gates};
 use crate::domain::id::MessageId;
@@ -33,6 +34,7 @@ pub(super) async fn prune(
     let more_expired = prune_expired(tx, retention, now).await?;
     let cutoff = now.before(retention.log);
     gates::keys::prune(tx, idle_keys, cutoff).await?;
+    let more_expired = prune_runs(tx, cutoff).await? || more_expired;
     let bound = MessageId::earliest_at(cutoff);
     let page = "SELECT MAX(id), COUNT(*) FROM \
                 (SELECT id FROM messages WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) AS page";
@@ -40,8 +42,10 @@ pub(super) async fn prune(
         sqlx::query_as(page).bind(after).bind(bound.as_str()).bind(BATCH).fetch_one(&mut **tx).await?
     });
     let Some(upto) = upto else { return Ok(more_expired.then(|| after.to_owned())) };
-    // A message stays while it waits, while it is a dead letter, and while anything in its log is young enough.
+    // A message stays while it waits, while it is a dead letter, while its run is kept, and while anything in its log is
+    // young enough.
     let messages = "DELETE FROM messages WHERE id > $1 AND id <= $2 \
+         AND (run IS NULL OR NOT EXISTS (SELECT 1 FROM runs r WHERE r.instance = messages.run)) \
          AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.message_id = messages.id) \
          AND NOT EXISTS (SELECT 1 FROM dead_letters l WHERE l.message_id = messages.id) \
          AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = messages.id AND a.ended_at >= $3) \
@@ -71,6 +75,40 @@ pub(super) async fn prune(
         sqlx::query("PRAGMA incremental_vacuum(200)").execute(&mut **tx).await?;
     }
     Ok((count == BATCH || more_expired).then_some(upto))
+}
+
+/// Runs of one batch: their logs may be long.
+const RUNS: i64 = 50;
+
+/// One batch of runs that ended before then, with their logs; whether there may be more. A run stays while it has a dead
+/// letter, from which it may be resumed, and while somebody is told of its failure.
+async fn prune_runs(tx: &mut Tx, cutoff: Timestamp) -> Result<bool> {
+    let mut query = Query::new(&tx.on);
+    query
+        .sql("SELECT r.instance FROM runs r WHERE r.completed_at < ")
+        .number(cutoff.as_millis())
+        .sql(
+            " AND NOT EXISTS (SELECT 1 FROM dead_letters l WHERE l.run = r.instance) \
+             AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.message_id = r.failure_message) \
+             ORDER BY r.completed_at LIMIT ",
+        )
+        .number(RUNS);
+    let rows: Vec<InstanceRow> = query.fetch_in(tx).await?;
+    let instances: Vec<&str> = rows.iter().map(|row| row.instance.as_str()).collect();
+    if instances.is_empty() {
+        return Ok(false);
+    }
+    for sql in ["DELETE FROM run_entries WHERE instance ", "DELETE FROM runs WHERE instance "] {
+        let mut query = Query::new(&tx.on);
+        query.sql(sql).one_of(&instances);
+        query.execute_in(tx).await?;
+    }
+    Ok(i64::try_from(instances.len()).unwrap_or(i64::MAX) >= RUNS)
+}
+
+#[derive(sqlx::FromRow)]
+struct InstanceRow {
+    instance: String,
 }
 
 /// One batch each of the dead letters and deduplication keys past their age; whether there may be more.

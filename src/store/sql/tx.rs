@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::{Postgres, Sqlite, SqlitePool, Transaction};
 
+use super::gates::entering::{AtTime, Conn};
 use super::low_water::LowWater;
 use super::{Backend, SqlStore, within};
 use crate::domain::time::Timestamp;
@@ -16,6 +17,17 @@ pub(super) struct Tx {
     /// When it began, by SQLite's clock; Postgres has its own.
     pub(super) now: Timestamp,
     pub(super) claimable: Claimable,
+}
+
+impl Tx {
+    /// Its connection, and what it makes claimable.
+    pub(super) fn parts(&mut self) -> (Conn<'_>, &mut Claimable) {
+        let conn = match &mut self.on {
+            Backend::Postgres(tx) => Conn::Postgres(&mut **tx),
+            Backend::Sqlite(tx) => Conn::Sqlite(AtTime { conn: tx, now: self.now }),
+        };
+        (conn, &mut self.claimable)
+    }
 }
 
 /// The earliest due time of what a step makes claimable. Lowers the low-water mark to it when it is dropped, which must

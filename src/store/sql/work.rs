@@ -2,12 +2,14 @@
 
 use async_trait::async_trait;
 
+use super::runs::ending::drop_rest;
 use super::tx::Tx;
 use super::{
     Backend, DEADLINE, LONG_DEADLINE, SqlStore, attempts, cancelling, deduplication, deliveries,
-    hot_postgres, hot_sqlite, within,
+    finish_postgres, hot_postgres, hot_sqlite, within,
 };
 use crate::domain::id::MessageId;
+use crate::domain::outcome::Effect;
 use crate::domain::time::Timestamp;
 use crate::store::{
     Accept, Accepted, Applied, Cancellation, Delivery, DueLanes, Ended, Lease, NextDue, NodeId, Nodes as _,
@@ -93,9 +95,18 @@ impl Work for SqlStore {
         match &self.backend {
             Backend::Postgres(pools) => {
                 let write = async |conn: &mut _, claimable: &mut _| {
-                    hot_postgres::finish(conn, claimable, node, batch).await
+                    finish_postgres::finish(conn, claimable, node, batch).await
                 };
-                pools.hot_write(write).await
+                let applied = pools.hot_write(write).await?;
+                let stored = batch.iter().zip(&applied).filter(|(_, applied)| **applied != Applied::No);
+                for effect in stored.flat_map(|(ended, _)| ended.finish.on_runs()) {
+                    if let Effect::End(ending) = effect
+                        && let Err(error) = drop_rest(self, &ending.instance, ending.at).await
+                    {
+                        tracing::debug!(%error, "messages of a run that has ended may go on");
+                    }
+                }
+                Ok(applied)
             }
             Backend::Sqlite(pools) => pools.health.watch(pools.group.finish(node, batch.to_vec())).await,
         }

@@ -1,9 +1,11 @@
 //! What the tests stand on: [`Test`] owns a fresh database and every server started on it, and cleans up after itself.
 
 pub(crate) mod database;
+pub(crate) mod flow;
 pub(crate) mod http;
 pub(crate) mod raw;
 pub(crate) mod receiver;
+pub(crate) mod script;
 pub(crate) mod server;
 pub(crate) mod wait;
 
@@ -17,6 +19,7 @@ use database::Database;
 pub(crate) use database::Engine;
 pub(crate) use http::Call;
 pub(crate) use receiver::{Gate, Received, Receiver, Reply};
+pub(crate) use script::Script;
 pub(crate) use server::Server;
 pub(crate) use wait::{eventually, open, something_else, within};
 

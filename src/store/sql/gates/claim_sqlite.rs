@@ -117,7 +117,7 @@ pub(in crate::store::sql) async fn pass(
 ) -> Result<Vec<Delivery>> {
     static TAKEN: LazyLock<String> = LazyLock::new(|| {
         format!(
-            "SELECT d.lane, $2 AS attempt_due_at, d.retried, d.claims + 1 AS claims, \
+            "SELECT d.lane, $2 AS attempt_due_at, d.size, d.retried, d.claims + 1 AS claims, \
                     d.cancel_requested_at IS NOT NULL AS cancel_requested, d.flow AS flow_gate, \
                     CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.gate ELSE d.slot END AS slot, \
                     CASE WHEN SUBSTR(d.gate, 1, 1) = 'q' THEN d.message_id ELSE d.holder END AS holder, {} \

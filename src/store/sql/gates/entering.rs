@@ -1,7 +1,7 @@
 //! Entering gates, which is a part of accepting messages: it makes the gates, follows what a message says about its key, wakes
 //! them, and takes the message's place.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use super::{ControlRow, limit_columns};
 use crate::domain::gate::{Control, Limits, Path, is_queue};
 use crate::domain::message::{FlowControl, Message};
 use crate::domain::time::Timestamp;
-use crate::store::gates::RECHECK;
+use crate::store::gates::{RECHECK, without_room};
 use crate::store::sql::Backend;
 use crate::store::sql::codec::json;
 use crate::store::sql::nodes::now_ms;
 use crate::store::sql::query::table;
-use crate::store::{Result, StoreError};
+use crate::store::{Accepted, Refusal, Result, StoreError};
 
 /// A connection inside a transaction.
 pub(in crate::store::sql) type Conn<'a> = Backend<&'a mut PgConnection, AtTime<'a>>;
@@ -80,20 +80,78 @@ macro_rules! select_known {
 /// Postgres' lock for counting: `hqueues` in ASCII.
 const ADVISORY_LOCK: i64 = 0x68_7175_6575_6573;
 
+/// Messages that come to their gates.
+pub(in crate::store::sql) struct Coming<'a> {
+    pub(in crate::store::sql) messages: Vec<&'a Message>,
+    /// The request of each: those that would make more queues than there may be are refused as a whole.
+    pub(in crate::store::sql) requests: Vec<usize>,
+    /// How many queues there may be; `None`: no limit.
+    pub(in crate::store::sql) max_queues: Option<u32>,
+}
+
+/// What has become of a message at its gate.
+pub(in crate::store::sql) enum Entered {
+    /// It needs none, or has its place.
+    In(Option<GatePlace>),
+    Refused(Refusal),
+}
+
+impl Entered {
+    /// The message's place, if it has one.
+    pub(in crate::store::sql) fn place(&self) -> Option<&GatePlace> {
+        match self {
+            Self::In(place) => place.as_ref(),
+            Self::Refused(_) => None,
+        }
+    }
+
+    /// The result of a message that is not to be stored.
+    pub(in crate::store::sql) fn refused(&self) -> Option<Accepted> {
+        match self {
+            Self::In(_) => None,
+            Self::Refused(refusal) => Some(Accepted::Refused(*refusal)),
+        }
+    }
+}
+
 /// Lets messages in. From here to the end of the transaction their gates can't be removed, and nobody else takes places
 /// in their queues. Gates are locked in the order of their names, and before any delivery is.
-pub(in crate::store::sql) async fn enter(
-    conn: &mut Conn<'_>,
-    messages: &[&Message],
-    max_queues: Option<u32>,
-) -> Result<Vec<Option<GatePlace>>> {
+pub(in crate::store::sql) async fn enter(conn: &mut Conn<'_>, coming: &Coming<'_>) -> Result<Vec<Entered>> {
+    let messages = &coming.messages;
     let paths: Vec<Option<Path>> = messages.iter().map(|message| Path::of(message)).collect();
-    let wanted = wanted(messages, &paths);
+    let mut refused = BTreeSet::new();
     let accepted_at = messages.iter().map(|message| message.created_at).max().unwrap_or_default();
-    let now = hold(conn, &wanted, accepted_at, max_queues).await?;
-    let mut places = take_places(conn, &wanted, now).await?;
-    let entered = messages.iter().zip(paths).map(|(message, path)| {
-        let path = path?;
+    let held = hold(conn, &wanted(messages, &paths), accepted_at, coming.max_queues).await?;
+    let now = match held {
+        Hold::Held(now) => now,
+        Hold::TooMany { there, max } => {
+            let queues = paths.iter().zip(&coming.requests).filter_map(|(path, request)| {
+                path.as_ref().filter(|path| is_queue(&path.gate)).map(|path| (*request, &*path.gate))
+            });
+            let names: BTreeSet<&str> = there.iter().map(String::as_str).collect();
+            let room = (max as usize).saturating_sub(names.len());
+            refused = without_room(queues, &names, room);
+            let open = |index: usize| !coming.requests.get(index).is_some_and(|one| refused.contains(one));
+            let paths: Vec<Option<Path>> =
+                paths.iter().enumerate().map(|(index, path)| path.clone().filter(|_| open(index))).collect();
+            match hold(conn, &wanted(messages, &paths), accepted_at, None).await? {
+                Hold::Held(now) => now,
+                Hold::TooMany { .. } => return Err(StoreError::Contended),
+            }
+        }
+    };
+    let refusal = coming.max_queues.map(Refusal::TooManyQueues);
+    let refused: Vec<Option<Refusal>> = (0..messages.len())
+        .map(|index| refusal.filter(|_| coming.requests.get(index).is_some_and(|one| refused.contains(one))))
+        .collect();
+    let paths: Vec<Option<Path>> =
+        paths.into_iter().zip(&refused).map(|(path, refused)| path.filter(|_| refused.is_none())).collect();
+    let mut places = take_places(conn, &wanted(messages, &paths), now).await?;
+    let entered = messages.iter().zip(paths).zip(refused).map(|((message, path), refused)| {
+        if let Some(refusal) = refused {
+            return Entered::Refused(refusal);
+        }
+        let Some(path) = path else { return Entered::In(None) };
         let next = places.get_mut(&path.gate).filter(|_| !is_delayed(message));
         let place = match next {
             Some(place) => {
@@ -104,9 +162,17 @@ pub(in crate::store::sql) async fn enter(
             None if !is_delayed(message) => message.due_at.min(now).as_millis() * 1000,
             None => message.due_at.as_millis() * 1000,
         };
-        Some(GatePlace { gate: path.gate, flow: path.flow, order_us: place })
+        Entered::In(Some(GatePlace { gate: path.gate, flow: path.flow, order_us: place }))
     });
     Ok(entered.collect())
+}
+
+/// The result of holding gates.
+enum Hold {
+    /// They are held; the store's time.
+    Held(Timestamp),
+    /// There would be more than `max` queues; those that there are.
+    TooMany { there: Vec<String>, max: u32 },
 }
 
 /// A delayed message joins when it is due, and takes its place by that time.
@@ -136,7 +202,7 @@ async fn hold(
     wanted: &BTreeMap<Arc<str>, Wanted<'_>>,
     accepted_at: Timestamp,
     max_queues: Option<u32>,
-) -> Result<Timestamp> {
+) -> Result<Hold> {
     // One that was missing may be made by others, and one that was there may be removed, before it is held.
     for _ in 0..4 {
         let known = known(conn, wanted).await?;
@@ -146,13 +212,17 @@ async fn hold(
         if missing.is_empty() {
             let now = known.first().map_or(0, |row| row.now);
             update(conn, wanted, &known, now).await?;
-            return Ok(Timestamp::from_millis(now));
+            return Ok(Hold::Held(Timestamp::from_millis(now)));
         }
         if let Some(max) = max_queues {
             let queues: Vec<&str> =
                 missing.iter().map(|(name, _)| &***name).filter(|name| is_queue(name)).collect();
-            if !has_room(conn, &queues, max).await? {
-                return Err(StoreError::TooManyQueues(max));
+            if !queues.is_empty() {
+                let there = queues_there(conn).await?;
+                let new = queues.iter().filter(|name| !there.iter().any(|have| have == *name)).count();
+                if there.len() + new > max as usize {
+                    return Ok(Hold::TooMany { there, max });
+                }
             }
         }
         insert(conn, &missing, accepted_at).await?;
@@ -166,13 +236,18 @@ pub(in crate::store::sql) async fn has_room(conn: &mut Conn<'_>, queues: &[&str]
     if queues.is_empty() {
         return Ok(true);
     }
+    let there = queues_there(conn).await?;
+    let missing = queues.iter().filter(|name| !there.iter().any(|have| have == *name)).count();
+    Ok(missing == 0 || there.len() + missing <= max as usize)
+}
+
+/// All queues, by their gates. No other transaction that asks goes on before this one's end.
+async fn queues_there(conn: &mut Conn<'_>) -> Result<Vec<String>> {
     if let Conn::Postgres(conn) = &mut *conn {
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut **conn).await?;
     }
     let sql = "SELECT name FROM gates WHERE name >= 'q:' AND name < 'q;'";
-    let there: Vec<String> = on_backend!(conn, |conn| sqlx::query_scalar(sql).fetch_all(&mut **conn).await?);
-    let missing = queues.iter().filter(|name| !there.iter().any(|have| have == *name)).count();
-    Ok(missing == 0 || there.len() + missing <= max as usize)
+    Ok(on_backend!(conn, |conn| sqlx::query_scalar(sql).fetch_all(&mut **conn).await?))
 }
 
 async fn known(conn: &mut Conn<'_>, wanted: &BTreeMap<Arc<str>, Wanted<'_>>) -> Result<Vec<KnownRow>> {

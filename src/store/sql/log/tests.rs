@@ -31,12 +31,12 @@ fn ended(message: &Message, number: u8) -> Ended {
         1 => (Next::Retry { due_at: at }, Some("later".to_owned())),
         _ => {
             let dead_letter = DeadLetterId::new(format!("1-{number}"));
-            (Next::Failed { dead_letter }, Some("never".to_owned()))
+            (Next::Failed { dead_letter: Some(dead_letter) }, Some("never".to_owned()))
         }
     };
     let response = Response { status: 200, headers: Headers::new(), body: "y".into() };
     let attempt = Attempt { retried: 0, started_at: at, ended_at: at, outcome: Outcome::Response(response) };
-    let finish = Arc::new(Finish { attempt, next, error, callbacks: Vec::new() });
+    let finish = Arc::new(Finish { attempt, next, error, effects: Vec::new() });
     Ended {
         id: message.id.clone(),
         lease: Lease(1),
@@ -58,6 +58,8 @@ async fn filled(folder: &tempfile::TempDir) -> SqlStore {
         lane: Arc::from("a"),
         lease: Some(Lease(1)),
         deduplication: None,
+        on_run: None,
+        request: 0,
     };
     let accepts: Vec<Accept> = messages.iter().map(accept).collect();
     store.accept(NodeId(1), &accepts, Repeat::First).await.expect("it accepts");
