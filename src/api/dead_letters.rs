@@ -24,8 +24,8 @@ use crate::store::{DeadLetterFilter, LetterPlace, Order, Owner};
 /// Dead letters in one page of the list.
 pub(super) const PAGE: usize = 100;
 /// Dead letters that one call deletes or retries, unless it says how many; and at most.
-pub(super) const BULK: usize = 100;
-pub(super) const MAX_BULK: usize = 10_000;
+const BULK: usize = 100;
+const MAX_BULK: usize = 10_000;
 
 /// Bytes of the answer for one that was retried.
 const RETRIED: usize = 64;
@@ -40,6 +40,16 @@ pub(super) enum Selection {
     /// Each once.
     Ids(Vec<DeadLetterId>),
     Matching(Box<Matching>),
+}
+
+/// The parameters with which a call selects dead letters, beside `dlqIds` and `count`.
+pub(super) struct Selecting<'a> {
+    /// The names of those that filter.
+    pub(super) filters: &'a [&'static str],
+    /// Refuses a parameter that the call does not have.
+    pub(super) known: fn(&Query) -> Result<(), ApiError>,
+    /// Reads the filters, the order, the cursor and the count: how many unless the query says so, and how many at most.
+    pub(super) read_matching: fn(&Query, usize, usize) -> Result<Matching, ApiError>,
 }
 
 /// The answer for what has become of a dead letter.
@@ -143,19 +153,29 @@ impl Api {
         Ok(headers::parse_overrides(call.fields(), params, limits, self.operations.now())?)
     }
 
-    /// Reads which dead letters, from the query and from a JSON body.
     async fn selection(
+        &self,
+        query: Query,
+        trailing_slash: bool,
+        upload: &mut Upload,
+    ) -> Result<Selection, ApiError> {
+        let filters = &[&SELECTING[1..], &filter::COMMON].concat();
+        self.read_selection(query, trailing_slash, upload, &Selecting { filters, known, read_matching }).await
+    }
+
+    /// Reads which dead letters, from the query and from a JSON body.
+    pub(super) async fn read_selection(
         &self,
         mut query: Query,
         trailing_slash: bool,
         upload: &mut Upload,
+        Selecting { filters, known, read_matching }: &Selecting<'_>,
     ) -> Result<Selection, ApiError> {
         let received = self.read_body(upload, self.settings.max_message, "the body").await?;
         query.add_body(&received.body, "dlqIds")?;
         known(&query)?;
-        let filters = [&SELECTING[1..], &filter::COMMON].concat();
-        query.refuse_bare(trailing_slash, &[&["dlqIds", "count"], &filters[..]].concat())?;
-        filter::refuse_empty(&query, &filters)?;
+        query.refuse_bare(trailing_slash, &[&["dlqIds", "count"], *filters].concat())?;
+        filter::refuse_empty(&query, filters)?;
         if !query.has("dlqIds") {
             return Ok(Selection::Matching(Box::new(read_matching(&query, BULK, MAX_BULK)?)));
         }

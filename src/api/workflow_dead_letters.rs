@@ -1,7 +1,5 @@
 //! `/v2/workflows/dlq`: dead letters that have ended workflow runs.
 
-use std::collections::HashSet;
-
 use axum::response::Response;
 use http::StatusCode;
 use serde::Serialize;
@@ -9,12 +7,12 @@ use serde_json::json;
 
 use super::answers::{Each, Page};
 use super::body::Upload;
-use super::dead_letters::{self, BULK, MAX_BULK, PAGE, Selection, write_cursor};
+use super::dead_letters::{self, PAGE, Selecting, Selection, write_cursor};
 use super::error::ApiError;
 use super::query::Query;
 use super::routes::Call;
 use super::wire::Shown as _;
-use super::{Api, PAGE_BYTES, answers, filter, workflow_log};
+use super::{Api, PAGE_BYTES, answers, workflow_log};
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::DeadLetterId;
 use crate::domain::run::again::From;
@@ -169,27 +167,14 @@ impl Api {
         super::json(StatusCode::OK, &BegunJson::of(&cancelled))
     }
 
-    /// Reads which dead letters, from the query and from a JSON body.
     async fn run_letter_selection(
         &self,
-        mut query: Query,
+        query: Query,
         trailing_slash: bool,
         upload: &mut Upload,
     ) -> Result<Selection, ApiError> {
-        let received = self.read_body(upload, self.settings.max_message, "the body").await?;
-        query.add_body(&received.body, "dlqIds")?;
-        known(&query)?;
-        query.refuse_bare(trailing_slash, &[&["dlqIds", "count"], &SELECTING[..]].concat())?;
-        filter::refuse_empty(&query, &SELECTING)?;
-        if !query.has("dlqIds") {
-            return Ok(Selection::Matching(Box::new(read_matching(&query, BULK, MAX_BULK)?)));
-        }
-        if let Some(name) = SELECTING.iter().find(|name| query.has(name)) {
-            return Err(ApiError::bad_request(format!("{name} can't be given beside dlqIds")));
-        }
-        let mut seen = HashSet::new();
-        let ids = query.list("dlqIds").into_iter().filter(|text| seen.insert(*text));
-        Ok(Selection::Ids(ids.map(DeadLetterId::new).collect()))
+        let selecting = Selecting { filters: &SELECTING, known, read_matching };
+        self.read_selection(query, trailing_slash, upload, &selecting).await
     }
 }
 

@@ -139,14 +139,7 @@ fn accepts(
     let accept = |target: Target| {
         let lane = validate_url(&target.url)?.lane();
         let message = template.message(ids.message(now), target, now, due_at);
-        Ok(Accept {
-            message: Arc::new(message),
-            lane,
-            lease: None,
-            deduplication: None,
-            on_run: None,
-            request: 0,
-        })
+        Ok(Accept::waiting(Arc::new(message), lane))
     };
     targets(parse_literal(&schedule.destination)?, group)?.into_iter().map(accept).collect()
 }

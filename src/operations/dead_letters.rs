@@ -178,14 +178,7 @@ impl Operations {
         overrides.clone().apply(&mut message, now);
         let origin = self.check_destination(&message.url)?;
         self.check_callbacks(&message.options)?;
-        Ok(Accept {
-            message: Arc::new(message),
-            lane: origin.lane(),
-            lease: None,
-            deduplication: None,
-            on_run: None,
-            request: 0,
-        })
+        Ok(Accept::waiting(Arc::new(message), origin.lane()))
     }
 }
 

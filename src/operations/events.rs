@@ -5,8 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{OperationError, Operations, Result};
-use crate::domain::destination::lane;
-use crate::domain::id::{InstanceId, MessageId};
+use crate::domain::id::MessageId;
 use crate::domain::message::{Headers, Message};
 use crate::domain::outcome::Ids as _;
 use crate::domain::run::waiting::{self, Waiter, Wanted};
@@ -43,8 +42,7 @@ impl Operations {
         let id = self.engine.ids().message(now);
         let (waiter, timer) =
             wanted.begin(&run, event_id.to_owned(), headers, id, now).map_err(OperationError::Invalid)?;
-        let timer_lane = lane(&timer.url);
-        let timer = Accept::waiting(Arc::new(timer), timer_lane);
+        let timer = Accept::by_url(Arc::new(timer));
         loop {
             match self.store().wait(&waiter, &timer).await? {
                 Waits::Waiting => {
@@ -127,7 +125,7 @@ impl Operations {
         while rest.peek().is_some() {
             let (mut ends, mut of) = (Vec::new(), Vec::new());
             for waiter in rest.by_ref().take(STEP) {
-                let Some(run) = self.run_of(&waiter.instance).await? else { continue };
+                let Some(run) = self.engine.runs().instance(&waiter.instance).await? else { continue };
                 ends.push(self.arrival(&run, &waiter, data));
                 of.push((waiter, run));
             }
@@ -142,15 +140,11 @@ impl Operations {
         Ok(notified)
     }
 
-    async fn run_of(&self, instance: &InstanceId) -> Result<Option<Arc<Run>>> {
-        Ok(self.engine.runs().instance(instance).await?)
-    }
-
     /// Those who wait for an event.
     pub async fn waiters(&self, event_id: &str) -> Result<Vec<(Waiter, Arc<Run>)>> {
         let mut waiters = Vec::new();
         for waiter in self.store().waiters(event_id, None).await? {
-            if let Some(run) = self.run_of(&waiter.instance).await? {
+            if let Some(run) = self.engine.runs().instance(&waiter.instance).await? {
                 waiters.push((waiter, run));
             }
         }

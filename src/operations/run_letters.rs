@@ -7,7 +7,6 @@ use tokio::time::Instant;
 
 use super::dead_letters::{Bulk, Matching};
 use super::{OperationError, Operations, Result};
-use crate::domain::destination::lane;
 use crate::domain::id::DeadLetterId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Ids as _;
@@ -198,8 +197,7 @@ impl Operations {
         let now = self.now();
         let id = self.engine.ids().message(now);
         let message = Message { id, created_at: now, due_at: now, ..telling.message.clone() };
-        let lane = lane(&message.url);
-        let accept = Accept::waiting(Arc::new(message), lane);
+        let accept = Accept::by_url(Arc::new(message));
         if !self.store().tell_again(&run.instance, &telling.message.id, &accept).await? {
             return Err(failed());
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{Lease, NodeId, Result, Slot};
+use crate::domain::destination;
 use crate::domain::filter::MessageFilter;
 use crate::domain::id::MessageId;
 use crate::domain::message::Message;
@@ -34,6 +35,12 @@ impl Accept {
     /// A message that waits in the store, with nothing beside it.
     pub fn waiting(message: Arc<Message>, lane: Arc<str>) -> Self {
         Self { message, lane, lease: None, deduplication: None, on_run: None, request: 0 }
+    }
+
+    /// A message that waits in the store, with nothing beside it, in the lane of its URL.
+    pub fn by_url(message: Arc<Message>) -> Self {
+        let lane = destination::lane(&message.url);
+        Self::waiting(message, lane)
     }
 }
 

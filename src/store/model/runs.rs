@@ -8,7 +8,6 @@ use bytes::Bytes;
 
 use super::history::{cut, logged};
 use super::{Contents, Model};
-use crate::domain::destination;
 use crate::domain::id::{InstanceId, MessageId};
 use crate::domain::message::Message;
 use crate::domain::outcome::{Effect, Next};
@@ -129,7 +128,7 @@ impl Contents {
 
     /// Stores a message that waits, with its entry.
     fn append(&mut self, message: &Arc<Message>, entry: &NewEntry) {
-        let accept = Accept::waiting(Arc::clone(message), destination::lane(&message.url));
+        let accept = Accept::by_url(Arc::clone(message));
         let accept = Accept { on_run: Some(OnRun::Append(entry.clone())), ..accept };
         self.accept(NodeId(0), &accept, Repeat::First);
     }
@@ -257,7 +256,7 @@ impl Contents {
             }
         }
         if let Some(message) = &ending.failure_callback {
-            let accept = Accept::waiting(Arc::clone(message), destination::lane(&message.url));
+            let accept = Accept::by_url(Arc::clone(message));
             self.accept(NodeId(0), &accept, Repeat::First);
         }
         RunEnded::Now { leased }
@@ -455,8 +454,7 @@ impl Runs for Model {
             begun.entries = again.entries;
             state.runs.insert(again.instance, begun);
             for message in again.messages {
-                let lane = destination::lane(&message.url);
-                state.accept(NodeId(0), &Accept::waiting(Arc::new(message), lane), Repeat::First);
+                state.accept(NodeId(0), &Accept::by_url(Arc::new(message)), Repeat::First);
             }
             Ok(true)
         })

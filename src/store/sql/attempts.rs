@@ -105,11 +105,7 @@ pub(super) fn with_letter<'a>(
 /// The callback messages of an end, as they are accepted.
 pub(super) fn callbacks(ended: &Ended) -> impl Iterator<Item = Accept> {
     ended.finish.callbacks().zip(&ended.callbacks).map(|(message, (lane, lease))| Accept {
-        message: Arc::clone(message),
-        lane: Arc::clone(lane),
         lease: *lease,
-        deduplication: None,
-        on_run: None,
-        request: 0,
+        ..Accept::waiting(Arc::clone(message), Arc::clone(lane))
     })
 }

@@ -173,12 +173,5 @@ fn message(now: Timestamp) -> Accept {
     let body: [[u8; 32]; SIZE / 32] = std::array::from_fn(|_| chance.random());
     let id = MessageId::generate(now, chance.random());
     let message = Message::plain(id, now, "http://localhost/", body.concat().into());
-    Accept {
-        message: Arc::new(message),
-        lane: super::lane("probe"),
-        lease: None,
-        deduplication: None,
-        on_run: None,
-        request: 0,
-    }
+    Accept::waiting(Arc::new(message), super::lane("probe"))
 }

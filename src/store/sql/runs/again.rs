@@ -1,6 +1,5 @@
 //! What users make of runs that have failed: new ones in their places, and telling of the failure once more.
 
-use super::ending::waiting_in_store;
 use super::{Appended, Begun, HeldRow, INSERT_ENTRIES, INSERT_RUNS, advance, begun, entries, hold};
 use crate::domain::id::{InstanceId, MessageId};
 use crate::domain::run::Told;
@@ -37,7 +36,7 @@ pub(super) async fn begin(tx: &mut Tx, again: &Again) -> Result<bool> {
     let row = HeldRow { instance: again.instance.as_str().to_owned(), state: String::new(), next_position };
     advance(&mut conn, &[row]).await?;
     let accepts: Vec<Accept> =
-        again.messages.iter().map(|message| waiting_in_store(message.clone().into())).collect();
+        again.messages.iter().map(|message| Accept::by_url(message.clone().into())).collect();
     deliveries::insert_on(&mut conn, claimable, accepts).await?;
     Ok(true)
 }

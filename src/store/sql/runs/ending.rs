@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{HeldRow, INSERT_ENTRIES, advance, appended, entries, hold};
-use crate::domain::destination;
+use super::{INSERT_ENTRIES, advance, appended, entries, hold};
 use crate::domain::id::InstanceId;
 use crate::domain::message::Message;
 use crate::domain::outcome::Effect;
@@ -19,13 +18,7 @@ use crate::store::{Accept, Ended, OnRun, Result};
 
 /// A message that waits in the store, with the entry that it delivers.
 pub(super) fn appending(message: &Arc<Message>, entry: &NewEntry) -> Accept {
-    Accept { on_run: Some(OnRun::Append(entry.clone())), ..waiting_in_store(Arc::clone(message)) }
-}
-
-/// A message that waits in the store.
-pub(super) fn waiting_in_store(message: Arc<Message>) -> Accept {
-    let lane = destination::lane(&message.url);
-    Accept::waiting(message, lane)
+    Accept { on_run: Some(OnRun::Append(entry.clone())), ..Accept::by_url(Arc::clone(message)) }
 }
 
 /// Holds the runs that outcomes change, before any of their deliveries is touched.
@@ -93,11 +86,7 @@ pub(in crate::store::sql) async fn apply<'a>(
 
 /// Ends a run.
 pub(super) async fn end(conn: &mut Conn<'_>, claimable: &mut Claimable, ending: &Ending) -> Result<RunEnded> {
-    let rows = hold(conn, &touched_by_end(ending)).await?;
-    let is_live = |row: &HeldRow| row.state == RunState::Started.as_str();
-    if !rows.iter().any(|row| row.instance == ending.instance.as_str() && is_live(row)) {
-        return Ok(RunEnded::Before);
-    }
+    hold(conn, &touched_by_end(ending)).await?;
     let (ended, follows) = end_held(conn, ending).await?;
     deliveries::insert_on(conn, claimable, follows).await?;
     Ok(ended)
@@ -150,7 +139,7 @@ async fn end_held(conn: &mut Conn<'_>, ending: &Ending) -> Result<(RunEnded, Vec
     {
         parent = Some(appending(message, entry));
     }
-    let callback = ending.failure_callback.iter().map(|message| waiting_in_store(Arc::clone(message)));
+    let callback = ending.failure_callback.iter().map(|message| Accept::by_url(Arc::clone(message)));
     Ok((RunEnded::Now { leased }, parent.into_iter().chain(callback).collect()))
 }
 
